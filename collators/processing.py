@@ -1,0 +1,134 @@
+"""Items to model inputs: chat rendering, image tokens, pixels. One processor for every machine.
+
+The stock `Qwen2VLProcessor` needs torchvision for its video part and may pick another image backend because of it, with
+other pixels (FACTS 8). This one is the tokenizer and the PIL-backed image processor, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from lamra.collators.messages import embedding_messages
+from lamra.datasets.items import Item
+
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+def open_image(source: str | Path | Image.Image) -> Image.Image:
+    """Decode a picture to RGB.
+
+    Raises:
+        ValueError: the file is missing, truncated or no picture; names it.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    try:
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"picture {source} does not exist") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"picture {source} cannot be read ({error}): repair or replace the file") from None
+
+
+class Processor:
+    """Renders items with the checkpoint's chat template, tokenizes them and prepares their pixels.
+
+    Args:
+        folder: a model or checkpoint folder with tokenizer, chat template and preprocessor_config.json.
+        min_pixels, max_pixels: a picture is resized to an area between these, sides multiples of 28.
+        max_length: longest prompt in tokens; a longer one loses the end of its text, never its image or its frame.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, min_pixels: int = 4 * 28 * 28, max_pixels: int = 300 * 28 * 28, max_length: int = 1024
+    ):
+        folder = Path(folder)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
+                folder, local_files_only=True, size={"shortest_edge": min_pixels, "longest_edge": max_pixels}
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no tokenizer and preprocessor_config.json that can be read in {folder}: {str(error).splitlines()[0]}"
+            ) from None
+        if self.tokenizer.chat_template is None:  # published Qwen2-VL folders also keep it in a file of its own
+            template = folder / "chat_template.json"
+            if not template.is_file():
+                raise ValueError(f"{folder} has no chat template (chat_template.jinja or chat_template.json)")
+            self.tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+        self.max_length = max_length
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write everything that `Processor(folder)` reads."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    def render(self, messages: list[dict]) -> str:
+        """The chat template's text, ending with the generation prompt."""
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def encode(self, item: Item) -> dict:
+        """One item to {"input_ids": list[int], "pixel_values": (P, C) or None, "image_grid_thw": (images, 3) or None}.
+
+        Raises:
+            ValueError: a picture cannot be read, or the prompt is longer than max_length even without its text.
+        """
+        pixels = self._pixels(item)
+        ids = self._token_ids(item, pixels.get("image_grid_thw"))
+        if len(ids) > self.max_length:
+            ids = self._token_ids(self._shortened(item, len(ids) - self.max_length), pixels.get("image_grid_thw"))
+        return {"input_ids": ids, "pixel_values": None, "image_grid_thw": None, **pixels}
+
+    def __call__(self, items: list[Item]) -> dict[str, Tensor]:
+        """Items to one batch of keyword arguments for Embedder."""
+        return self.pad([self.encode(item) for item in items])
+
+    def pad(self, encoded: list[dict]) -> dict[str, Tensor]:
+        """Batch what `encode` returned: ids padded on the right to (B, L), pixels and grids concatenated."""
+        rows = [torch.tensor(one["input_ids"]) for one in encoded]
+        pad_id = self.tokenizer.pad_token_id
+        batch = {
+            "input_ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),  # (B, L)
+            "attention_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        }
+        for name in ("pixel_values", "image_grid_thw"):
+            parts = [one[name] for one in encoded if one[name] is not None]
+            if parts:
+                batch[name] = torch.cat(parts)
+        return batch
+
+    def _pixels(self, item: Item) -> dict[str, Tensor]:
+        if not item.images:
+            return {}
+        images = [open_image(image) for image in item.images]
+        try:
+            return dict(self.image_processor(images, return_tensors="pt"))
+        except ValueError as error:  # an aspect ratio beyond 200
+            raise ValueError(f"picture of item {item.id!r}: {error}") from None
+
+    def _token_ids(self, item: Item, image_grid_thw: Tensor | None) -> list[int]:
+        parts = self.render(embedding_messages(item)).split(IMAGE_TOKEN)
+        if len(parts) != len(item.images) + 1:
+            raise ValueError(f"the text of item {item.id!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it")
+        text = parts[0]
+        for i, part in enumerate(parts[1:]):
+            tokens = int(image_grid_thw[i].prod()) // self.image_processor.merge_size**2
+            text += IMAGE_TOKEN * tokens + part
+        return self.tokenizer(text)["input_ids"]
+
+    def _shortened(self, item: Item, excess: int) -> Item:
+        """`item` without the last tokens of its text, `excess` or a few more: cutting may split a merged token."""
+        offsets = self.tokenizer(item.text or "", return_offsets_mapping=True)["offset_mapping"]
+        keep = len(offsets) - excess - 2
+        if keep < 1:
+            raise ValueError(f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise --model_max_length")
+        return Item(item.id, item.text[: offsets[keep - 1][1]], item.images, item.instruction)

@@ -1,0 +1,101 @@
+"""Embedder: a stock Qwen2-VL (with or without LoRA) that turns prompts into unit embeddings.
+
+Dimension letters: B sequences in the batch, L tokens of the longest, D hidden size, P image patches.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+POSITION_IDS = ("sequential", "mrope")
+
+
+class Embedder(nn.Module):
+    """Pools the hidden state of each prompt's last token, the end of its generation prompt.
+
+    The paper's `<emb>` token comes after that position and cannot influence it under causal attention, so it is not
+    there (arXiv 2412.01720, section 3.2; DESIGN decision 2).
+
+    Args:
+        model: `Qwen2VLForConditionalGeneration`, `Qwen2_5_VLForConditionalGeneration`, or a PEFT wrapper around one.
+        position_ids: "sequential" counts 0..L-1 on all three rotary axes, image tokens too, as LamRA's published
+            Qwen2-VL checkpoints were trained; "mrope" is the multimodal scheme of Qwen2-VL itself.
+    """
+
+    def __init__(self, model: nn.Module, position_ids: str):
+        super().__init__()
+        if position_ids not in POSITION_IDS:
+            raise ValueError(f"--position_ids {position_ids!r}: choose one of {', '.join(POSITION_IDS)}")
+        self.model = model
+        self.position_ids = position_ids
+
+    @property
+    def stock(self) -> nn.Module:
+        """The transformers model, whether or not PEFT is around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def config(self):
+        return self.stock.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.stock.get_input_embeddings().weight.device
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """Called by the Trainer. Non-reentrant: frozen inputs need no gradient to be checkpointed."""
+        self.stock.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Tensor:
+        """Embed right-padded prompts.
+
+        Args:
+            input_ids: (B, L) token ids, one `image_token_id` for each merged image patch.
+            attention_mask: (B, L), 1 for tokens and then 0 for padding.
+            pixel_values: (P, channels * temporal * 14 * 14) patches of all images in order, or None.
+            image_grid_thw: (images, 3) patches in time, height and width, or None.
+
+        Returns:
+            (B, D) float32 embeddings of unit norm.
+        """
+        return F.normalize(self.hidden_state(input_ids, attention_mask, pixel_values, image_grid_thw).float(), dim=-1)
+
+    def hidden_state(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Tensor:
+        """(B, D) hidden states of the last tokens, in the model's dtype, not normalised; arguments as for forward."""
+        # With padding on the right, causal attention alone keeps it out of every pooled token: no mask is needed.
+        hidden = self.stock.model(
+            input_ids=input_ids,
+            attention_mask=None,
+            position_ids=self._position_ids(input_ids, attention_mask, image_grid_thw),  # (3, B, L)
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state  # (B, L, D)
+        last = attention_mask.sum(dim=1) - 1  # (B,)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, D)
+
+    def _position_ids(self, input_ids: Tensor, attention_mask: Tensor, image_grid_thw: Tensor | None) -> Tensor:
+        """(3, B, L) rotary positions in time, height and width."""
+        if self.position_ids == "mrope" and image_grid_thw is not None:
+            positions, _ = self.stock.model.get_rope_index(
+                input_ids,
+                mm_token_type_ids=(input_ids == self.config.image_token_id).int(),
+                image_grid_thw=image_grid_thw,
+                attention_mask=attention_mask,
+            )
+            return positions
+        return torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)

@@ -1,0 +1,177 @@
+"""From a model id or a folder to a model, on disk only: nothing here reaches for a hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+
+from lamra.models.embedder import Embedder
+from lamra.models.lora import adapter_base_model, load_adapter
+from lamra.models.settings import Settings
+
+ARCHITECTURES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+
+# --model_id -> folder below checkpoints/hf_models/ (the published name); scripts/download.sh puts it there.
+MODELS = {
+    "qwen2-vl-2b": "Qwen2-VL-2B-Instruct",
+    "qwen2-vl-7b": "Qwen2-VL-7B-Instruct",
+    "qwen2.5-vl-3b": "Qwen2.5-VL-3B-Instruct",
+    "qwen2.5-vl-7b": "Qwen2.5-VL-7B-Instruct",
+    "miniature": "miniature",
+}
+
+# LamRA's published Qwen2-VL checkpoints were trained with plain positions, its Qwen2.5-VL ones with M-RoPE.
+DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
+
+
+def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
+    """The folder of a base model.
+
+    Raises:
+        ValueError: unknown id, or the folder is not there; says how to get it.
+    """
+    if model_id not in MODELS:
+        raise ValueError(f"--model_id {model_id!r} is unknown: choose one of {', '.join(MODELS)}")
+    folder = Path(model_local_path or f"checkpoints/hf_models/{MODELS[model_id]}")
+    if not (folder / "config.json").is_file():
+        how = "bash scripts/quickstart.sh makes it" if model_id == "miniature" else f"bash scripts/download.sh {model_id}"
+        raise ValueError(f"no model in {folder} (config.json is missing): {how}, or set --model_local_path")
+    return folder
+
+
+def architecture(folder: str | Path) -> str:
+    """The model type of a folder: "qwen2_vl" or "qwen2_5_vl"."""
+    try:
+        model_type = json.loads((Path(folder) / "config.json").read_text())["model_type"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{folder} is not a model folder: its config.json cannot be read ({error!r})") from None
+    if model_type not in ARCHITECTURES:
+        raise ValueError(f"{folder} holds a {model_type!r} model: only {' and '.join(ARCHITECTURES)} are supported")
+    return model_type
+
+
+def attention_implementation(requested: str | None, device: torch.device | str, dtype: torch.dtype) -> str:
+    """`requested`, or flash-attn 2 where it is installed and can run (CUDA, half precision), else PyTorch's SDPA."""
+    usable = torch.device(device).type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    installed = importlib.util.find_spec("flash_attn") is not None
+    if requested == "flash_attention_2" and not (usable and installed):
+        reason = "flash-attn is not installed" if usable else "it needs CUDA and bf16"
+        print(f"note: --attn_implementation flash_attention_2 is ignored, {reason}; sdpa computes the same")
+        return "sdpa"
+    return requested or ("flash_attention_2" if usable and installed else "sdpa")
+
+
+def load_model(
+    folder: str | Path, *, dtype: torch.dtype, attn_implementation: str = "sdpa", quantize: bool = False
+) -> nn.Module:
+    """The stock model in `folder`, every weight of it read from safetensors.
+
+    Args:
+        quantize: 4-bit NF4 linears for QLoRA (arXiv 2305.14314); needs CUDA and bitsandbytes.
+
+    Raises:
+        ValueError: the folder holds no such model, or weights are missing from it.
+    """
+    model_class = ARCHITECTURES[architecture(folder)]
+    kwargs = {}
+    if quantize:
+        if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError("--q_lora True needs a CUDA GPU and `pip install bitsandbytes`; set Q_LORA=False here")
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    try:
+        model, info = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **kwargs,
+        )
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    # transformers fills missing weights with random numbers and exits 0: a model nobody trained.
+    if info["missing_keys"] or info["mismatched_keys"]:
+        names = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
+        raise ValueError(
+            f"{folder} lacks {len(names)} weights of a {model_class.__name__}, for example {names[0]}: "
+            "it is incomplete or was written by another version; download or merge it again"
+        )
+    return model
+
+
+def freeze(model: nn.Module, *, language: bool, vision_encoder: bool, vision_projector: bool) -> None:
+    """Leave gradients on for the named parts of a stock model only (the language model never trains its lm_head)."""
+    model.requires_grad_(False)
+    if language:
+        model.model.language_model.requires_grad_(True)
+    if vision_encoder:
+        model.model.visual.requires_grad_(True)
+    model.model.visual.merger.requires_grad_(vision_projector)
+
+
+def vision_encoder_modules(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that make up the vision tower without its projector, as PEFT's modules_to_save wants them."""
+    return ("visual.patch_embed", *(f"visual.blocks.{i}" for i in range(len(model.model.visual.blocks))))
+
+
+VISION_PROJECTOR_MODULES = ("visual.merger",)
+
+
+def is_adapter(folder: str | Path) -> bool:
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def load_embedder(
+    folder: str | Path,
+    original_model: str | Path | None = None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    attn_implementation: str | None = None,
+    position_ids: str | None = None,
+    max_pixels: int | None = None,
+) -> tuple[Embedder, Settings]:
+    """An Embedder for evaluation from an adapter folder, a merged folder or a bare base model.
+
+    Args:
+        original_model: the base model under an adapter; by default the one the checkpoint names.
+        position_ids, max_pixels: None takes the checkpoint's, or for a bare base model the default of its kind.
+
+    Raises:
+        ValueError: a folder is not there or does not fit, or a flag contradicts the checkpoint.
+    """
+    folder = Path(folder)
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
+        hint = "has the training finished?" if folder.is_dir() else "it does not exist"
+        raise ValueError(f"--model_id {folder}: no adapter_config.json and no config.json there ({hint})")
+    base = folder
+    settings = Settings.read(folder)
+    if is_adapter(folder):
+        base = Path(original_model or (settings.base_model if settings else adapter_base_model(folder)) or "")
+        if not (base / "config.json").is_file():
+            raise ValueError(
+                f"{folder} is an adapter and its base model is not in {base}: name it with --original_model_id, "
+                "or download it with bash scripts/download.sh"
+            )
+    if settings:
+        settings.with_flags(folder, position_ids=position_ids, max_pixels=max_pixels)
+    else:
+        kind = architecture(base)
+        settings = Settings(kind, str(base), position_ids or DEFAULT_POSITION_IDS[kind])
+        settings = replace(settings, max_pixels=max_pixels) if max_pixels else settings
+
+    attn = attention_implementation(attn_implementation, device, dtype)
+    model = load_model(base, dtype=dtype, attn_implementation=attn)
+    if is_adapter(folder):
+        model = load_adapter(model, folder)
+    embedder = Embedder(model, settings.position_ids).to(device).eval().requires_grad_(False)
+    return embedder, settings

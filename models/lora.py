@@ -1,0 +1,69 @@
+"""LoRA on Qwen2-VL: which linears, wrap, load, merge."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+
+# Matched against whole module names. "model" as a substring would match the vision tower too.
+LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+VISION_LINEARS = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|gate_proj|up_proj|down_proj))"
+
+
+def add_lora(
+    model: nn.Module, *, r: int, alpha: int, dropout: float, vision: bool = False, trained: tuple[str, ...] = ()
+) -> PeftModel:
+    """Wrap a stock model with LoRA on every linear of the language model (q k v o gate up down).
+
+    Args:
+        vision: also on every linear of the vision tower.
+        trained: names of modules that are trained in full and saved with the adapter.
+    """
+    targets = f"({LANGUAGE_LINEARS}|{VISION_LINEARS})" if vision else LANGUAGE_LINEARS
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, modules_to_save=list(trained) or None
+    )
+    return get_peft_model(model, config)
+
+
+def _renamed(name: str) -> str:
+    """A module path of transformers 4 (model.layers, visual) in today's names (model.language_model, model.visual)."""
+    name = re.sub(r"(^|base_model\.model\.)model\.(layers|embed_tokens|norm)\b", r"\1model.language_model.\2", name)
+    return re.sub(r"(^|base_model\.model\.)visual\b", r"\1model.visual", name)
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
+    """Put the LoRA adapter of `folder` on a stock model; adapters written under transformers 4 load too.
+
+    Raises:
+        ValueError: a tensor of the adapter has no place in the model, or the other way round.
+    """
+    folder = Path(folder)
+    config = LoraConfig.from_pretrained(folder)
+    if isinstance(config.target_modules, set | list):
+        config.target_modules = {_renamed(name) for name in config.target_modules}
+    if config.modules_to_save:
+        config.modules_to_save = [_renamed(name) for name in config.modules_to_save]
+    state = {_renamed(name): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+
+    config.inference_mode = True
+    peft_model = get_peft_model(model, config)
+    result = set_peft_model_state_dict(peft_model, state)
+    trainable = {name for name in result.missing_keys if ".lora_" in name or ".modules_to_save." in name}
+    if trainable or result.unexpected_keys:
+        raise ValueError(
+            f"the adapter in {folder} does not fit the base model: {len(trainable)} tensors are missing and "
+            f"{len(result.unexpected_keys)} have no place, for example "
+            f"{sorted(trainable | set(result.unexpected_keys))[0]}. Give the base model it was trained on."
+        )
+    return peft_model
+
+
+def adapter_base_model(folder: str | Path) -> str | None:
+    """The base model's path that an adapter folder names, if it names one."""
+    return json.loads((Path(folder) / "adapter_config.json").read_text()).get("base_model_name_or_path")

@@ -1,0 +1,62 @@
+"""What a checkpoint remembers about how its embeddings are made, so that evaluation cannot differ from training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+FILE_NAME = "lamra.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that training fixes and evaluation reads back.
+
+    Attributes:
+        model_id: which of loading.MODELS this is, or was trained from.
+        base_model: folder of the base model under an adapter; for a merged model, the folder it was merged from.
+        position_ids: "sequential" or "mrope", see embedder.Embedder.
+        min_pixels, max_pixels: a picture is resized to sides that are multiples of 28 with an area between these.
+        temperature: of the contrastive loss; scales scores and changes no ranking.
+    """
+
+    model_id: str
+    base_model: str
+    position_ids: str
+    min_pixels: int = 4 * 28 * 28
+    max_pixels: int = 300 * 28 * 28
+    temperature: float = 0.05
+
+    def write(self, folder: str | Path) -> None:
+        (Path(folder) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Settings | None:
+        """The settings in `folder`, or None for a folder that LamRA did not write (a published base model).
+
+        Raises:
+            ValueError: the file is not what `write` writes.
+        """
+        path = Path(folder) / FILE_NAME
+        if not path.is_file():
+            return None
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not a checkpoint's settings ({error}); write it again with merge_lora.sh") from None
+
+    def with_flags(self, folder: str | Path, **flags) -> Settings:
+        """Check flags of the command line against this checkpoint's settings; None means "as the checkpoint says".
+
+        Raises:
+            ValueError: a flag contradicts the checkpoint; names both values.
+        """
+        for name in (field.name for field in fields(self) if field.name in flags):
+            flag, remembered = flags[name], getattr(self, name)
+            if flag is not None and flag != remembered:
+                raise ValueError(
+                    f"--{name} {flag} contradicts the checkpoint {folder}, which was trained with {remembered}: "
+                    f"leave the flag out to use {remembered}"
+                )
+        return self

@@ -1,0 +1,85 @@
+"""Fixtures: the golden model and where optional real data lies."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores, several processes
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """../shared: real photographs, triplets and tokenizer; the project never depends on it."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("../shared is absent: real photographs, NLI triplets and the Qwen2-VL tokenizer are not tried")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "values.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_config() -> Qwen2VLConfig:
+    return Qwen2VLConfig(
+        text_config=dict(
+            vocab_size=512,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-6,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+        ),
+        vision_config=dict(depth=2, embed_dim=32, hidden_size=64, num_heads=2, mlp_ratio=2, patch_size=14),
+        image_token_id=507,
+        video_token_id=508,
+        vision_start_token_id=505,
+        vision_end_token_id=506,
+        tie_word_embeddings=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_folder(tmp_path_factory, golden_config) -> Path:
+    """The golden model as a published folder: config.json and transformers 4's key layout."""
+    folder = tmp_path_factory.mktemp("golden_model")
+    golden_config.save_pretrained(folder)
+    tensors = load_file(GOLDEN / "model.safetensors")
+    state = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_adapter(tmp_path_factory) -> Path:
+    """The golden LoRA adapter as transformers 4 and PEFT wrote it: module names model.layers..., listed in full."""
+    folder = tmp_path_factory.mktemp("golden_adapter")
+    tensors = load_file(GOLDEN / "model.safetensors")
+    state = {
+        "base_model.model." + name.removeprefix("lora_init."): t
+        for name, t in tensors.items()
+        if name.startswith("lora_init.")
+    }
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name in state})
+    (folder / "adapter_config.json").write_text(
+        json.dumps(dict(peft_type="LORA", r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, bias="none"))
+    )
+    return folder

@@ -48,7 +48,12 @@ class Processor:
     """
 
     def __init__(
-        self, folder: str | Path, *, min_pixels: int = 4 * 28 * 28, max_pixels: int = 300 * 28 * 28, max_length: int = 1024
+        self,
+        folder: str | Path,
+        *,
+        min_pixels: int = 4 * 28 * 28,
+        max_pixels: int = 300 * 28 * 28,
+        max_length: int = 1024,
     ):
         folder = Path(folder)
         try:
@@ -130,5 +135,7 @@ class Processor:
         offsets = self.tokenizer(item.text or "", return_offsets_mapping=True)["offset_mapping"]
         keep = len(offsets) - excess - 2
         if keep < 1:
-            raise ValueError(f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise --model_max_length")
+            raise ValueError(
+                f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise --model_max_length"
+            )
         return Item(item.id, item.text[: offsets[keep - 1][1]], item.images, item.instruction)

@@ -44,9 +44,12 @@ class Embedder(nn.Module):
     def device(self) -> torch.device:
         return self.stock.get_input_embeddings().weight.device
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Called by the Trainer. Non-reentrant: frozen inputs need no gradient to be checkpointed."""
-        self.stock.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
+    def activation_checkpointing_enable(self, *_, **__) -> None:
+        """Called by the Trainer. Always non-reentrant, so that frozen inputs need no gradient to be recomputed from."""
+        enable = getattr(self.stock, "activation_checkpointing_enable", self.stock.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # the name before transformers 5.20
 
     def forward(
         self,

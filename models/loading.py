@@ -40,7 +40,9 @@ def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
         raise ValueError(f"--model_id {model_id!r} is unknown: choose one of {', '.join(MODELS)}")
     folder = Path(model_local_path or f"checkpoints/hf_models/{MODELS[model_id]}")
     if not (folder / "config.json").is_file():
-        how = "bash scripts/quickstart.sh makes it" if model_id == "miniature" else f"bash scripts/download.sh {model_id}"
+        how = (
+            "bash scripts/quickstart.sh makes it" if model_id == "miniature" else f"bash scripts/download.sh {model_id}"
+        )
         raise ValueError(f"no model in {folder} (config.json is missing): {how}, or set --model_local_path")
     return folder
 
@@ -119,7 +121,7 @@ def freeze(model: nn.Module, *, language: bool, vision_encoder: bool, vision_pro
 
 
 def vision_encoder_modules(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that make up the vision tower without its projector, as PEFT's modules_to_save wants them."""
+    """Names of the vision tower's modules without its projector, as PEFT's modules_to_save wants them."""
     return ("visual.patch_embed", *(f"visual.blocks.{i}" for i in range(len(model.model.visual.blocks))))
 
 

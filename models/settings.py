@@ -44,7 +44,9 @@ class Settings:
         try:
             return cls(**json.loads(path.read_text()))
         except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path} is not a checkpoint's settings ({error}); write it again with merge_lora.sh") from None
+            raise ValueError(
+                f"{path} is not a checkpoint's settings ({error}); write it again with merge_lora.sh"
+            ) from None
 
     def with_flags(self, folder: str | Path, **flags) -> Settings:
         """Check flags of the command line against this checkpoint's settings; None means "as the checkpoint says".

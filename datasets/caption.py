@@ -1,0 +1,113 @@
+"""Captioned pictures for Flickr30K and COCO retrieval, in LamRA_Eval's layout or Karpathy's.
+
+LamRA_Eval: a folder with 0.png .. n-1.png and a json list of captions, five in a row for each picture.
+Karpathy:   one json, images[].{filename, filepath?, split, sentences[].raw}; the pictures with split "test" are used.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lamra.datasets.items import Item
+
+CAPTIONS_PER_IMAGE = 5  # LamRA_Eval's layout says it nowhere else
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Pictures and captions to retrieve from one another: caption i describes images[image_of_text[i]]."""
+
+    images: list[Item]
+    texts: list[Item]
+    image_of_text: list[int]
+
+
+def load_captioned_images(image_folder: str | Path, text_path: str | Path) -> CaptionedImages:
+    """Read captions and check that every picture is there (not that it can be decoded).
+
+    Which layout it is follows from the json: a list of strings, or an object with "images".
+
+    Raises:
+        ValueError: something is missing, malformed or does not fit; names the file and the way out.
+    """
+    image_folder, text_path = Path(image_folder), Path(text_path)
+    if not image_folder.is_dir():
+        raise ValueError(f"image folder {image_folder} does not exist: bash scripts/download.sh flickr coco gets it")
+    content = _read_json(text_path)
+    if isinstance(content, list):
+        captions = _lamra_captions(content, image_folder, text_path)
+    elif isinstance(content, dict) and isinstance(content.get("images"), list):
+        captions = _karpathy_captions(content["images"], image_folder, text_path)
+    else:
+        raise ValueError(f'{text_path} is neither a list of captions nor an object with "images": give one of these')
+
+    missing = [name for name in captions if not (image_folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the {len(captions)} pictures of {text_path} are missing in {image_folder}, first "
+            f"{missing[0]}: extract the pictures again, or give the folder that belongs to this file"
+        )
+    for name, texts in captions.items():
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"caption {i + 1} of picture {name} in {text_path} is {text!r}: write or remove it")
+    return CaptionedImages(
+        images=[Item(name, images=(image_folder / name,)) for name in captions],
+        texts=[Item(f"{name}#{i}", text) for name, texts in captions.items() for i, text in enumerate(texts)],
+        image_of_text=[image for image, texts in enumerate(captions.values()) for _ in texts],
+    )
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"caption file {path} does not exist: bash scripts/download.sh flickr coco gets it")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the json or of its encoding
+        raise ValueError(f"{path} is not valid json ({error}): download or write it again") from None
+
+
+def _lamra_captions(captions: list, image_folder: Path, text_path: Path) -> dict[str, list]:
+    """Captions of each picture, by its path below the image folder."""
+    numbers = [int(path.stem) for path in image_folder.glob("*.png") if path.stem.isdecimal()]
+    images = max(numbers) + 1 if numbers else len(captions) // CAPTIONS_PER_IMAGE
+    if not captions or len(captions) != images * CAPTIONS_PER_IMAGE:
+        raise ValueError(
+            f"{text_path} has {len(captions)} captions and {image_folder} pictures up to {images - 1}.png: "
+            f"{CAPTIONS_PER_IMAGE} captions for each of 0.png, 1.png, ... are expected; use files that belong together"
+        )
+    return {f"{i}.png": captions[i * CAPTIONS_PER_IMAGE : (i + 1) * CAPTIONS_PER_IMAGE] for i in range(images)}
+
+
+def _karpathy_captions(entries: list, image_folder: Path, text_path: Path) -> dict[str, list]:
+    """Captions of each test picture, by its path below the image folder."""
+    captions: dict[str, list] = {}
+    try:
+        for entry in entries:
+            if entry["split"] != "test":
+                continue
+            name = _picture(image_folder, text_path, entry["filename"], entry.get("filepath") or "")
+            if not entry["sentences"]:
+                raise ValueError(f"picture {name} in {text_path} has no caption: remove it or write one")
+            if name in captions:
+                raise ValueError(f"picture {name} occurs twice in {text_path}: join its captions in one entry")
+            captions[name] = [sentence["raw"] for sentence in entry["sentences"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{text_path} is not Karpathy's layout ({error!r}): images[] need filename, split and sentences[].raw"
+        ) from None
+    if not captions:
+        raise ValueError(f'{text_path} has no picture with split "test": set it on the pictures to evaluate on')
+    return captions
+
+
+def _picture(image_folder: Path, text_path: Path, filename: str, filepath: str) -> str:
+    """The picture's path below image_folder: COCO's pictures lie there, or in val2014 and train2014 below it."""
+    nested = PurePosixPath(filepath, filename)
+    if nested.is_absolute() or ".." in nested.parts:
+        raise ValueError(f"picture {nested} in {text_path} leaves {image_folder}: give a path inside that folder")
+    flat = (image_folder / filename).is_file() or not (image_folder / nested).is_file()
+    return filename if flat else str(nested)

@@ -1,0 +1,42 @@
+"""Embed your own texts and pictures: jsonl lines {"id", "text"?, "image"?} to an npz of ids and embeddings, in order.
+
+python eval/embed.py --model_id DIR --input items.jsonl --output out.npz
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+
+from lamra.datasets.jsonl import load_items
+from lamra.eval.retriever import RetrieverArguments, load_retriever
+from lamra.train.arguments import parse
+from lamra.train.entrypoint import run
+
+
+@dataclass
+class EmbedArguments(RetrieverArguments):
+    input: str = field(default="", metadata={"help": "items.jsonl"})
+    output: str = field(default="", metadata={"help": "out.npz: ids (N,), embeddings (N, D) float32 of unit norm"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.input or Path(self.output).suffix != ".npz":
+            raise ValueError("give --input items.jsonl and --output out.npz")
+
+
+def main() -> None:
+    (args,) = parse(EmbedArguments)
+    items = load_items(args.input)
+    embeddings = load_retriever(args).encode(items, "embed")  # (N, D)
+    if PartialState().is_main_process:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        np.savez(args.output, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy())
+        print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")
+
+
+if __name__ == "__main__":
+    run(main)

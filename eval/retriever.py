@@ -1,0 +1,79 @@
+"""What every evaluation entrypoint needs first: the flags that choose a model, and the model on its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import PartialState
+
+from lamra.collators.processing import Processor
+from lamra.eval.encode import default_workers, encode
+from lamra.models.embedder import Embedder
+from lamra.models.loading import is_adapter, load_embedder
+from lamra.models.settings import Settings
+from lamra.train.arguments import require
+
+
+@dataclass
+class RetrieverArguments:
+    model_id: str = field(metadata={"help": "folder of an adapter, a merged model or a bare base model"})
+    original_model_id: str | None = field(default=None, metadata={"help": "base model under an adapter"})
+    batch_size: int = field(default=8, metadata={"help": "items in a forward"})
+    bf16: bool | None = field(default=None, metadata={"help": "default: True on CUDA, float32 elsewhere"})
+    model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
+    position_ids: str | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
+    max_pixels: int | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
+    attn_implementation: str | None = field(default=None, metadata={"help": "flash_attention_2, sdpa or eager"})
+    num_workers: int | None = field(default=None, metadata={"help": "processes that prepare inputs"})
+
+    def __post_init__(self):
+        require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass
+class Retriever:
+    """A model that embeds items, on as many processes as the launcher started."""
+
+    embedder: Embedder
+    processor: Processor
+    settings: Settings
+    batch_size: int
+    num_workers: int
+
+    def encode(self, items, description: str) -> torch.Tensor:
+        """(N, D) float32 unit embeddings on the CPU; see eval.encode."""
+        return encode(
+            self.embedder,
+            self.processor,
+            items,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            description=description,
+        )
+
+
+def load_retriever(args: RetrieverArguments) -> Retriever:
+    """The model that the flags choose; starts the process group if a launcher asked for one."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    on_cuda = state.device.type == "cuda"
+    bf16 = on_cuda if args.bf16 is None else args.bf16
+    if bf16 and on_cuda and not torch.cuda.is_bf16_supported():
+        raise ValueError("--bf16 True: this GPU has no bf16; use --bf16 False")
+    embedder, settings = load_embedder(
+        args.model_id,
+        args.original_model_id,
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        device=state.device,
+        attn_implementation=args.attn_implementation,
+        position_ids=args.position_ids,
+        max_pixels=args.max_pixels,
+    )
+    processor = Processor(
+        (args.original_model_id or settings.base_model) if is_adapter(args.model_id) else args.model_id,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        max_length=args.model_max_length,
+    )
+    workers = default_workers() if args.num_workers is None else args.num_workers
+    return Retriever(embedder, processor, settings, args.batch_size, workers)

@@ -1,0 +1,95 @@
+"""Exact nearest neighbours by inner product, over galleries of any size.
+
+Dimension letters: Q queries, N gallery items, D embedding size; q and n are their counts in one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def top_k(
+    query: Tensor, gallery: Tensor | np.ndarray, k: int, block_size: int = 16384, query_block_size: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """The k gallery items of highest inner product with each query, best first; ties go to the lower gallery index.
+
+    Scores are float32, on the query's device. Beside the result, memory holds one block of the gallery and one of
+    scores, query_block_size * block_size; each part of the gallery is read once. (A matrix product may round equal
+    embeddings differently at different places of a block: such a pair differs in its last bit and is no tie.)
+
+    Args:
+        query: (Q, D).
+        gallery: (N, D), anything that gives (n, D) arrays or tensors by slicing: a tensor on any device, numpy.memmap.
+        k: capped at N.
+
+    Returns:
+        (Q, k) float32 scores and (Q, k) int64 gallery indices.
+
+    Raises:
+        ValueError: k or a block size below 1, sizes that do not fit, or a score that is NaN.
+    """
+    if min(k, block_size, query_block_size) < 1:
+        raise ValueError(f"k={k}, block_size={block_size}, query_block_size={query_block_size}: at least 1 each")
+    if query.ndim != 2 or len(gallery.shape) != 2 or query.shape[1] != gallery.shape[1]:
+        raise ValueError(f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} must be (Q, D) and (N, D)")
+    scores = torch.empty(len(query), 0, device=query.device)
+    indices = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
+    with torch.no_grad(), _full_float32():
+        for start in range(0, len(gallery), block_size):
+            block = _as_float32(gallery[start : start + block_size], query.device)  # (n, D)
+            parts = [_block_top_k(q.float() @ block.T, k) for q in query.split(query_block_size)]
+            # What was kept so far has the lower indices and stands first: the stable sort leaves ties to it.
+            merged = torch.cat([scores, torch.cat([s for s, _ in parts])], dim=1)  # (Q, up to 2k)
+            merged_indices = torch.cat([indices, torch.cat([i for _, i in parts]) + start], dim=1)
+            scores, order = merged.sort(dim=1, descending=True, stable=True)
+            scores, indices = scores[:, :k], merged_indices.gather(1, order[:, :k])  # (Q, k)
+    return scores, indices
+
+
+def _block_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores (q, n) to the best k of each row and their columns, (q, min(k, n)) each, ties by the lower column."""
+    if scores.isnan().any():
+        raise ValueError("a score is NaN: the query or gallery embeddings hold NaN or infinity; embed them again")
+    scores = scores + 0.0  # -0.0 becomes 0.0: a radix sort could tell them apart
+    k = min(k, scores.shape[1])
+    # One more than k shows which rows have a tie across the k-th place, where torch.topk may keep any of the tied.
+    values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if values.shape[1] > k:
+        tied = values[:, k - 1] == values[:, k]  # (q,)
+        columns = columns[:, :k]
+        columns[tied] = _lowest_columns(scores[tied], values[tied, k - 1, None], k)
+    columns = columns.sort(dim=1).values  # ascending, so that the stable sort leaves ties to the lower column
+    values, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return values, columns.gather(1, order)
+
+
+def _lowest_columns(scores: Tensor, kth: Tensor, k: int) -> Tensor:
+    """Columns (t, k) of all scores (t, n) above the k-th best, kth (t, 1), and of the first ones equal to it."""
+    above, equal = scores > kth, scores == kth
+    chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= k - above.sum(dim=1, keepdim=True)))
+    return chosen.nonzero()[:, 1].view(-1, k)  # exactly k in each row
+
+
+def _as_float32(block: Tensor | np.ndarray, device: torch.device) -> Tensor:
+    if not isinstance(block, Tensor):
+        block = torch.from_numpy(np.array(block, dtype=np.float32))  # a copy: a read-only memmap cannot be a tensor
+    return block.to(device, torch.float32)
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Matrix products in true float32, also where training switched TF32 on (10 bits of mantissa)."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before):
+            backend.fp32_precision = precision

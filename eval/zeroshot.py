@@ -1,0 +1,85 @@
+"""Zero-shot retrieval between pictures and captions: what eval_flickr.py and eval_coco.py share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from accelerate import PartialState
+from torch import Tensor
+
+from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT_TO_IMAGE
+from lamra.datasets.caption import CaptionedImages, load_captioned_images
+from lamra.datasets.items import Item
+from lamra.eval.metrics import retrieval_recalls
+from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_metrics
+from lamra.eval.retriever import Retriever, RetrieverArguments, load_retriever
+from lamra.eval.search import top_k
+from lamra.train.arguments import parse, require
+
+RERANK_DEPTH = 50
+
+
+@dataclass
+class ZeroshotArguments(RetrieverArguments):
+    image_data_path: str = field(default="", metadata={"help": "folder of pictures"})
+    text_data_path: str = field(default="", metadata={"help": "LamRA_Eval's list of captions or Karpathy's json"})
+    mode: str = field(default="pretrained", metadata={"help": "finetuned puts an instruction before the query"})
+    save_for_rerank: bool = field(default=False, metadata={"help": f"write the top {RERANK_DEPTH} of each query"})
+    output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/<data>"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.mode in ("pretrained", "finetuned"), "mode", self.mode, "pretrained or finetuned")
+
+
+def evaluate(data_name: str) -> None:
+    """Parse the command line, encode, print the table and write metrics.json (and rankings, where asked)."""
+    (args,) = parse(ZeroshotArguments)
+    data = load_captioned_images(args.image_data_path, args.text_data_path)
+    retriever = load_retriever(args)
+    instructed = args.mode == "finetuned"
+    captions = with_instruction(data.texts, INSTRUCTION_TEXT_TO_IMAGE if instructed else None)
+    pictures = with_instruction(data.images, INSTRUCTION_IMAGE_TO_TEXT if instructed else None)
+
+    # A gallery never has an instruction: in finetuned mode queries and candidates are embedded apart.
+    image_gallery = retriever.encode(data.images, f"{data_name} pictures")  # (I, D)
+    text_gallery = retriever.encode(data.texts, f"{data_name} captions")  # (T, D)
+    text_query = retriever.encode(captions, f"{data_name} caption queries") if instructed else text_gallery
+    image_query = retriever.encode(pictures, f"{data_name} picture queries") if instructed else image_gallery
+    if not PartialState().is_main_process:
+        return
+
+    metrics = retrieval_recalls(
+        image_gallery, text_gallery, data.image_of_text, image_query=image_query, text_query=text_query
+    )
+    folder = Path(args.output_dir or Path("results", Path(args.model_id).resolve().name, data_name.lower()))
+    write_metrics(folder, metrics)
+    if args.save_for_rerank:
+        save_ranking(folder / "ranking_image_retrieval.jsonl", text_query, data.texts, image_gallery, data.images)
+        save_ranking(folder / "ranking_text_retrieval.jsonl", image_query, data.images, text_gallery, data.texts)
+    show(retriever, data_name, data, metrics)
+    print(f"written to {folder}/")
+
+
+def with_instruction(items: list[Item], instruction: str | None) -> list[Item]:
+    return [replace(item, instruction=instruction) for item in items]
+
+
+def save_ranking(path: Path, query: Tensor, queries: list[Item], gallery: Tensor, candidates: list[Item]) -> None:
+    """One line {qid, did, score, rank} for each of a query's best candidates, rank 1 first."""
+    scores, indices = top_k(query, gallery, RERANK_DEPTH)  # (Q, k)
+    with open(path, "w", encoding="utf-8") as file:
+        for item, row_scores, row_indices in zip(queries, scores.tolist(), indices.tolist()):
+            for rank, (score, index) in enumerate(zip(row_scores, row_indices), start=1):
+                line = {"qid": item.id, "did": candidates[index].id, "score": score, "rank": rank}
+                file.write(json.dumps(line) + "\n")
+
+
+def show(retriever: Retriever, data_name: str, data: CaptionedImages, metrics: dict[str, float]) -> None:
+    print(f"\n{data_name}: {len(data.images)} pictures, {len(data.texts)} captions, recall@K")
+    rows = {"this model": metrics}
+    if data_name == "Flickr30K" and (len(data.images), len(data.texts)) == (1000, 5000):
+        rows["the practice's Qwen2-VL-7B"] = PRACTICE_STAGE1_FLICKR30K
+    print_table(rows)

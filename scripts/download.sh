@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Download what training and evaluation need; skips what is there, resumes what is not complete.
+#
+#   bash scripts/download.sh [qwen2-vl-7b | qwen2-vl-2b | qwen2.5-vl-3b | qwen2.5-vl-7b] [nli] [flickr] [coco]
+#
+# Without names: qwen2-vl-7b nli flickr coco.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+# Where from: Hugging Face, or a mirror of it
+HF_ENDPOINT=${HF_ENDPOINT:-https://huggingface.co}
+
+# How patiently
+MAX_WORKERS=${MAX_WORKERS:-2} # files at the same time
+MAX_TRIES=${MAX_TRIES:-1000}
+PAUSE=${PAUSE:-5} # seconds between tries
+
+# Where to
+MODELS_DIR=${MODELS_DIR:-checkpoints/hf_models}
+DATA_DIR=${DATA_DIR:-data}
+
+"$PYTHON" datasets/download.py \
+    --endpoint "$HF_ENDPOINT" \
+    --max_workers "$MAX_WORKERS" \
+    --max_tries "$MAX_TRIES" \
+    --pause "$PAUSE" \
+    --models_dir "$MODELS_DIR" \
+    --data_dir "$DATA_DIR" \
+    "$@"

@@ -1,0 +1,30 @@
+# Sourced by every script: go to the repository's root and pick its Python (set PYTHON to use another).
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -d .venv/bin ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python3)}
+
+# Number of GPUs to use, or 1 CPU process where there is none.
+count_gpus() {
+  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l
+  else
+    local found
+    found=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+    echo $((found > 0 ? found : 1))
+  fi
+}
+
+# torchrun's arguments for one machine (any free port) or several.
+rendezvous() {
+  if [ "$NNODES" -gt 1 ]; then
+    echo "--nnodes $NNODES --node_rank $NODE_RANK --master_addr $MASTER_ADDR --master_port $MASTER_PORT"
+  else
+    echo "--nnodes 1 --rdzv_backend c10d --rdzv_endpoint localhost:0"
+  fi
+}
+
+# accelerate launch's arguments for NUM_GPUS processes on this machine (any free port).
+accelerate_processes() {
+  echo "--num_machines 1 --num_processes $NUM_GPUS --mixed_precision no --dynamo_backend no"
+  if [ "$NUM_GPUS" -gt 1 ]; then echo "--multi_gpu --main_process_port 0"; fi # also starts CPU processes
+}

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Stage 1: contrastive pre-training on NLI text pairs. Edit the values or set them in the environment:
+#   LR=1e-4 NUM_GPUS=1 bash scripts/lamra_ret/pretrain.sh --seed 1
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
+
+# Machines and processes. Without a GPU, NUM_GPUS is the number of CPU processes.
+NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
+NNODES=${NNODES:-1}
+NODE_RANK=${NODE_RANK:-0}
+MASTER_ADDR=${MASTER_ADDR:-localhost}
+MASTER_PORT=${MASTER_PORT:-29500} # used when NNODES > 1
+
+# Model
+MODEL_ID=${MODEL_ID:-qwen2-vl-7b}
+MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-} # a folder elsewhere than checkpoints/hf_models/
+TRAIN_VISION_ENCODER=${TRAIN_VISION_ENCODER:-False}
+USE_VISION_LORA=${USE_VISION_LORA:-False}
+TRAIN_VISION_PROJECTOR=${TRAIN_VISION_PROJECTOR:-False}
+USE_LORA=${USE_LORA:-True}
+Q_LORA=${Q_LORA:-False}
+LORA_R=${LORA_R:-64}
+LORA_ALPHA=${LORA_ALPHA:-128}
+
+# Data
+TRAIN_DATA_PATH=${TRAIN_DATA_PATH:-./data/nli_for_simcse.csv}
+EVAL_DATA_PATH=${EVAL_DATA_PATH:-None}
+
+# Optimisation. The global batch, 8 x 72 = 576, is the number of in-batch negatives.
+DS_STAGE=${DS_STAGE:-zero2} # zero2, zero3
+PER_DEVICE_BATCH_SIZE=${PER_DEVICE_BATCH_SIZE:-72}
+GRAD_ACCUM=${GRAD_ACCUM:-1}
+NUM_EPOCHS=${NUM_EPOCHS:-2}
+LR=${LR:-2e-4} # 4e-4 can be unstable
+MODEL_MAX_LEN=${MODEL_MAX_LEN:-1024}
+BF16=${BF16:-True}
+GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-True}
+
+# Output
+RUN_ID=${RUN_ID:-${MODEL_ID}_LamRA_Ret_Pretrain}
+OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN_ID}
+
+torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" train/train_nli.py \
+  --model_id "$MODEL_ID" \
+  ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} \
+  --data_path "$TRAIN_DATA_PATH" \
+  --eval_data_path "$EVAL_DATA_PATH" \
+  --output_dir "$OUTPUT_DIR" \
+  --report_to tensorboard \
+  --run_name "$RUN_ID" \
+  --deepspeed "./ds_configs/$DS_STAGE.json" \
+  --bf16 "$BF16" \
+  --num_train_epochs "$NUM_EPOCHS" \
+  --per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE" \
+  --per_device_eval_batch_size "$PER_DEVICE_BATCH_SIZE" \
+  --gradient_accumulation_steps "$GRAD_ACCUM" \
+  --eval_strategy epoch \
+  --save_strategy epoch \
+  --save_total_limit 2 \
+  --learning_rate "$LR" \
+  --weight_decay 0. \
+  --warmup_ratio 0.03 \
+  --lr_scheduler_type cosine \
+  --logging_steps 1 \
+  --tf32 True \
+  --model_max_length "$MODEL_MAX_LEN" \
+  --gradient_checkpointing "$GRADIENT_CHECKPOINTING" \
+  --dataloader_num_workers 4 \
+  --train_vision_encoder "$TRAIN_VISION_ENCODER" \
+  --use_vision_lora "$USE_VISION_LORA" \
+  --train_vision_projector "$TRAIN_VISION_PROJECTOR" \
+  --use_lora "$USE_LORA" \
+  --q_lora "$Q_LORA" \
+  --lora_r "$LORA_R" \
+  --lora_alpha "$LORA_ALPHA" \
+  "$@"

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Create .venv and install the project in it. Does nothing when that is done already.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PYTHON=${PYTHON:-python3}           # 3.10 to 3.13
+PIP_ARGS=${PIP_ARGS:-}              # e.g. "--index-url https://your.mirror/simple"
+CONSTRAINTS=${CONSTRAINTS:-constraints.txt} # the versions tested; /dev/null takes the newest that requirements.txt admits
+
+stamp=.venv/installed
+wanted=$(cat requirements.txt pyproject.toml "$CONSTRAINTS" | cksum)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+  exit 0
+fi
+
+"$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || {
+  echo "error: $("$PYTHON" --version) is not supported: set PYTHON to a Python 3.10 to 3.13" >&2
+  exit 1
+}
+echo "installing into .venv (once, about two minutes)"
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+# An installed torch that fits is kept: install your CUDA build first if you need a particular one.
+# shellcheck disable=SC2086
+.venv/bin/python -m pip install --quiet --disable-pip-version-check $PIP_ARGS -c "$CONSTRAINTS" -e ".[test]"
+echo "$wanted" >"$stamp"

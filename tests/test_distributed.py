@@ -1,0 +1,42 @@
+"""Two gloo processes compute the loss and the gradient of one process on the same global batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from test_golden import close, prompts
+
+from lamra.models.embedder import Embedder
+from lamra.models.loading import load_model
+from lamra.models.losses import info_nce
+
+
+def test_two_processes_equal_one(tmp_path, golden, golden_folder):
+    batch = prompts(golden, "text")
+    (tmp_path / "model").symlink_to(golden_folder)
+    save_file(batch, tmp_path / "batch.safetensors")
+    worker = Path(__file__).with_name("distributed_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", worker, tmp_path]
+    subprocess.run(list(map(str, command)), check=True, timeout=120)
+    ranks = [load_file(tmp_path / f"rank{r}.safetensors") for r in range(2)]
+
+    model = load_model(golden_folder, dtype=torch.float32)
+    embeds = Embedder(model, "sequential")(**batch)
+    loss, accuracy = info_nce(embeds[:4], embeds[4:], temperature=0.05)
+    loss.backward()
+    close((ranks[0]["loss"] + ranks[1]["loss"]) / 2, loss)
+    assert (ranks[0]["accuracy"] + ranks[1]["accuracy"]) / 2 == accuracy
+    expected = {f"grad.model.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert expected.keys() == {name for name in ranks[0] if name.startswith("grad.")}
+    for name, gradient in expected.items():
+        close(ranks[0][name], gradient)
+        assert torch.equal(ranks[0][name], ranks[1][name])
+
+    for rank in range(2):
+        assert torch.equal(ranks[rank]["gathered"][:, 0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
+        # d/dx of 2 ranks' sum of i * row i: each of this rank's rows counts once for each rank.
+        assert torch.equal(ranks[rank]["grad_of_x"][:, 0], 2 * torch.tensor([2.0 * rank, 2.0 * rank + 1]))

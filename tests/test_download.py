@@ -1,0 +1,259 @@
+"""scripts/download.sh against a small server on this machine that answers like a Hugging Face hub."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lamra.datasets import download
+from lamra.datasets.download import Hub, extract
+
+ROOT = Path(__file__).parents[1]
+NLI = "datasets/princeton-nlp/datasets-for-simcse"
+EVAL = "datasets/code-kunkun/LamRA_Eval"
+MODEL = "Qwen/Qwen2-VL-2B-Instruct"
+CSV = b"sent0,sent1,hard_neg\n" + b"a dog runs,an animal moves,a dog sleeps\n" * 5000
+
+
+class FakeHub(ThreadingHTTPServer):
+    """Serves `files` (repo -> name -> bytes); `breaks` are answers that stop half-way, `refuses` are answers 503."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.breaks = self.refuses = 0
+        self.log: list[str] = []  # "GET /path" or "GET /path bytes=17-"
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: FakeHub
+    revision = "c0ffee" * 6 + "c0ff"
+
+    def do_GET(self):
+        self.server.log.append(" ".join([self.command, self.path, *self.headers.get_all("Range", [])]))
+        if self.server.refuses:
+            self.server.refuses -= 1
+            return self.reply(503)
+        if listing := re.fullmatch(r"/api/(?:models/)?(.+?)(?:/revision/main)?(?:\?.*)?", self.path):
+            repo = self.server.files.get(listing[1])
+            if repo is None:
+                return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
+            siblings = [{"rfilename": name} for name in repo]
+            return self.reply(200, json.dumps({"id": listing[1], "sha": self.revision, "siblings": siblings}).encode())
+        repo, kind, name = re.fullmatch(r"/(.+)/(resolve/\w+|cdn)/(.+)", self.path).groups()
+        content = self.server.files.get(repo, {}).get(name)
+        if content is None:
+            return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+        if Path(name).suffix in (".txt", ".json", ".jinja"):  # small files lie in git, the others in a store elsewhere
+            etag = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
+        else:
+            etag = {"X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
+            if kind != "cdn":
+                store = f"http://localhost:{self.server.server_port}/{repo}/cdn/{name}"
+                return self.reply(302, headers={**etag, "X-Repo-Commit": self.revision, "Location": store})
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+        headers = {**etag, "X-Repo-Commit": self.revision}
+        self.reply(206 if start else 200, content[start:], headers)
+
+    do_HEAD = do_GET
+
+    def reply(self, status: int, content: bytes = b"", headers: dict | None = None):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET" and self.server.breaks and "/cdn/" in self.path:
+            self.server.breaks -= 1
+            content = content[: len(content) // 2]
+            self.close_connection = True
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # whatever the tests' environment says
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    server = FakeHub()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def run(hub, tmp_path, capsys):
+    """Call the command in this process: run(names...) -> (exit status, what it printed)."""
+
+    def call(*names: str, tries: int = 2) -> tuple[int, str]:
+        folders = ["--models_dir", str(tmp_path / "models"), "--data_dir", str(tmp_path / "data")]
+        status = download.main([*names, "--endpoint", hub.url, "--max_tries", str(tries), "--pause", "0", *folders])
+        out, err = capsys.readouterr()
+        return status, out + err
+
+    return call
+
+
+def archive(names: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in names.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def flickr(**more: bytes) -> dict[str, bytes]:
+    png = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(png, "PNG")
+    captions = json.dumps([f"caption {i}" for i in range(10)]).encode()
+    return {"images/0.png": png.getvalue(), "images/1.png": png.getvalue(), "flickr_text.json": captions, **more}
+
+
+def test_the_script_downloads_resumes_and_skips(hub, tmp_path):
+    content = CSV * 120  # huggingface_hub writes 10 MB at a time
+    hub.files[NLI] = {"nli_for_simcse.csv": content}
+    hub.breaks = 1
+    environment = dict(os.environ, HF_ENDPOINT=hub.url, DATA_DIR=str(tmp_path), MAX_TRIES="2", PAUSE="0")
+    command = ["bash", str(ROOT / "scripts/download.sh"), "nli"]
+
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "nli_for_simcse.csv").read_bytes() == content
+    assert re.search(r"bytes=\d{8,}-$", hub.log[-1])  # went on where it broke off
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".datasets-for-simcse.sizes.json", "nli_for_simcse.csv"]
+
+    hub.log.clear()
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert second.returncode == 0 and "already complete" in second.stdout
+    assert hub.log == []  # not even asked
+
+
+def test_a_new_start_goes_on_from_the_partial_file(hub, run, tmp_path):
+    hub.files[NLI] = {"nli_for_simcse.csv": CSV}
+    (tmp_path / "data").mkdir()
+    partial = tmp_path / "data" / f".nli_for_simcse.csv.{hashlib.sha256(CSV).hexdigest()[:16]}.incomplete"
+    partial.write_bytes(CSV[:1000])
+    with partial.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, printed = run("nli")
+        assert status == 1 and "another process is downloading" in printed
+    assert run("nli")[0] == 0
+    assert hub.log[-1].endswith("bytes=1000-")
+    assert (tmp_path / "data/nli_for_simcse.csv").read_bytes() == CSV
+
+    (tmp_path / "data/nli_for_simcse.csv").unlink()
+    partial.write_bytes(b"x" * 1000)  # not what the hub holds: the SHA-256 tells, and the second try starts anew
+    status, printed = run("nli")
+    assert status == 0 and "try 1 of 2 failed (nli_for_simcse.csv arrived damaged)" in printed
+    assert (tmp_path / "data/nli_for_simcse.csv").read_bytes() == CSV
+
+
+def test_a_model_is_safetensors_and_text_only(hub, run, tmp_path):
+    wanted = {
+        "config.json": b"{}",
+        "merges.txt": b"a b",
+        "model-1.safetensors": b"w" * 999,
+        "chat_template.jinja": b"{}",
+    }
+    unwanted = {"model.bin": b"", "code.py": b"", "README.md": b"", "nested/config.json": b"", "../../up.json": b""}
+    hub.files[MODEL] = wanted | unwanted
+    hub.refuses = 1
+    status, printed = run("qwen2-vl-2b")
+    assert status == 0 and "try 1 of 2 failed" in printed
+    folder = tmp_path / "models" / "Qwen2-VL-2B-Instruct"
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")} == wanted
+    assert "already complete" in run("qwen2-vl-2b")[1]
+
+    (folder / "merges.txt").unlink()  # a file is lost: only that one is downloaded again
+    hub.log.clear()
+    assert run("qwen2-vl-2b")[0] == 0
+    assert [line.split("/")[-1] for line in hub.log if line.startswith("GET /Qwen")] == ["merges.txt"]
+
+
+def test_an_archive_is_extracted_once(hub, run, tmp_path):
+    hub.files[EVAL] = {"flickr.tar.gz": archive(flickr())}
+    assert run("flickr")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "data/flickr").iterdir()) == ["flickr_text.json", "images"]
+    assert not list((tmp_path / "data").glob(".*/*"))  # no archive, nothing half extracted is left
+    hub.log.clear()
+    status, printed = run("flickr")
+    assert status == 0 and "already complete" in printed and hub.log == []
+
+    (tmp_path / "data/flickr/images/1.png").unlink()
+    status, printed = run("flickr")
+    assert status == 1 and "flickr is not complete: move it away" in printed
+
+
+@pytest.mark.parametrize("name", ["../escaped.txt", "images/../../escaped.txt", "/tmp/lamra-escaped.txt"])
+def test_a_malicious_archive_is_refused(hub, run, tmp_path, name):
+    hub.files[EVAL] = {"flickr.tar.gz": archive(flickr(**{name: b"gotcha"}))}
+    status, printed = run("flickr")
+    assert status == 1 and "flickr.tar.gz is refused, it may be malicious" in printed
+    assert not list(tmp_path.rglob("*escaped*")) and not Path("/tmp/lamra-escaped.txt").exists()
+    assert not (tmp_path / "data/flickr").exists()
+
+
+def test_archives_that_are_damaged_or_others_are_named(tmp_path):
+    path = tmp_path / "flickr.tar.gz"
+    for content, sentence in (
+        (archive(flickr())[:-40], "is damaged"),
+        (b"no archive", "is damaged"),
+        (archive({"images/0.png": b""}), "holds 0 of flickr_text.json"),
+        (archive(flickr(**{"flickr_text.json": b'["one"]'})), "has 1 captions"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=sentence):
+            extract(path, tmp_path / "flickr", "images", "flickr_text.json")
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_errors_are_one_sentence_and_a_status(hub, run, tmp_path, monkeypatch):
+    assert run("qwen9") == (1, "error: 'qwen9' is unknown: choose from qwen2-vl-2b qwen2-vl-7b qwen2.5-vl-3b "
+                               "qwen2.5-vl-7b nli flickr coco\n")  # fmt: skip
+    assert hub.log == []
+
+    status, printed = run("qwen2-vl-2b", tries=50)  # no such repository: no reason to try again
+    assert status == 1 and "Qwen/Qwen2-VL-2B-Instruct cannot be downloaded" in printed and len(hub.log) == 1
+
+    hub.refuses = 100
+    status, printed = run("nli", tries=2)
+    assert status == 1 and "could not be downloaded in 2 tries: check the network" in printed
+
+    hub.refuses = 0
+    hub.files[NLI] = {"nli_for_simcse.csv": CSV}
+    (tmp_path / "data/nli_for_simcse.csv").write_bytes(b"own")
+    status, printed = run("nli")
+    assert status == 1 and f"has 3 bytes, the hub's {len(CSV)}: move it away" in printed
+    (tmp_path / "data/nli_for_simcse.csv").unlink()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(download, "http_get", full)
+    status, printed = run("nli", tries=50)
+    assert status == 1 and "data cannot be written ([Errno 28] No space left on device)" in printed
+
+
+def test_nothing_listens(hub, tmp_path):
+    with pytest.raises(ValueError, match="could not be downloaded in 2 tries"):
+        Hub("http://127.0.0.1:9", max_tries=2, pause=0).fetch("a/b", "dataset", tmp_path, ["c"])

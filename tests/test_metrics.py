@@ -1,0 +1,169 @@
+"""Recall worked by hand, and exact search against a full sort of every score."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lamra.eval import report
+from lamra.eval.metrics import recall_at_k, retrieval_recalls
+from lamra.eval.search import top_k
+
+
+def full_sort(query: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every score sorted by (higher score, lower index) in plain Python, which finds -0.0 == 0.0."""
+    scores = (query @ gallery.T).tolist()
+    order = [sorted(range(len(row)), key=lambda i: (-row[i], i))[:k] for row in scores]
+    return torch.tensor([[row[i] for i in best] for row, best in zip(scores, order)]), torch.tensor(order)
+
+
+def with_ties(rows: int, seed: int) -> torch.Tensor:
+    """Small integers: exact products of which many are equal, also zeros of both signs."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1, 2, (rows, 3), generator=generator) * torch.tensor([1.0, -1.0, 1.0])
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 7, 100])
+@pytest.mark.parametrize("k", [1, 2, 5, 40, 60])
+def test_top_k_equals_a_full_sort_with_ties(block_size: int, k: int):
+    query, gallery = with_ties(11, seed=0), with_ties(41, seed=1)
+    expected_scores, expected_indices = full_sort(query, gallery, k)
+    for pool in (gallery, gallery.numpy(), gallery.bfloat16()):
+        scores, indices = top_k(query, pool, k, block_size, query_block_size=4)
+        assert scores.dtype == torch.float32 and indices.dtype == torch.int64
+        assert torch.equal(scores, expected_scores)
+        assert torch.equal(indices, expected_indices)
+
+
+def test_zeros_of_both_signs_are_one_score():
+    gallery = torch.tensor([[-0.0], [0.0], [-0.0], [0.0]])
+    for block_size in (1, 2, 4):
+        assert top_k(torch.tensor([[1.0]]), gallery, 3, block_size)[1].tolist() == [[0, 1, 2]]
+
+
+def test_top_k_on_random_embeddings_and_a_read_only_memmap(tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    query, gallery = torch.randn(20, 16, generator=generator), torch.randn(500, 16, generator=generator)
+    np.save(tmp_path / "pool.npy", gallery.numpy())
+    pool = np.load(tmp_path / "pool.npy", mmap_mode="r")
+    scores, indices = top_k(query, pool, 10, block_size=64, query_block_size=7)
+    best = (query @ gallery.T).sort(dim=1, descending=True)
+    assert torch.equal(indices, best.indices[:, :10])
+    torch.testing.assert_close(scores, best.values[:, :10])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the search is tried on the CPU only")
+def test_top_k_on_cuda_equals_cpu_also_under_tf32():
+    query, gallery = with_ties(11, seed=0) * 4097, with_ties(41, seed=1)  # 4097 needs 13 bits, TF32 has 11
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    scores, indices = top_k(query.cuda(), gallery, 5, block_size=7)
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    expected_scores, expected_indices = full_sort(query, gallery, 5)
+    assert torch.equal(scores.cpu(), expected_scores) and torch.equal(indices.cpu(), expected_indices)
+
+
+def test_top_k_refuses_nan_and_sizes_that_do_not_fit():
+    query, gallery = torch.ones(2, 3), torch.ones(5, 3)
+    gallery[4, 1] = torch.nan
+    with pytest.raises(ValueError, match="a score is NaN"):
+        top_k(query, gallery, 1, block_size=2)
+    with pytest.raises(ValueError, match=r"query \(2, 3\) and gallery \(5, 2\)"):
+        top_k(query, gallery[:, :2], 1)
+    with pytest.raises(ValueError, match="k=0"):
+        top_k(query, query, 0)
+
+
+def test_top_k_leaves_the_matmul_precision_as_it_was():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.set_float32_matmul_precision("high")
+    try:
+        during = torch.backends.mkldnn.matmul.fp32_precision
+        top_k(torch.ones(1, 2), torch.ones(3, 2), 1)
+        assert torch.backends.mkldnn.matmul.fp32_precision == during
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.backends.mkldnn.matmul.fp32_precision in (before, "ieee")
+
+
+def test_recall_at_k_by_hand():
+    ranking = torch.tensor([[2, 0, 1], [1, 2, 0], [0, 1, 2], [1, 0, 2]])
+    relevant = [[2], [0], [1, 2], {0, 2}]
+    # First relevant place of each query: 1, 3, 2, 2.
+    assert recall_at_k(ranking, relevant, 1) == 1 / 4
+    assert recall_at_k(ranking, relevant, 2) == 3 / 4
+    assert recall_at_k(ranking, relevant, 3) == 1.0
+
+
+def test_recall_at_k_refuses_what_has_no_answer():
+    ranking = torch.tensor([[0, 1]])
+    with pytest.raises(ValueError, match="1 queries have no relevant candidate, the first is 0"):
+        recall_at_k(ranking, [[]], 1)
+    with pytest.raises(ValueError, match="recall@3"):
+        recall_at_k(ranking, [[0]], 3)
+    with pytest.raises(ValueError, match="no queries"):
+        recall_at_k(ranking[:0], [], 1)
+
+
+def test_retrieval_recalls_by_hand():
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, -1.0]])
+    image_of_text = [0, 0, 1, 2]
+    # Scores, a caption a row:   picture 0   1   2    ranking of pictures      place of the right one
+    #   caption 0 (picture 0)            1   0  -1    0 1 2                    1
+    #   caption 1 (picture 0)            0   1   0    1 0 2 (0 and 2 tie)      2
+    #   caption 2 (picture 1)            1   1  -1    0 1 2 (0 and 1 tie)      2
+    #   caption 3 (picture 2)            0  -1   0    0 2 1 (0 and 2 tie)      2
+    # image retrieval: R@1 1/4, R@2 4/4.
+    # picture 0: captions 1 0 1 0 -> 0 2 1 3, its captions 0 and 1: place 1
+    # picture 1: captions 0 1 1 -1 -> 1 2 0 3, its caption 2: place 2
+    # picture 2: captions -1 0 -1 0 -> 1 3 0 2, its caption 3: place 2
+    # text retrieval: R@1 1/3, R@2 3/3.
+    expected = {
+        "image_retrieval_recall@1": 1 / 4,
+        "image_retrieval_recall@2": 1.0,
+        "text_retrieval_recall@1": 1 / 3,
+        "text_retrieval_recall@2": 1.0,
+    }
+    assert retrieval_recalls(images, texts, image_of_text, ks=(1, 2)) == expected
+    recalls = retrieval_recalls(images, texts, torch.tensor(image_of_text))  # k beyond both galleries
+    assert list(recalls) == list(report.PAPER_STAGE1_FLICKR30K)
+    assert recalls["image_retrieval_recall@10"] == recalls["text_retrieval_recall@10"] == 1.0
+
+
+def test_a_model_that_gives_one_embedding_to_everything_scores_by_chance():
+    # All scores tie, so every ranking is 0, 1, 2, ...: exactly the first gallery item's queries are answered.
+    recalls = retrieval_recalls(torch.ones(20, 4), torch.ones(100, 4), [i // 5 for i in range(100)])
+    assert recalls["image_retrieval_recall@1"] == 1 / 20
+    assert recalls["image_retrieval_recall@10"] == 10 / 20
+    assert recalls["text_retrieval_recall@1"] == 1 / 20
+    assert recalls["text_retrieval_recall@10"] == 2 / 20
+
+
+def test_retrieval_recalls_refuses_captions_that_do_not_fit():
+    with pytest.raises(ValueError, match="each of 3 captions one of 2 pictures"):
+        retrieval_recalls(torch.ones(2, 2), torch.ones(3, 2), [0, 1, 2])
+    with pytest.raises(ValueError, match="the first is 1"):  # picture 1 has no caption
+        retrieval_recalls(torch.ones(2, 2), torch.ones(1, 2), [0])
+
+
+def test_report_writes_equal_files_and_a_picture(tmp_path, capsys):
+    row = report.PAPER_STAGE1_FLICKR30K
+    report.print_table({"base model": dict.fromkeys(row, 0.1), "paper (7B, Flickr30K 1K)": row})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split()[-6:] == ["0.8056", "0.9536", "0.9732", "0.9140", "0.9910", "0.9970"]
+    assert len({len(line) for line in lines}) == 1
+
+    first = report.write_metrics(tmp_path / "a", {"b": 1 / 3, "a": 2}).read_bytes()
+    assert first == report.write_metrics(tmp_path / "b", {"a": 2, "b": 1 / 3}).read_bytes()
+    assert json.loads(first) == {"a": 2, "b": 1 / 3}
+    with pytest.raises(ValueError, match="JSON"):
+        report.write_metrics(tmp_path / "a", {"a": float("nan")})
+    assert (tmp_path / "a" / "metrics.json").read_bytes() == first
+
+    report.plot_recalls(tmp_path / "plots" / "recall.png", {"paper": row})
+    assert (tmp_path / "plots" / "recall.png").read_bytes().startswith(b"\x89PNG")

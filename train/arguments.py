@@ -1,0 +1,162 @@
+"""Flags of the training entrypoints. Every bad value is a ValueError that names the flag."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import HfArgumentParser
+
+from lamra.models.embedder import POSITION_IDS
+
+
+@dataclass
+class ModelArguments:
+    model_id: str = field(default="qwen2-vl-7b", metadata={"help": "base model, see models/loading.py"})
+    model_local_path: str | None = field(default=None, metadata={"help": "its folder, if not checkpoints/hf_models/"})
+    train_vision_encoder: bool = field(default=False, metadata={"help": "train the vision tower in full"})
+    use_vision_lora: bool = field(default=False, metadata={"help": "LoRA on the vision tower"})
+    train_vision_projector: bool = field(default=False, metadata={"help": "train the projector in full"})
+    use_lora: bool = field(default=True, metadata={"help": "LoRA on the language model; False trains all of it"})
+    q_lora: bool = field(default=False, metadata={"help": "4-bit base weights under the LoRA (CUDA, bitsandbytes)"})
+    lora_r: int = 64
+    lora_alpha: int = 128
+    lora_dropout: float = 0.05
+    position_ids: str | None = field(default=None, metadata={"help": "sequential or mrope; default by model kind"})
+    attn_implementation: str | None = field(default=None, metadata={"help": "flash_attention_2, sdpa or eager"})
+    min_pixels: int = field(default=4 * 28 * 28, metadata={"help": "smallest area of a picture"})
+    max_pixels: int = field(default=300 * 28 * 28, metadata={"help": "largest area of a picture"})
+
+    def __post_init__(self):
+        require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
+        require(self.lora_r > 0, "lora_r", self.lora_r, "a positive rank")
+        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a value from 0 to below 1")
+        require(
+            0 < self.min_pixels <= self.max_pixels,
+            "min_pixels",
+            self.min_pixels,
+            f"1 to --max_pixels ({self.max_pixels})",
+        )
+        if self.q_lora and not self.use_lora:
+            raise ValueError("--q_lora True needs --use_lora True: 4-bit weights cannot be trained themselves")
+        if self.use_vision_lora and self.train_vision_encoder:
+            raise ValueError("--use_vision_lora True and --train_vision_encoder True exclude each other: choose one")
+        if self.use_vision_lora and not self.use_lora:
+            raise ValueError("--use_vision_lora True needs --use_lora True")
+
+
+@dataclass
+class DataArguments:
+    data_path: str = field(default="data/nli_for_simcse.csv", metadata={"help": "csv with sent0,sent1,hard_neg"})
+    eval_data_path: str | None = field(default=None, metadata={"help": "such a csv to measure after each epoch"})
+    use_hard_negatives: bool = field(default=False, metadata={"help": "hard_neg as further targets (LamRA: no)"})
+
+    def __post_init__(self):
+        if self.eval_data_path in ("None", "none", ""):  # EVAL_DATA_PATH=None in the practice's script
+            self.eval_data_path = None
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """Hugging Face's training arguments with LamRA's defaults, and what stage 1 adds."""
+
+    output_dir: str | None = field(default="checkpoints/run", metadata={"help": "where adapter and checkpoints go"})
+    model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
+    temperature: float = field(default=0.05, metadata={"help": "divides the similarities"})
+    warmup_ratio: float | None = field(default=None, metadata={"help": "share of the steps that warm up"})
+    force: bool = field(default=False, metadata={"help": "start again in an output folder that holds a run"})
+    resume: str | None = field(default=None, metadata={"help": "auto, or a checkpoint-N folder to go on from"})
+    dry_run: bool = field(default=False, metadata={"help": "build everything, print what would run, and stop"})
+
+    # Upstream's values where they differ from Hugging Face's defaults.
+    learning_rate: float = 2e-4
+    lr_scheduler_type: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = field(default=0.0, metadata={"help": "0: no clipping, as upstream"})
+    logging_steps: float = 1
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    per_device_train_batch_size: int = 72
+    num_train_epochs: float = 2.0
+    dataloader_num_workers: int = 4
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "a wrapped last batch would make rows their own negatives"}
+    )
+    remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True shows a NaN loss as 0.0"})
+    report_to: None | str | list[str] = "tensorboard"
+
+    def __post_init__(self):
+        require(self.temperature > 0, "temperature", self.temperature, "a positive value")
+        require(
+            self.per_device_train_batch_size > 0,
+            "per_device_train_batch_size",
+            self.per_device_train_batch_size,
+            "1 or more",
+        )
+        require(self.model_max_length > 0, "model_max_length", self.model_max_length, "1 or more")
+        if self.warmup_ratio is not None:
+            require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a share from 0 to below 1")
+            self.warmup_steps = self.warmup_ratio  # transformers 5: below 1 it is a ratio
+        if self.deepspeed and not str(self.deepspeed).startswith("{"):
+            require(
+                Path(self.deepspeed).is_file(), "deepspeed", self.deepspeed, "a file, such as ds_configs/zero2.json"
+            )
+        self._fit_to_this_machine()
+        super().__post_init__()
+
+    def _fit_to_this_machine(self) -> None:
+        """Drop what means nothing without CUDA, and refuse what this CUDA machine cannot do."""
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if torch.cuda.is_available() and not self.use_cpu:
+            found = torch.cuda.device_count()
+            if processes > found:
+                raise ValueError(f"NUM_GPUS={processes}, but this machine has {found}: set NUM_GPUS={found}")
+            if self.bf16 and not torch.cuda.is_bf16_supported():
+                raise ValueError("--bf16 True: this GPU has no bf16; use --bf16 False")
+            return
+        self.use_cpu = True
+        if self.deepspeed:
+            start_deepspeed_on_cpu()
+        if self.tf32:
+            note("--tf32 True is ignored: it means nothing without CUDA")
+        self.tf32 = None
+        self.dataloader_pin_memory = False
+
+
+def start_deepspeed_on_cpu() -> None:
+    """Bring DeepSpeed up on gloo; ZeRO-3 wants that done before the model is built."""
+    if "RANK" not in os.environ:
+        raise ValueError("--deepspeed needs a launcher: start with torchrun --nproc_per_node 1 instead of python")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed  # slow to import, and optional without --deepspeed
+
+    # Its shared-memory all-reduce would be compiled at the first start, for minutes; gloo does the same without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo")
+
+
+def require(condition: bool, flag: str, value, wanted: str) -> None:
+    if not condition:
+        raise ValueError(f"--{flag} {value}: expected {wanted}")
+
+
+def note(message: str) -> None:
+    """One line for the user, from the first process of the first machine only."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"note: {message}", flush=True)
+
+
+def parse(*dataclasses):
+    """Parse sys.argv into one instance of each dataclass; abbreviated and unknown flags are errors."""
+    parser = HfArgumentParser(dataclasses, allow_abbrev=False, usage="%(prog)s [--flag value ...]  (--help lists them)")
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    except ValueError as error:  # also a library's word on a bad value
+        raise ValueError(str(error)) from None
+    if unknown:
+        raise ValueError(f"unknown flag {' '.join(unknown)}: --help lists the flags")
+    return parsed

@@ -1,0 +1,58 @@
+"""From the model flags to an Embedder ready for training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lamra.models.embedder import Embedder
+from lamra.models.loading import (
+    VISION_PROJECTOR_MODULES,
+    attention_implementation,
+    freeze,
+    load_model,
+    vision_encoder_modules,
+)
+from lamra.models.lora import add_lora
+from lamra.train.arguments import ModelArguments, TrainingArguments
+
+
+def build_embedder(
+    folder: Path, model_args: ModelArguments, training_args: TrainingArguments, position_ids: str
+) -> Embedder:
+    """Load the base model of `folder` and leave gradients on exactly where the flags say."""
+    dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
+    model = load_model(
+        folder,
+        dtype=dtype,
+        attn_implementation=attention_implementation(model_args.attn_implementation, training_args.device, dtype),
+        quantize=model_args.q_lora,
+    )
+    if model_args.use_lora:
+        trained = vision_encoder_modules(model) if model_args.train_vision_encoder else ()
+        trained += VISION_PROJECTOR_MODULES if model_args.train_vision_projector else ()
+        model = add_lora(
+            model,
+            r=model_args.lora_r,
+            alpha=model_args.lora_alpha,
+            dropout=model_args.lora_dropout,
+            vision=model_args.use_vision_lora,
+            trained=trained,
+        )
+    else:
+        freeze(
+            model,
+            language=True,
+            vision_encoder=model_args.train_vision_encoder,
+            vision_projector=model_args.train_vision_projector,
+        )
+    if not training_args.deepspeed:  # DeepSpeed keeps float32 master weights itself
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    # A batch of text leaves trained vision weights without a gradient; DistributedDataParallel must be told.
+    training_args.ddp_find_unused_parameters = (
+        model_args.use_vision_lora or model_args.train_vision_encoder or model_args.train_vision_projector
+    )
+    return Embedder(model, position_ids)

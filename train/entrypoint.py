@@ -1,0 +1,33 @@
+"""How every entrypoint ends: a user's mistake in one sentence, our own bug with its traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` and exit: 0, or 1 after one line on stderr for a ValueError that this project raised."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' word to their developers
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when a data worker forks
+    try:
+        main()
+    except ValueError as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        if PROJECT not in raised_in.parents or ".venv" in raised_in.parts:
+            raise
+        if int(os.environ.get("RANK", 0)) > 0:
+            time.sleep(3)  # the first process says the same, and the launcher then ends this one before it repeats it
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    if dist.is_initialized():
+        dist.destroy_process_group()

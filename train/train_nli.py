@@ -1,0 +1,84 @@
+"""Stage 1: contrastive pre-training on text alone. Started by torchrun from scripts/lamra_ret/pretrain.sh."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from transformers import set_seed
+
+from lamra.collators.processing import Processor
+from lamra.collators.retrieval import RetrievalCollator
+from lamra.datasets.nli import NLIPairs
+from lamra.models.loading import DEFAULT_POSITION_IDS, architecture, model_folder
+from lamra.models.settings import Settings
+from lamra.train.arguments import DataArguments, ModelArguments, TrainingArguments, note, parse, require
+from lamra.train.build import build_embedder
+from lamra.train.checkpoints import prepare_output, sha256, write_run_record
+from lamra.train.dry_run import print_dry_run
+from lamra.train.entrypoint import run
+from lamra.train.trainer import ContrastiveTrainer
+
+
+def main() -> None:
+    model_args, data_args, args = parse(ModelArguments, DataArguments, TrainingArguments)
+    set_seed(args.seed)
+
+    # Everything cheap first: a mistake is told before any model is loaded.
+    folder = model_folder(model_args.model_id, model_args.model_local_path)
+    prepare_output(args.output_dir, force=args.force, resume=args.resume)
+    train_pairs = load_pairs(data_args.data_path, data_args.use_hard_negatives)
+    global_batch = args.per_device_train_batch_size * args.world_size
+    require(
+        len(train_pairs) >= global_batch,
+        "per_device_train_batch_size",
+        f"{args.per_device_train_batch_size} on {args.world_size} processes",
+        f"at most the {len(train_pairs)} pairs of {data_args.data_path} in a step",
+    )
+    eval_pairs = load_pairs(data_args.eval_data_path) if data_args.eval_data_path else None
+    if eval_pairs is None and args.eval_strategy != "no":
+        note(f"--eval_strategy {args.eval_strategy.value} is ignored: --eval_data_path is not set")
+        args.eval_strategy = "no"
+
+    settings = Settings(
+        model_id=model_args.model_id,
+        base_model=str(folder),
+        position_ids=model_args.position_ids or DEFAULT_POSITION_IDS[architecture(folder)],
+        min_pixels=model_args.min_pixels,
+        max_pixels=model_args.max_pixels,
+        temperature=args.temperature,
+    )
+    processor = Processor(
+        folder, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels, max_length=args.model_max_length
+    )
+    trainer = ContrastiveTrainer(
+        model=build_embedder(folder, model_args, args, settings.position_ids),
+        args=args,
+        settings=settings,
+        processing_class=processor,
+        data_collator=RetrievalCollator(processor),
+        train_dataset=train_pairs,
+        eval_dataset=eval_pairs,
+    )
+    if args.dry_run:
+        if args.process_index == 0:
+            print_dry_run(trainer)
+        return
+
+    if args.process_index == 0:
+        data = {"path": data_args.data_path, "sha256": sha256(data_args.data_path), "pairs": len(train_pairs)}
+        arguments = {**asdict(model_args), **asdict(data_args), **args.to_dict()}
+        write_run_record(args.output_dir, arguments, data)
+    trainer.train(resume_from_checkpoint=args.resume)
+    trainer.save_model()
+    note(f"stage 1 is done; measure it: bash scripts/eval/eval_pretrained.sh with MODEL_ID={args.output_dir}")
+
+
+def load_pairs(path: str, use_hard_negatives: bool = False) -> NLIPairs:
+    pairs = NLIPairs(path, use_hard_negatives)
+    if pairs.dropped:
+        note(f"{path}: {pairs.dropped} rows with an empty sentence are left out, {len(pairs)} remain")
+    return pairs
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,92 @@
+"""ContrastiveTrainer connects embedder and loss; everything else is Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import Trainer
+
+from lamra.eval.encode import default_workers, encode
+from lamra.eval.search import top_k
+from lamra.models.losses import info_nce
+from lamra.models.settings import Settings
+from lamra.train.checkpoints import save_model
+
+
+class ContrastiveTrainer(Trainer):
+    """Trains an Embedder with InfoNCE on batches of collators.retrieval.RetrievalCollator.
+
+    `processing_class` is the Processor; `settings` are written with every checkpoint.
+    """
+
+    def __init__(self, *args, settings: Settings, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.settings = settings
+        self._reset_throughput()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
+        num_queries = inputs.pop("num_queries")
+        embeddings = model(**inputs)  # (M, D): queries, then targets
+        loss, accuracy = info_nce(embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature)
+        self._accuracy += accuracy
+        self._tokens += inputs["attention_mask"].sum()
+        self._pairs += num_queries
+        self._batches += 1
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add in-batch accuracy, pairs/s and useful tokens/s (those that can influence an embedding), all ranks'."""
+        if "loss" in logs and self._batches:
+            seconds = time.perf_counter() - self._since
+            totals = torch.stack([self._accuracy, self._tokens.float(), torch.ones_like(self._accuracy)])
+            if dist.is_initialized():
+                dist.all_reduce(totals)
+            accuracy, tokens, ranks = totals.tolist()
+            logs["accuracy"] = accuracy / (self._batches * ranks)
+            logs["samples_per_second"] = self._pairs * ranks / seconds
+            logs["useful_tokens_per_second"] = tokens / seconds
+            self._reset_throughput()
+        super().log(logs, start_time)
+
+    def _reset_throughput(self) -> None:
+        self._accuracy = torch.zeros((), device=self.args.device)
+        self._tokens = torch.zeros((), dtype=torch.long, device=self.args.device)
+        self._pairs = self._batches = 0
+        self._since = time.perf_counter()
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """In-batch accuracy (blocks of one global batch) and R@1 (each query against all targets) on a set of pairs."""
+        pairs = list(self.eval_dataset if eval_dataset is None else eval_dataset)
+        query, target = (
+            encode(
+                self.model,
+                self.processing_class,
+                items,
+                batch_size=self.args.per_device_eval_batch_size,
+                num_workers=min(default_workers(), self.args.dataloader_num_workers),
+                description=f"evaluate {name}",
+            )  # (N, D)
+            for name, items in (("queries", [p.query for p in pairs]), ("targets", [p.target for p in pairs]))
+        )
+        own = torch.arange(len(pairs))
+        block = self.args.per_device_train_batch_size * self.args.world_size
+        in_batch = torch.cat(
+            [top_k(query[i : i + block], target[i : i + block], 1)[1][:, 0] + i for i in range(0, len(pairs), block)]
+        )
+        metrics = {
+            f"{metric_key_prefix}_accuracy": (in_batch == own).float().mean().item(),
+            f"{metric_key_prefix}_recall@1": (top_k(query, target, 1)[1][:, 0] == own).float().mean().item(),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._since = time.perf_counter()  # training throughput does not count the evaluation
+        return metrics
+
+    # Hugging Face's Trainer knows how to save and load a PeftModel, but not one inside an Embedder.
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            save_model(self.model, self.processing_class, self.settings, output_dir or self.args.output_dir, state_dict)

@@ -28,6 +28,8 @@ class DemoArguments(RetrieverArguments):
         super().__post_init__()
         if not (self.text or self.image):
             raise ValueError('give --text "what to look for", --image picture.jpg, or both')
+        if self.image and not Path(self.image).is_file():
+            raise ValueError(f"--image {self.image} does not exist")
         if not Path(self.folder).is_dir():
             raise ValueError(f"--folder {self.folder} is not a folder")
 

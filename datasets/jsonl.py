@@ -26,9 +26,11 @@ def load_items(path: str | Path) -> list[Item]:
                 row = json.loads(line)
                 identifier = str(row["id"])
                 images = (path.parent / row["image"],) if row.get("image") else ()
+                if images and not images[0].is_file():
+                    raise ValueError(f"picture {images[0]} does not exist")
                 items.append(Item(identifier, row.get("text"), images))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f'{path} line {number} is no {{"id", "text" and/or "image"}}: {error}') from None
+                raise ValueError(f'{path} line {number} is not {{"id", "text" and/or "image"}}: {error}') from None
             if identifier in seen:
                 raise ValueError(f"{path} line {number} repeats the id {identifier!r}: ids must be unique")
             seen.add(identifier)

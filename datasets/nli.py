@@ -25,7 +25,7 @@ class NLIPairs:
             # keep_default_na=False: pandas would turn "None" and "NA" into NaN, and an f-string that into "nan".
             frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         except FileNotFoundError:
-            raise ValueError(f"--data_path {path} does not exist: bash scripts/download.sh nli gets it") from None
+            raise ValueError(f"the csv {path} does not exist: bash scripts/download.sh nli gets it") from None
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
             raise ValueError(f"{path} cannot be read as a csv: {' '.join(str(error).split())}") from None
         missing = [column for column in self.columns if column not in frame.columns]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -97,8 +96,3 @@ def _in_order(parts: list[tuple[Tensor, Tensor]], count: int) -> Tensor:
     ordered = embeddings.new_empty(count, embeddings.shape[1])
     ordered[rows] = embeddings
     return ordered
-
-
-def default_workers() -> int:
-    """Data workers per process: the cores of this machine shared out, at most 8."""
-    return max(0, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))

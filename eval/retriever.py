@@ -8,11 +8,11 @@ import torch
 from accelerate import PartialState
 
 from lamra.collators.processing import Processor
-from lamra.eval.encode import default_workers, encode
-from lamra.models.embedder import Embedder
+from lamra.eval.encode import encode
+from lamra.models.embedder import POSITION_IDS, Embedder
 from lamra.models.loading import is_adapter, load_embedder
 from lamra.models.settings import Settings
-from lamra.train.arguments import require
+from lamra.train.arguments import check_devices, default_workers, require
 
 
 @dataclass
@@ -29,6 +29,9 @@ class RetrieverArguments:
 
     def __post_init__(self):
         require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
+        require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
+        if torch.cuda.is_available():
+            check_devices(bool(self.bf16))
 
 
 @dataclass
@@ -58,8 +61,6 @@ def load_retriever(args: RetrieverArguments) -> Retriever:
     state = PartialState(cpu=not torch.cuda.is_available())
     on_cuda = state.device.type == "cuda"
     bf16 = on_cuda if args.bf16 is None else args.bf16
-    if bf16 and on_cuda and not torch.cuda.is_bf16_supported():
-        raise ValueError("--bf16 True: this GPU has no bf16; use --bf16 False")
     embedder, settings = load_embedder(
         args.model_id,
         args.original_model_id,

@@ -28,15 +28,19 @@ class ZeroshotArguments(RetrieverArguments):
     mode: str = field(default="pretrained", metadata={"help": "finetuned puts an instruction before the query"})
     save_for_rerank: bool = field(default=False, metadata={"help": f"write the top {RERANK_DEPTH} of each query"})
     output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/<data>"})
+    data_name: str | None = field(default=None, metadata={"help": "what to call pictures that are your own"})
 
     def __post_init__(self):
         super().__post_init__()
+        for flag in ("image_data_path", "text_data_path"):
+            require(bool(getattr(self, flag)), flag, "", "a path")
         require(self.mode in ("pretrained", "finetuned"), "mode", self.mode, "pretrained or finetuned")
 
 
-def evaluate(data_name: str) -> None:
+def evaluate(default_name: str) -> None:
     """Parse the command line, encode, print the table and write metrics.json (and rankings, where asked)."""
     (args,) = parse(ZeroshotArguments)
+    data_name = args.data_name or default_name
     data = load_captioned_images(args.image_data_path, args.text_data_path)
     retriever = load_retriever(args)
     instructed = args.mode == "finetuned"
@@ -54,13 +58,19 @@ def evaluate(data_name: str) -> None:
     metrics = retrieval_recalls(
         image_gallery, text_gallery, data.image_of_text, image_query=image_query, text_query=text_query
     )
-    folder = Path(args.output_dir or Path("results", Path(args.model_id).resolve().name, data_name.lower()))
+    folder = Path(args.output_dir or Path("results", run_name(args.model_id), data_name.lower()))
     write_metrics(folder, metrics)
     if args.save_for_rerank:
         save_ranking(folder / "ranking_image_retrieval.jsonl", text_query, data.texts, image_gallery, data.images)
         save_ranking(folder / "ranking_text_retrieval.jsonl", image_query, data.images, text_gallery, data.texts)
     show(retriever, data_name, data, metrics)
     print(f"written to {folder}/")
+
+
+def run_name(model_id: str) -> Path:
+    """The model's place below checkpoints/ (run, run/checkpoint-478), or the last part of another path."""
+    path, ours = Path(model_id).resolve(), Path("checkpoints").resolve()
+    return path.relative_to(ours) if path.is_relative_to(ours) else Path(path.name)
 
 
 def with_instruction(items: list[Item], instruction: str | None) -> list[Item]:

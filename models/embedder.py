@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamra.models.packing import ATTENTION, Packing, keep_last_token
+
 POSITION_IDS = ("sequential", "mrope")
 
 
@@ -22,14 +24,22 @@ class Embedder(nn.Module):
         model: `Qwen2VLForConditionalGeneration`, `Qwen2_5_VLForConditionalGeneration`, or a PEFT wrapper around one.
         position_ids: "sequential" counts 0..L-1 on all three rotary axes, image tokens too, as LamRA's published
             Qwen2-VL checkpoints were trained; "mrope" is the multimodal scheme of Qwen2-VL itself.
+        padding_free: run all sequences as one row of tokens (models.packing); False pads them to a rectangle.
+        last_token_only: with padding_free, the last layer computes nothing but the pooled tokens.
     """
 
-    def __init__(self, model: nn.Module, position_ids: str):
+    def __init__(self, model: nn.Module, position_ids: str, *, padding_free: bool = True, last_token_only: bool = True):
         super().__init__()
         if position_ids not in POSITION_IDS:
             raise ValueError(f"--position_ids {position_ids!r}: choose one of {', '.join(POSITION_IDS)}")
         self.model = model
         self.position_ids = position_ids
+        self.padding_free = padding_free
+        self.last_token_only = padding_free and last_token_only
+        if padding_free:
+            self.config.text_config._attn_implementation = ATTENTION
+        if self.last_token_only:
+            keep_last_token(self.stock.model.language_model.layers[-1])
 
     @property
     def stock(self) -> nn.Module:
@@ -48,6 +58,8 @@ class Embedder(nn.Module):
         """Called by the Trainer. Always non-reentrant, so that frozen inputs need no gradient to be recomputed from."""
         enable = getattr(self.stock, "activation_checkpointing_enable", self.stock.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
+        if self.last_token_only:  # it keeps next to nothing, and a recomputed layer would not take the given keys
+            self.stock.model.language_model.layers[-1].gradient_checkpointing = False
 
     gradient_checkpointing_enable = activation_checkpointing_enable  # the name before transformers 5.20
 
@@ -79,16 +91,28 @@ class Embedder(nn.Module):
         image_grid_thw: Tensor | None = None,
     ) -> Tensor:
         """(B, D) hidden states of the last tokens, in the model's dtype, not normalised; arguments as for forward."""
+        positions = self._position_ids(input_ids, attention_mask, image_grid_thw)  # (3, B, L)
+        last = attention_mask.sum(dim=1) - 1  # (B,)
         # With padding on the right, causal attention alone keeps it out of every pooled token: no mask is needed.
+        mask = None
+        if self.padding_free:
+            packing = Packing.of(attention_mask)
+            mask = {"full_attention": packing}
+            input_ids = input_ids.flatten()[packing.slots].unsqueeze(0)  # (1, T)
+            positions = positions.flatten(1)[:, packing.slots].unsqueeze(1)  # (3, 1, T)
+            last = packing.last
         hidden = self.stock.model(
             input_ids=input_ids,
-            attention_mask=None,
-            position_ids=self._position_ids(input_ids, attention_mask, image_grid_thw),  # (3, B, L)
+            attention_mask=mask,
+            position_ids=positions,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             use_cache=False,
-        ).last_hidden_state  # (B, L, D)
-        last = attention_mask.sum(dim=1) - 1  # (B,)
+        ).last_hidden_state  # (B, L, D), (1, T, D), or (1, B, D) of the last tokens only
+        if self.last_token_only:
+            return hidden[0]
+        if self.padding_free:
+            return hidden[0, last]
         return hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, D)
 
     def _position_ids(self, input_ids: Tensor, attention_mask: Tensor, image_grid_thw: Tensor | None) -> Tensor:

@@ -168,7 +168,7 @@ def load_embedder(
         settings.with_flags(folder, position_ids=position_ids, max_pixels=max_pixels)
     else:
         kind = architecture(base)
-        settings = Settings(kind, str(base), position_ids or DEFAULT_POSITION_IDS[kind])
+        settings = Settings(str(base), position_ids or DEFAULT_POSITION_IDS[kind])
         settings = replace(settings, max_pixels=max_pixels) if max_pixels else settings
 
     attn = attention_implementation(attn_implementation, device, dtype)

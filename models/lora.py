@@ -50,10 +50,14 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     if config.modules_to_save:
         config.modules_to_save = [_renamed(name) for name in config.modules_to_save]
     state = {_renamed(name): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    _take_embeddings(model, state)
 
     config.inference_mode = True
     peft_model = get_peft_model(model, config)
-    result = set_peft_model_state_dict(peft_model, state)
+    try:
+        result = set_peft_model_state_dict(peft_model, state)
+    except RuntimeError as error:  # a shape
+        raise ValueError(f"the adapter in {folder} does not fit the base model: {error}") from None
     trainable = {name for name in result.missing_keys if ".lora_" in name or ".modules_to_save." in name}
     if trainable or result.unexpected_keys:
         raise ValueError(
@@ -62,6 +66,19 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
             f"{sorted(trainable | set(result.unexpected_keys))[0]}. Give the base model it was trained on."
         )
     return peft_model
+
+
+def _take_embeddings(model: nn.Module, state: dict) -> None:
+    """Move an adapter's copy of the token embeddings into the model, and drop its lm_head, which embeds nothing.
+
+    PEFT adds both when the vocabulary was resized, as upstream's was for <emb>; rows that only one side has are unused.
+    """
+    state.pop("base_model.model.lm_head.weight", None)
+    rows = state.pop("base_model.model.model.language_model.embed_tokens.weight", None)
+    if rows is not None:
+        weight = model.get_input_embeddings().weight.data
+        common = min(len(rows), len(weight))
+        weight[:common] = rows[:common]
 
 
 def adapter_base_model(folder: str | Path) -> str | None:

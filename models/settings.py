@@ -14,14 +14,12 @@ class Settings:
     """Settings that training fixes and evaluation reads back.
 
     Attributes:
-        model_id: which of loading.MODELS this is, or was trained from.
         base_model: folder of the base model under an adapter; for a merged model, the folder it was merged from.
         position_ids: "sequential" or "mrope", see embedder.Embedder.
         min_pixels, max_pixels: a picture is resized to sides that are multiples of 28 with an area between these.
         temperature: of the contrastive loss; scales scores and changes no ranking.
     """
 
-    model_id: str
     base_model: str
     position_ids: str
     min_pixels: int = 4 * 28 * 28

@@ -1,11 +1,13 @@
-# Sourced by every script: go to the repository's root and pick its Python (set PYTHON to use another).
+# Sourced by every script: go to the repository's root and prefer its own .venv.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -d .venv/bin ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python3)}
 
 # Number of GPUs to use, or 1 CPU process where there is none.
 count_gpus() {
-  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+  if [ "${CUDA_VISIBLE_DEVICES-all}" = "" ]; then
+    echo 1 # GPUs hidden on purpose
+  elif [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
     tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l
   else
     local found

@@ -19,7 +19,7 @@ fi
 }
 echo "installing into .venv (once, about two minutes)"
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-# An installed torch that fits is kept: install your CUDA build first if you need a particular one.
+# To keep a torch of your own, install it into .venv first and set CONSTRAINTS=/dev/null.
 # shellcheck disable=SC2086
 .venv/bin/python -m pip install --quiet --disable-pip-version-check $PIP_ARGS -c "$CONSTRAINTS" -e ".[test]"
 echo "$wanted" >"$stamp"

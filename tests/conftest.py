@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores, several processes
@@ -11,7 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores, several processes
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2VLConfig
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from lamra.datasets.miniature import build_world
+from lamra.train.build_miniature import build_config, build_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -83,3 +89,37 @@ def golden_adapter(tmp_path_factory) -> Path:
         json.dumps(dict(peft_type="LORA", r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, bias="none"))
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A small miniature world: nli.csv, nli_eval.csv, test/ and val/ with 11 pictures each."""
+    folder = tmp_path_factory.mktemp("world")
+    build_world(folder, seed=0, train_pictures=1, gallery_pictures=11, triplets=400)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(world, tmp_path_factory) -> Path:
+    """The miniature's architecture and tokenizer with random weights, as a folder."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    tokenizer = build_tokenizer((world / "nli.csv").read_text().splitlines())
+    torch.manual_seed(0)
+    Qwen2VLForConditionalGeneration(build_config(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
+def run_script(
+    *command: str | Path, check: bool = True, timeout: int = 180, **variables
+) -> subprocess.CompletedProcess:
+    """Run a command of the project from its root as a user would, with shell variables set."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path} | {name: str(value) for name, value in variables.items()}
+    result = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    if check and result.returncode != 0:
+        pytest.fail(f"{' '.join(map(str, command))} exited {result.returncode}:\n{result.stdout}\n{result.stderr}")
+    return result

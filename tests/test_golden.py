@@ -34,8 +34,15 @@ def model(golden_folder):
     return load_model(golden_folder, dtype=torch.float32)
 
 
-def test_text_embeddings_loss_and_gradients(golden, model):
-    embedder = Embedder(model, "sequential")
+@pytest.fixture(params=["plain", "padding_free", "last_token_only"])
+def embedder_of(request):
+    """Embedder(model, position_ids) in each way to compute the same."""
+    flags = {"padding_free": request.param != "plain", "last_token_only": request.param == "last_token_only"}
+    return lambda model, position_ids="sequential": Embedder(model, position_ids, **flags)
+
+
+def test_text_embeddings_loss_and_gradients(golden, model, embedder_of):
+    embedder = embedder_of(model)
     batch = prompts(golden, "text")
     close(embedder.hidden_state(**batch), golden["text.embeds"])
     embeds = embedder(**batch)  # (8, D): 4 queries, then their targets
@@ -50,19 +57,19 @@ def test_text_embeddings_loss_and_gradients(golden, model):
         close(parameter.grad, golden[f"text.grad.model.{name}"])
 
 
-def test_hard_negatives_are_extra_targets(golden, model):
-    embeds = Embedder(model, "sequential")(**prompts(golden, "hardneg"))  # (12, D): queries, targets, hard negatives
+def test_hard_negatives_are_extra_targets(golden, model, embedder_of):
+    embeds = embedder_of(model)(**prompts(golden, "hardneg"))  # (12, D): queries, targets, hard negatives
     close(info_nce(embeds[:4], embeds[4:], temperature=0.05).loss, golden["hardneg.loss"][0])
 
 
 @pytest.mark.parametrize("position_ids", ["sequential", "mrope"])
-def test_image_embeddings(golden, model, position_ids):
+def test_image_embeddings(golden, model, embedder_of, position_ids):
     batch = prompts(golden, "image") | {name: golden[f"image.{name}"] for name in ("pixel_values", "image_grid_thw")}
-    close(Embedder(model, position_ids).hidden_state(**batch), golden[f"image.embeds_{position_ids}"])
+    close(embedder_of(model, position_ids).hidden_state(**batch), golden[f"image.embeds_{position_ids}"])
 
 
-def test_training_curve_with_an_adapter_of_transformers_4(golden, model, golden_adapter):
-    embedder = Embedder(load_adapter(model, golden_adapter), "sequential")
+def test_training_curve_with_an_adapter_of_transformers_4(golden, model, golden_adapter, embedder_of):
+    embedder = embedder_of(load_adapter(model, golden_adapter))
     batch = prompts(golden, "text")
     trained = [p.requires_grad_() for name, p in embedder.named_parameters() if ".lora_" in name]
     assert len(trained) == 28  # A and B of 14 linears

@@ -27,6 +27,8 @@ class ModelArguments:
     lora_dropout: float = 0.05
     position_ids: str | None = field(default=None, metadata={"help": "sequential or mrope; default by model kind"})
     attn_implementation: str | None = field(default=None, metadata={"help": "flash_attention_2, sdpa or eager"})
+    padding_free: bool = field(default=True, metadata={"help": "one row of tokens instead of a padded rectangle"})
+    last_token_only: bool = field(default=True, metadata={"help": "the last layer computes pooled tokens only"})
     min_pixels: int = field(default=4 * 28 * 28, metadata={"help": "smallest area of a picture"})
     max_pixels: int = field(default=300 * 28 * 28, metadata={"help": "largest area of a picture"})
 
@@ -110,13 +112,8 @@ class TrainingArguments(transformers.TrainingArguments):
 
     def _fit_to_this_machine(self) -> None:
         """Drop what means nothing without CUDA, and refuse what this CUDA machine cannot do."""
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if torch.cuda.is_available() and not self.use_cpu:
-            found = torch.cuda.device_count()
-            if processes > found:
-                raise ValueError(f"NUM_GPUS={processes}, but this machine has {found}: set NUM_GPUS={found}")
-            if self.bf16 and not torch.cuda.is_bf16_supported():
-                raise ValueError("--bf16 True: this GPU has no bf16; use --bf16 False")
+            check_devices(self.bf16)
             return
         self.use_cpu = True
         if self.deepspeed:
@@ -125,6 +122,21 @@ class TrainingArguments(transformers.TrainingArguments):
             note("--tf32 True is ignored: it means nothing without CUDA")
         self.tf32 = None
         self.dataloader_pin_memory = False
+        self.dataloader_num_workers = min(self.dataloader_num_workers, default_workers())
+
+
+def check_devices(bf16: bool) -> None:
+    """Refuse more processes than GPUs, and bf16 on a GPU without it."""
+    processes, found = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if processes > found:
+        raise ValueError(f"NUM_GPUS={processes}, but this machine has {found}: set NUM_GPUS={found}")
+    if bf16 and not torch.cuda.is_bf16_supported():
+        raise ValueError("--bf16 True: this GPU has no bf16; use --bf16 False")
+
+
+def default_workers() -> int:
+    """Data workers for each process: this machine's cores shared out, one left to the process itself, at most 8."""
+    return max(0, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
 
 
 def start_deepspeed_on_cpu() -> None:

@@ -55,4 +55,6 @@ def build_embedder(
     training_args.ddp_find_unused_parameters = (
         model_args.use_vision_lora or model_args.train_vision_encoder or model_args.train_vision_projector
     )
-    return Embedder(model, position_ids)
+    return Embedder(
+        model, position_ids, padding_free=model_args.padding_free, last_token_only=model_args.last_token_only
+    )

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lamra.collators.processing import Processor
@@ -44,6 +46,37 @@ def save_model(
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, an empty form
     processor.save_pretrained(folder)
     settings.write(folder)
+
+
+def load_weights(embedder: Embedder, folder: str | Path) -> None:
+    """Load what `save_model` wrote into an embedder of the same make.
+
+    Raises:
+        ValueError: a trained tensor is missing in the folder, or has no place in the model.
+    """
+    state = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        state.update(load_file(file))
+    if embedder.model is embedder.stock:
+        result = embedder.stock.load_state_dict(state, strict=False)
+    else:
+        result = set_peft_model_state_dict(embedder.model, state)
+    trained = {name for name, parameter in embedder.model.named_parameters() if parameter.requires_grad}
+    lacking = sorted(trained & set(result.missing_keys)) + sorted(result.unexpected_keys)
+    if lacking or not state:
+        raise ValueError(f"the weights in {folder} are not those of this model, for example {(lacking or ['none'])[0]}")
+
+
+def newest_checkpoint(folder: str | Path) -> str:
+    """The checkpoint-N folder of the highest step.
+
+    Raises:
+        ValueError: there is none.
+    """
+    steps = [int(path.parent.name.split("-")[1]) for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    if not steps:
+        raise ValueError(f"--resume auto: no checkpoint-N in {folder} to go on from; start without --resume")
+    return str(Path(folder) / f"checkpoint-{max(steps)}")
 
 
 def prepare_output(folder: str | Path, *, force: bool, resume: str | None) -> None:

@@ -13,7 +13,7 @@ from lamra.models.loading import DEFAULT_POSITION_IDS, architecture, model_folde
 from lamra.models.settings import Settings
 from lamra.train.arguments import DataArguments, ModelArguments, TrainingArguments, note, parse, require
 from lamra.train.build import build_embedder
-from lamra.train.checkpoints import prepare_output, sha256, write_run_record
+from lamra.train.checkpoints import newest_checkpoint, prepare_output, sha256, write_run_record
 from lamra.train.dry_run import print_dry_run
 from lamra.train.entrypoint import run
 from lamra.train.trainer import ContrastiveTrainer
@@ -40,7 +40,6 @@ def main() -> None:
         args.eval_strategy = "no"
 
     settings = Settings(
-        model_id=model_args.model_id,
         base_model=str(folder),
         position_ids=model_args.position_ids or DEFAULT_POSITION_IDS[architecture(folder)],
         min_pixels=model_args.min_pixels,
@@ -68,9 +67,10 @@ def main() -> None:
         data = {"path": data_args.data_path, "sha256": sha256(data_args.data_path), "pairs": len(train_pairs)}
         arguments = {**asdict(model_args), **asdict(data_args), **args.to_dict()}
         write_run_record(args.output_dir, arguments, data)
-    trainer.train(resume_from_checkpoint=args.resume)
+    resume = newest_checkpoint(args.output_dir) if args.resume == "auto" else args.resume
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    note(f"stage 1 is done; measure it: bash scripts/eval/eval_pretrained.sh with MODEL_ID={args.output_dir}")
+    note(f"stage 1 is done; measure it: MODEL_ID={args.output_dir} bash scripts/eval/eval_pretrained.sh")
 
 
 def load_pairs(path: str, use_hard_negatives: bool = False) -> NLIPairs:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
-from lamra.eval.encode import default_workers, encode
+from lamra.eval.encode import encode
 from lamra.eval.search import top_k
 from lamra.models.losses import info_nce
 from lamra.models.settings import Settings
-from lamra.train.checkpoints import save_model
+from lamra.train.checkpoints import load_weights, save_model
 
 
 class ContrastiveTrainer(Trainer):
@@ -66,7 +68,7 @@ class ContrastiveTrainer(Trainer):
                 self.processing_class,
                 items,
                 batch_size=self.args.per_device_eval_batch_size,
-                num_workers=min(default_workers(), self.args.dataloader_num_workers),
+                num_workers=self.args.dataloader_num_workers,
                 description=f"evaluate {name}",
             )  # (N, D)
             for name, items in (("queries", [p.query for p in pairs]), ("targets", [p.target for p in pairs]))
@@ -90,3 +92,17 @@ class ContrastiveTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
             save_model(self.model, self.processing_class, self.settings, output_dir or self.args.output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        load_weights(self.model, resume_from_checkpoint)
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        engine, train_dataloader = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self.is_deepspeed_enabled:  # frozen base weights, 15 GB at 7B, are no part of a checkpoint
+            engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+        if resume_from_checkpoint is not None:
+            if self.is_deepspeed_enabled:
+                deepspeed_load_checkpoint(engine, resume_from_checkpoint, load_module_strict=False)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        return engine, train_dataloader

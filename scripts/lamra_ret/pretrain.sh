@@ -27,7 +27,7 @@ TRAIN_DATA_PATH=${TRAIN_DATA_PATH:-./data/nli_for_simcse.csv}
 EVAL_DATA_PATH=${EVAL_DATA_PATH:-None}
 
 # Optimisation. The global batch, 8 x 72 = 576, is the number of in-batch negatives.
-DS_STAGE=${DS_STAGE:-zero2} # zero2, zero3
+DS_STAGE=${DS_STAGE:-zero2} # zero2, zero3, or none for plain data parallel
 PER_DEVICE_BATCH_SIZE=${PER_DEVICE_BATCH_SIZE:-72}
 GRAD_ACCUM=${GRAD_ACCUM:-1}
 NUM_EPOCHS=${NUM_EPOCHS:-2}
@@ -40,6 +40,8 @@ GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-True}
 RUN_ID=${RUN_ID:-${MODEL_ID}_LamRA_Ret_Pretrain}
 OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN_ID}
 
+if [ "$DS_STAGE" = none ]; then deepspeed=; else deepspeed=./ds_configs/$DS_STAGE.json; fi
+
 torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" train/train_nli.py \
   --model_id "$MODEL_ID" \
   ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} \
@@ -48,7 +50,7 @@ torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" train/train_nli.py \
   --output_dir "$OUTPUT_DIR" \
   --report_to tensorboard \
   --run_name "$RUN_ID" \
-  --deepspeed "./ds_configs/$DS_STAGE.json" \
+  ${deepspeed:+--deepspeed "$deepspeed"} \
   --bf16 "$BF16" \
   --num_train_epochs "$NUM_EPOCHS" \
   --per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE" \

@@ -1,0 +1,179 @@
+"""Stage 1 through the real scripts: train on two processes, evaluate, merge, embed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_script
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+STEPS = 10
+
+
+def pretrain(world, tiny_model, output: Path, *flags, **variables):
+    """scripts/lamra_ret/pretrain.sh with a global batch of 16 and dropout off, STEPS steps."""
+    settings = dict(
+        MODEL_ID="miniature",
+        MODEL_LOCAL_PATH=tiny_model,
+        TRAIN_DATA_PATH=world / "nli.csv",
+        OUTPUT_DIR=output,
+        NUM_GPUS=2,
+        PER_DEVICE_BATCH_SIZE=8,
+        BF16=False,
+        LR="3e-3",
+        LORA_R=8,
+        LORA_ALPHA=16,
+    )
+    fixed = ["--max_steps", STEPS, "--lora_dropout", 0, "--dataloader_num_workers", 1]
+    command = ["bash", "scripts/lamra_ret/pretrain.sh", *fixed, *flags]
+    return run_script(*command, **(settings | variables))
+
+
+def curve(output: Path) -> np.ndarray:
+    history = json.loads((output / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["log_history"]
+    return np.array([entry["loss"] for entry in history if "loss" in entry])
+
+
+@pytest.fixture(scope="module")
+def trained(world, tiny_model, tmp_path_factory) -> Path:
+    """Two processes, ZeRO-2, measured on a csv at the end of the epoch."""
+    output = tmp_path_factory.mktemp("runs") / "zero2"
+    result = pretrain(world, tiny_model, output, EVAL_DATA_PATH=world / "nli_eval.csv")
+    (output / "stdout.txt").write_text(result.stdout)
+    return output
+
+
+def test_a_run_leaves_what_is_needed_to_trust_it(trained, world):
+    losses = curve(trained)
+    assert len(losses) == STEPS
+    assert losses[-3:].mean() < losses[:3].mean() - 0.1
+    settings = json.loads((trained / "lamra.json").read_text())
+    assert settings["position_ids"] == "sequential" and settings["temperature"] == 0.05
+    record = json.loads((trained / "run.json").read_text())
+    assert record["data"]["pairs"] == 400 and len(record["data"]["sha256"]) == 64
+    assert record["arguments"]["learning_rate"] == 3e-3 and record["versions"]["torch"]
+    assert len(record["git_commit"]) >= 7
+
+    (events,) = (trained / "runs").glob("*/events*")
+    board = EventAccumulator(str(events.parent))
+    board.Reload()
+    wanted = {"loss", "learning_rate", "accuracy", "samples_per_second", "useful_tokens_per_second"}
+    assert {f"train/{name}" for name in wanted} | {"eval/recall@1", "eval/accuracy"} <= set(board.Tags()["scalars"])
+    with safe_open(trained / "adapter_model.safetensors", "pt") as adapter:
+        names = list(adapter.keys())
+    assert len(names) == 2 * 7 * 4 and all(".language_model.layers." in name for name in names)  # A and B, 4 layers
+
+
+@pytest.mark.parametrize("parallel", ["data", "zero3_on_two_machines", "one_process"])
+def test_every_way_to_run_gives_the_same_curve(trained, world, tiny_model, tmp_path, parallel):
+    output = tmp_path / parallel
+    if parallel == "data":
+        pretrain(world, tiny_model, output, DS_STAGE="none")
+    elif parallel == "zero3_on_two_machines":
+        on_two_machines(world, tiny_model, output)
+    else:
+        variables = dict(NUM_GPUS=1, PER_DEVICE_BATCH_SIZE=16, DS_STAGE="none", GRADIENT_CHECKPOINTING=False)
+        pretrain(world, tiny_model, output, "--padding_free", "False", **variables)
+    np.testing.assert_allclose(curve(output), curve(trained), rtol=1e-5)
+
+
+def on_two_machines(world, tiny_model, output):
+    """Two launchers that find each other, one process each."""
+    import socket
+    from concurrent.futures import ThreadPoolExecutor
+
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    nodes = dict(NNODES=2, NUM_GPUS=1, MASTER_ADDR="localhost", MASTER_PORT=port, DS_STAGE="zero3")
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(pretrain, world, tiny_model, output, **nodes, NODE_RANK=rank) for rank in range(2)]
+        for run in runs:
+            run.result()
+
+
+def test_the_output_folder_is_kept_and_a_run_goes_on(trained, world, tiny_model, tmp_path):
+    refused = run_script(
+        *("python", "train/train_nli.py", "--model_id", "miniature", "--model_local_path", tiny_model),
+        *("--data_path", world / "nli.csv", "--output_dir", trained, "--per_device_train_batch_size", 8),
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert f"--output_dir {trained} holds a finished run" in refused.stderr and "--resume auto" in refused.stderr
+
+    half = tmp_path / "half"
+    pretrain(world, tiny_model, half, "--save_steps", STEPS // 2, "--save_strategy", "steps")
+    for later in (f"checkpoint-{STEPS}/trainer_state.json", "lamra.json"):
+        (half / later).unlink()
+    pretrain(world, tiny_model, half, "--resume", "auto")
+    np.testing.assert_array_equal(curve(half), curve(trained))
+
+
+def test_merged_model_embeds_the_same(trained, world, tmp_path):
+    items = tmp_path / "items.jsonl"
+    picture = world / "test" / "images" / "0.png"
+    rows = [{"id": "t", "text": "A red circle."}, {"id": "p", "image": str(picture)}]
+    rows.append({"id": "both", "text": "now in blue", "image": str(picture)})
+    items.write_text("\n".join(map(json.dumps, rows)))
+    run_script("bash", "scripts/merge_lora.sh", MODEL_ID=trained, SAVE_PATH=tmp_path / "merged", DTYPE="fp32")
+    found = []
+    for model in (trained, tmp_path / "merged"):
+        out = tmp_path / f"{model.name}.npz"
+        run_script("python", "eval/embed.py", "--model_id", model, "--input", items, "--output", out)
+        found.append(np.load(out))
+    assert found[0]["ids"].tolist() == ["t", "p", "both"]
+    assert found[0]["embeddings"].dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found[0]["embeddings"], axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(found[1]["embeddings"], found[0]["embeddings"], atol=1e-5)
+
+    run_script("bash", "scripts/merge_lora.sh", MODEL_ID=trained, SAVE_PATH=tmp_path / "half", DTYPE="bf16")
+    with safe_open(tmp_path / "half" / "model.safetensors", "pt") as merged:
+        assert {str(merged.get_tensor(name).dtype) for name in merged.keys()} == {"torch.bfloat16"}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("mode", ["pretrained", "finetuned"])
+def test_evaluation_does_not_depend_on_the_number_of_processes(trained, world, tmp_path, mode):
+    written = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        result = run_script(
+            *("bash", "scripts/eval/eval_pretrained.sh", "--output_dir", output, "--save_for_rerank", "True"),
+            *("--mode", mode),
+            MODEL_ID=trained,
+            NUM_GPUS=processes,
+            BATCH_SIZE=4,  # 11 pictures and 55 captions do not divide
+            DATASETS="flickr",
+            FLICKR_IMAGES=world / "test" / "images",
+            FLICKR_TEXTS=world / "test" / "captions.json",
+        )
+        written.append({path.name: path.read_text() for path in output.iterdir()})
+    assert written[0] == written[1]
+    assert "11 pictures, 55 captions" in result.stdout and "R@10" in result.stdout
+    metrics = json.loads(written[0]["metrics.json"])
+    assert list(metrics) == sorted(f"{d}_retrieval_recall@{k}" for d in ("image", "text") for k in (1, 5, 10))
+    ranking = [json.loads(line) for line in written[0]["ranking_image_retrieval.jsonl"].splitlines()]
+    assert len(ranking) == 55 * 11 and ranking[0].keys() == {"qid", "did", "score", "rank"}
+    first = [row for row in ranking if row["rank"] == 1]
+    hits = sum(row["qid"].split("#")[0] == row["did"] for row in first)
+    assert hits / 55 == metrics["image_retrieval_recall@1"]
+
+
+def test_demo_ranks_pictures(trained, world):
+    result = run_script(
+        *("python", "demo.py", "--model_id", trained, "--folder", world / "test" / "images"),
+        *("--image", world / "test" / "images" / "3.png", "--top", 2),
+    )
+    lines = result.stdout.strip().splitlines()
+    assert len(lines) == 2 and lines[0].split()[0] == "1" and lines[0].endswith("3.png")  # a picture finds itself
+
+
+def test_dry_run_tells_and_trains_nothing(world, tiny_model, tmp_path):
+    result = pretrain(world, tiny_model, tmp_path / "dry", "--dry_run", "True", NUM_GPUS=1, DS_STAGE="none")
+    assert "global batch          8 pairs = 8 x 1 processes x 1 accumulated" in result.stdout
+    assert "trainable parameters" in result.stdout and "memory a process" in result.stdout
+    assert "Summarize above sentence in one word: <|im_end|>" in result.stdout
+    assert not list(tmp_path.glob("dry/*"))

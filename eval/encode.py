@@ -70,19 +70,19 @@ def encode(
     loader = DataLoader(
         _Batches(items, mine, processor), batch_size=None, num_workers=num_workers, worker_init_fn=_one_thread
     )
-    progress = tqdm(total=len(items), desc=description, unit="item", disable=rank > 0 or len(items) == 0)
     parts = []
-    for indices, inputs in loader:
-        if inputs is None:
-            raise indices
-        inputs = {name: tensor.to(embedder.device, non_blocking=True) for name, tensor in inputs.items()}
-        rows = torch.full((batch_size,), -1, device=embedder.device)  # -1 marks padding of a short batch
-        rows[: len(indices)] = torch.tensor(indices)
-        embeddings = embedder(**inputs).float()  # (b, D)
-        embeddings = torch.cat([embeddings, embeddings.new_zeros(batch_size - len(indices), embeddings.shape[1])])
-        parts.append((all_gather_with_grad(rows).cpu(), all_gather_with_grad(embeddings).cpu()))
-        progress.update(min(len(indices) * world, progress.total - progress.n))
-    progress.close()
+    with tqdm(total=len(items), desc=description, unit="item", disable=rank > 0) as progress:
+        for indices, inputs in loader:
+            if inputs is None:
+                progress.close()
+                raise indices
+            inputs = {name: tensor.to(embedder.device, non_blocking=True) for name, tensor in inputs.items()}
+            rows = torch.full((batch_size,), -1, device=embedder.device)  # -1 marks padding of a short batch
+            rows[: len(indices)] = torch.tensor(indices)
+            embeddings = embedder(**inputs).float()  # (b, D)
+            embeddings = torch.cat([embeddings, embeddings.new_zeros(batch_size - len(indices), embeddings.shape[1])])
+            parts.append((all_gather_with_grad(rows).cpu(), all_gather_with_grad(embeddings).cpu()))
+            progress.update(min(len(indices) * world, len(items) - progress.n))
     embedder.train(training)
     return _in_order(parts, len(items))
 

@@ -1,7 +1,11 @@
-"""How results are shown and kept: a text table, metrics.json, and a figure."""
+"""How results are shown and kept: a text table, metrics.json, and a figure.
+
+python eval/report.py --output_dir DIR "name of a run=its metrics.json" ... puts runs side by side.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Mapping
@@ -77,3 +81,23 @@ def plot_recalls(path: str | Path, rows: Rows) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(rows), frameon=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare runs: a table, DIR/metrics.json and DIR/recall.png.")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("runs", nargs="+", metavar="name=metrics.json")
+    args = parser.parse_args()
+    rows = {}
+    for run in args.runs:
+        name, _, path = run.partition("=")
+        rows[name] = json.loads(Path(path).read_text())
+    print()
+    print_table(rows)
+    metrics = write_metrics(args.output_dir, rows)
+    plot_recalls(args.output_dir / "recall.png", rows)
+    print(f"\n{metrics}\n{args.output_dir / 'recall.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import transformers
@@ -165,6 +166,7 @@ def note(message: str) -> None:
 def parse(*dataclasses):
     """Parse sys.argv into one instance of each dataclass; abbreviated and unknown flags are errors."""
     parser = HfArgumentParser(dataclasses, allow_abbrev=False, usage="%(prog)s [--flag value ...]  (--help lists them)")
+    parser.error = _raise  # one sentence for what argparse refuses, too
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     except ValueError as error:  # also a library's word on a bad value
@@ -172,3 +174,7 @@ def parse(*dataclasses):
     if unknown:
         raise ValueError(f"unknown flag {' '.join(unknown)}: --help lists the flags")
     return parsed
+
+
+def _raise(message: str) -> NoReturn:
+    raise ValueError(message)

@@ -26,6 +26,7 @@ def main() -> None:
     # Everything cheap first: a mistake is told before any model is loaded.
     folder = model_folder(model_args.model_id, model_args.model_local_path)
     prepare_output(args.output_dir, force=args.force, resume=args.resume)
+    resume = newest_checkpoint(args.output_dir) if args.resume == "auto" else args.resume
     train_pairs = load_pairs(data_args.data_path, data_args.use_hard_negatives)
     global_batch = args.per_device_train_batch_size * args.world_size
     require(
@@ -67,7 +68,6 @@ def main() -> None:
         data = {"path": data_args.data_path, "sha256": sha256(data_args.data_path), "pairs": len(train_pairs)}
         arguments = {**asdict(model_args), **asdict(data_args), **args.to_dict()}
         write_run_record(args.output_dir, arguments, data)
-    resume = newest_checkpoint(args.output_dir) if args.resume == "auto" else args.resume
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     note(f"stage 1 is done; measure it: MODEL_ID={args.output_dir} bash scripts/eval/eval_pretrained.sh")

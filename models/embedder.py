@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamra.models.grad_cache import embed_in_chunks
 from lamra.models.packing import ATTENTION, Packing, keep_last_token
 
 POSITION_IDS = ("sequential", "mrope")
@@ -26,9 +27,19 @@ class Embedder(nn.Module):
             Qwen2-VL checkpoints were trained; "mrope" is the multimodal scheme of Qwen2-VL itself.
         padding_free: run all sequences as one row of tokens (models.packing); False pads them to a rectangle.
         last_token_only: with padding_free, the last layer computes nothing but the pooled tokens.
+        grad_cache_chunk: in training, embed so many sequences at a time and recompute them in the backward pass
+            (models.grad_cache); 0 embeds all at once.
     """
 
-    def __init__(self, model: nn.Module, position_ids: str, *, padding_free: bool = True, last_token_only: bool = True):
+    def __init__(
+        self,
+        model: nn.Module,
+        position_ids: str,
+        *,
+        padding_free: bool = True,
+        last_token_only: bool = True,
+        grad_cache_chunk: int = 0,
+    ):
         super().__init__()
         if position_ids not in POSITION_IDS:
             raise ValueError(f"--position_ids {position_ids!r}: choose one of {', '.join(POSITION_IDS)}")
@@ -36,6 +47,7 @@ class Embedder(nn.Module):
         self.position_ids = position_ids
         self.padding_free = padding_free
         self.last_token_only = padding_free and last_token_only
+        self.grad_cache_chunk = grad_cache_chunk
         if padding_free:
             self.config.text_config._attn_implementation = ATTENTION
         if self.last_token_only:
@@ -81,7 +93,13 @@ class Embedder(nn.Module):
         Returns:
             (B, D) float32 embeddings of unit norm.
         """
-        return F.normalize(self.hidden_state(input_ids, attention_mask, pixel_values, image_grid_thw).float(), dim=-1)
+        inputs = (input_ids, attention_mask, pixel_values, image_grid_thw)
+        if self.grad_cache_chunk and torch.is_grad_enabled():
+            images_per_row = (input_ids == self.config.vision_start_token_id).sum(dim=1)
+            hidden = embed_in_chunks(self.hidden_state, self.grad_cache_chunk, *inputs, images_per_row)
+        else:
+            hidden = self.hidden_state(*inputs)
+        return F.normalize(hidden.float(), dim=-1)
 
     def hidden_state(
         self,

@@ -68,11 +68,13 @@ def test_a_run_leaves_what_is_needed_to_trust_it(trained, world):
     assert len(names) == 2 * 7 * 4 and all(".language_model.layers." in name for name in names)  # A and B, 4 layers
 
 
-@pytest.mark.parametrize("parallel", ["data", "zero3_on_two_machines", "one_process"])
+@pytest.mark.parametrize("parallel", ["data", "zero2_grad_cache", "zero3_on_two_machines", "one_process"])
 def test_every_way_to_run_gives_the_same_curve(trained, world, tiny_model, tmp_path, parallel):
     output = tmp_path / parallel
     if parallel == "data":
-        pretrain(world, tiny_model, output, DS_STAGE="none")
+        pretrain(world, tiny_model, output, "--grad_cache_chunk", 5, DS_STAGE="none")
+    elif parallel == "zero2_grad_cache":
+        pretrain(world, tiny_model, output, "--grad_cache_chunk", 4, GRADIENT_CHECKPOINTING=False)
     elif parallel == "zero3_on_two_machines":
         on_two_machines(world, tiny_model, output)
     else:

@@ -69,6 +69,9 @@ class TrainingArguments(transformers.TrainingArguments):
     output_dir: str | None = field(default="checkpoints/run", metadata={"help": "where adapter and checkpoints go"})
     model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
     temperature: float = field(default=0.05, metadata={"help": "divides the similarities"})
+    grad_cache_chunk: int = field(
+        default=0, metadata={"help": "embed so many prompts at a time and recompute them: constant memory; 0: all at once"}
+    )
     warmup_ratio: float | None = field(default=None, metadata={"help": "share of the steps that warm up"})
     force: bool = field(default=False, metadata={"help": "start again in an output folder that holds a run"})
     resume: str | None = field(default=None, metadata={"help": "auto, or a checkpoint-N folder to go on from"})
@@ -101,6 +104,7 @@ class TrainingArguments(transformers.TrainingArguments):
             "1 or more",
         )
         require(self.model_max_length > 0, "model_max_length", self.model_max_length, "1 or more")
+        require(self.grad_cache_chunk >= 0, "grad_cache_chunk", self.grad_cache_chunk, "0 (off) or a number of prompts")
         if self.warmup_ratio is not None:
             require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a share from 0 to below 1")
             self.warmup_steps = self.warmup_ratio  # transformers 5: below 1 it is a ratio

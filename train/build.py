@@ -56,5 +56,9 @@ def build_embedder(
         model_args.use_vision_lora or model_args.train_vision_encoder or model_args.train_vision_projector
     )
     return Embedder(
-        model, position_ids, padding_free=model_args.padding_free, last_token_only=model_args.last_token_only
+        model,
+        position_ids,
+        padding_free=model_args.padding_free,
+        last_token_only=model_args.last_token_only,
+        grad_cache_chunk=training_args.grad_cache_chunk,
     )

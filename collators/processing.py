@@ -7,13 +7,17 @@ other pixels (FACTS 8). This one is the tokenizer and the PIL-backed image proce
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from lamra.collators.messages import embedding_messages
 from lamra.datasets.items import Item
@@ -29,13 +33,24 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return source.convert("RGB")
+    with _named_faults(source), Image.open(source) as image:
+        return image.convert("RGB")
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height, from the file's header alone; raises as `open_image`."""
+    with _named_faults(path), Image.open(path) as image:
+        return image.size
+
+
+@contextmanager
+def _named_faults(path: str | Path) -> Iterator[None]:
     try:
-        with Image.open(source) as image:
-            return image.convert("RGB")
+        yield
     except FileNotFoundError:
-        raise ValueError(f"picture {source} does not exist") from None
+        raise ValueError(f"picture {path} does not exist") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"picture {source} cannot be read ({error}): repair or replace the file") from None
+        raise ValueError(f"picture {path} cannot be read ({error}): repair or replace the file") from None
 
 
 class Processor:
@@ -92,6 +107,23 @@ class Processor:
         if len(ids) > self.max_length:
             ids = self._token_ids(self._shortened(item, len(ids) - self.max_length), pixels.get("image_grid_thw"))
         return {"input_ids": ids, "pixel_values": None, "image_grid_thw": None, **pixels}
+
+    def length(self, item: Item) -> int:
+        """Tokens that `encode` makes of an item, from the headers of its pictures."""
+        factor = self.image_processor.patch_size * self.image_processor.merge_size
+        limits = self.image_processor.size["shortest_edge"], self.image_processor.size["longest_edge"]
+        pictures = 0
+        for image in item.images:
+            width, height = image.size if isinstance(image, Image.Image) else picture_size(image)
+            resized = smart_resize(height, width, factor, *limits)
+            pictures += resized[0] * resized[1] // factor**2 - 1
+        return min(len(self.tokenizer(self.render(embedding_messages(item)))["input_ids"]) + pictures, self.max_length)
+
+    @cached_property
+    def prefix_ids(self) -> list[int]:
+        """The tokens that every prompt begins with: system turn and head of the user turn."""
+        first, second = (self.encode(Item("", text))["input_ids"] for text in ("a", "7"))
+        return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second))]
 
     def __call__(self, items: list[Item]) -> dict[str, Tensor]:
         """Items to one batch of keyword arguments for Embedder."""

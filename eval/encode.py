@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -42,49 +42,88 @@ def encode(
     processor: Processor,
     items: Sequence[Item],
     *,
-    batch_size: int,
+    max_tokens_per_batch: int,
     num_workers: int = 0,
+    share_prefix: bool = True,
     description: str = "encode",
 ) -> Tensor:
-    """Embed all items.
+    """Embed all items, each different one once.
 
-    Batches are formed from all items sorted by size and dealt out to the processes, so that the embeddings do not
+    Batches are formed from all items sorted by length and dealt out to the processes, so that the embeddings do not
     depend on how many processes there are.
+
+    Args:
+        max_tokens_per_batch: bound on the tokens of a forward, padding counted where there is any.
+        share_prefix: compute the prompt's constant beginning once; the embeddings stay the same.
 
     Returns:
         (len(items), D) float32 unit embeddings on the CPU, in the order of `items`, the same on every process.
 
     Raises:
-        ValueError: a picture cannot be read, or an item is too long; names it.
+        ValueError: a picture cannot be read, or an item is longer than the budget; names it.
     """
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    rank = process_rank()
-    by_size = sorted(range(len(items)), key=lambda i: (len(items[i].images), len(items[i].text or "")), reverse=True)
-    batches = [by_size[i : i + batch_size] for i in range(0, len(by_size), batch_size)]
+    different: dict[Hashable, int] = {}  # what an item shows -> its row in the embeddings
+    row_of_item = [different.setdefault(_content(item), len(different)) for item in items]
+    first = {row: item for item, row in zip(reversed(items), reversed(row_of_item))}
+    unique = [first[row] for row in range(len(different))]
+
+    batches = token_batches([processor.length(item) for item in unique], max_tokens_per_batch, embedder.padding_free)
+    world, rank = (dist.get_world_size() if dist.is_initialized() else 1), process_rank()
     # Every process makes the same number of forwards (ZeRO-3 gathers weights in each): the last may be a repetition.
     steps = -(-len(batches) // world)
     mine = [batches[min(step * world + rank, len(batches) - 1)] for step in range(steps)]
+    most = max(map(len, batches))
 
     training = embedder.training
     embedder.eval()
+    prefix_ids = torch.tensor(processor.prefix_ids)
+    prefix = embedder.prefix_of(prefix_ids.to(embedder.device)) if share_prefix and embedder.padding_free else None
     loader = DataLoader(
-        _Batches(items, mine, processor), batch_size=None, num_workers=num_workers, worker_init_fn=_one_thread
+        _Batches(unique, mine, processor), batch_size=None, num_workers=num_workers, worker_init_fn=_one_thread
     )
     parts = []
-    with tqdm(total=len(items), desc=description, unit="item", disable=rank > 0) as progress:
+    with tqdm(total=len(unique), desc=description, unit="item", disable=rank > 0) as progress:
         for indices, inputs in loader:
             if inputs is None:
                 progress.close()
                 raise indices
+            begins = (inputs["input_ids"][:, : len(prefix_ids)] == prefix_ids).all()
             inputs = {name: tensor.to(embedder.device, non_blocking=True) for name, tensor in inputs.items()}
-            rows = torch.full((batch_size,), -1, device=embedder.device)  # -1 marks padding of a short batch
+            rows = torch.full((most,), -1, device=embedder.device)  # -1 marks padding of a short batch
             rows[: len(indices)] = torch.tensor(indices)
-            embeddings = embedder(**inputs).float()  # (b, D)
-            embeddings = torch.cat([embeddings, embeddings.new_zeros(batch_size - len(indices), embeddings.shape[1])])
+            embeddings = embedder(**inputs, prefix=prefix if begins else None)  # (b, D)
+            embeddings = torch.cat([embeddings, embeddings.new_zeros(most - len(indices), embeddings.shape[1])])
             parts.append((all_gather_with_grad(rows).cpu(), all_gather_with_grad(embeddings).cpu()))
-            progress.update(min(len(indices) * world, len(items) - progress.n))
+            progress.update(min(len(indices) * world, len(unique) - progress.n))
     embedder.train(training)
-    return _in_order(parts, len(items))
+    return _in_order(parts, len(unique))[row_of_item]
+
+
+def token_batches(lengths: Sequence[int], max_tokens: int, padding_free: bool) -> list[list[int]]:
+    """Indices in batches of at most `max_tokens` tokens, longest items first.
+
+    Raises:
+        ValueError: one item alone is longer.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    if lengths[order[0]] > max_tokens:
+        raise ValueError(
+            f"--max_tokens_per_batch {max_tokens}: the longest item has {lengths[order[0]]} tokens; give at least that"
+        )
+    batches: list[list[int]] = []
+    room = 0
+    for i in order:
+        if room < lengths[i]:
+            batches.append([])
+            room, width = max_tokens, lengths[i]
+        batches[-1].append(i)
+        room -= lengths[i] if padding_free else width
+    return batches
+
+
+def _content(item: Item) -> Hashable:
+    pictures = tuple(str(image) if not hasattr(image, "size") else id(image) for image in item.images)
+    return item.instruction, item.text, pictures
 
 
 def _in_order(parts: list[tuple[Tensor, Tensor]], count: int) -> Tensor:

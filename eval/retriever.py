@@ -19,7 +19,11 @@ from lamra.train.arguments import check_devices, default_workers, require
 class RetrieverArguments:
     model_id: str = field(metadata={"help": "folder of an adapter, a merged model or a bare base model"})
     original_model_id: str | None = field(default=None, metadata={"help": "base model under an adapter"})
-    batch_size: int = field(default=8, metadata={"help": "items in a forward"})
+    max_tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "tokens in a forward; default: 32768 on CUDA, 4096 elsewhere"}
+    )
+    padding_free: bool = field(default=True, metadata={"help": "one row of tokens instead of a padded rectangle"})
+    share_prefix: bool = field(default=True, metadata={"help": "compute the prompts' constant beginning once"})
     bf16: bool | None = field(default=None, metadata={"help": "default: True on CUDA, float32 elsewhere"})
     model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
     position_ids: str | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
@@ -28,7 +32,8 @@ class RetrieverArguments:
     num_workers: int | None = field(default=None, metadata={"help": "processes that prepare inputs"})
 
     def __post_init__(self):
-        require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
+        budget = self.max_tokens_per_batch
+        require(budget is None or budget > 0, "max_tokens_per_batch", budget, "1 or more")
         require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
         if torch.cuda.is_available():
             check_devices(bool(self.bf16))
@@ -41,8 +46,9 @@ class Retriever:
     embedder: Embedder
     processor: Processor
     settings: Settings
-    batch_size: int
+    max_tokens_per_batch: int
     num_workers: int
+    share_prefix: bool
 
     def encode(self, items, description: str) -> torch.Tensor:
         """(N, D) float32 unit embeddings on the CPU; see eval.encode."""
@@ -50,8 +56,9 @@ class Retriever:
             self.embedder,
             self.processor,
             items,
-            batch_size=self.batch_size,
+            max_tokens_per_batch=self.max_tokens_per_batch,
             num_workers=self.num_workers,
+            share_prefix=self.share_prefix,
             description=description,
         )
 
@@ -69,6 +76,7 @@ def load_retriever(args: RetrieverArguments) -> Retriever:
         attn_implementation=args.attn_implementation,
         position_ids=args.position_ids,
         max_pixels=args.max_pixels,
+        padding_free=args.padding_free,
     )
     processor = Processor(
         (args.original_model_id or settings.base_model) if is_adapter(args.model_id) else args.model_id,
@@ -77,4 +85,5 @@ def load_retriever(args: RetrieverArguments) -> Retriever:
         max_length=args.model_max_length,
     )
     workers = default_workers() if args.num_workers is None else args.num_workers
-    return Retriever(embedder, processor, settings, args.batch_size, workers)
+    budget = args.max_tokens_per_batch or (32768 if on_cuda else 4096)
+    return Retriever(embedder, processor, settings, budget, workers, args.share_prefix)

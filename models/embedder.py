@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamra.models.grad_cache import embed_in_chunks
-from lamra.models.packing import ATTENTION, Packing, keep_last_token
+from lamra.models.packing import ATTENTION, KeysAndValues, Packing, keep_last_token
 
 POSITION_IDS = ("sequential", "mrope")
 
@@ -81,6 +81,7 @@ class Embedder(nn.Module):
         attention_mask: Tensor,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        prefix: KeysAndValues | None = None,
     ) -> Tensor:
         """Embed right-padded prompts.
 
@@ -89,17 +90,33 @@ class Embedder(nn.Module):
             attention_mask: (B, L), 1 for tokens and then 0 for padding.
             pixel_values: (P, channels * temporal * 14 * 14) patches of all images in order, or None.
             image_grid_thw: (images, 3) patches in time, height and width, or None.
+            prefix: what `prefix_of` gave for tokens that every row begins with; they are then not computed again.
 
         Returns:
             (B, D) float32 embeddings of unit norm.
+
+        Raises:
+            ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
+        if prefix is not None and self.training:
+            raise ValueError(
+                "a shared prefix is exact in evaluation only: in training all rows would share its dropout"
+            )
         inputs = (input_ids, attention_mask, pixel_values, image_grid_thw)
         if self.grad_cache_chunk and torch.is_grad_enabled():
             images_per_row = (input_ids == self.config.vision_start_token_id).sum(dim=1)
             hidden = embed_in_chunks(self.hidden_state, self.grad_cache_chunk, *inputs, images_per_row)
         else:
-            hidden = self.hidden_state(*inputs)
+            hidden = self.hidden_state(*inputs, prefix)
         return F.normalize(hidden.float(), dim=-1)
+
+    def prefix_of(self, input_ids: Tensor) -> KeysAndValues:
+        """Keys and values of (P,) tokens in every layer, for prompts that begin with them; needs padding_free."""
+        seen: KeysAndValues = {}
+        positions = torch.arange(len(input_ids), device=input_ids.device).expand(3, 1, -1)
+        packing = Packing.of(torch.ones_like(input_ids).unsqueeze(0), seen=seen)
+        self._backbone(input_ids.unsqueeze(0), {"full_attention": packing}, positions)
+        return seen
 
     def hidden_state(
         self,
@@ -107,31 +124,36 @@ class Embedder(nn.Module):
         attention_mask: Tensor,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        prefix: KeysAndValues | None = None,
     ) -> Tensor:
         """(B, D) hidden states of the last tokens, in the model's dtype, not normalised; arguments as for forward."""
         positions = self._position_ids(input_ids, attention_mask, image_grid_thw)  # (3, B, L)
-        last = attention_mask.sum(dim=1) - 1  # (B,)
-        # With padding on the right, causal attention alone keeps it out of every pooled token: no mask is needed.
-        mask = None
-        if self.padding_free:
-            packing = Packing.of(attention_mask)
-            mask = {"full_attention": packing}
-            input_ids = input_ids.flatten()[packing.slots].unsqueeze(0)  # (1, T)
-            positions = positions.flatten(1)[:, packing.slots].unsqueeze(1)  # (3, 1, T)
-            last = packing.last
-        hidden = self.stock.model(
+        if not self.padding_free:
+            # With padding on the right, causal attention alone keeps it out of every pooled token: no mask is needed.
+            hidden = self._backbone(input_ids, None, positions, pixel_values, image_grid_thw)  # (B, L, D)
+            return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(dim=1) - 1]
+        if prefix is not None:
+            known = prefix[0][0].shape[2]
+            input_ids, attention_mask, positions = (
+                input_ids[:, known:],
+                attention_mask[:, known:],
+                positions[..., known:],
+            )
+        packing = Packing.of(attention_mask, prefix=prefix)
+        ids = input_ids.flatten()[packing.slots].unsqueeze(0)  # (1, T)
+        positions = positions.flatten(1)[:, packing.slots].unsqueeze(1)  # (3, 1, T)
+        hidden = self._backbone(ids, {"full_attention": packing}, positions, pixel_values, image_grid_thw)[0]  # (T, D)
+        return hidden if self.last_token_only else hidden[packing.last]  # (B, D)
+
+    def _backbone(self, input_ids, attention_mask, position_ids, pixel_values=None, image_grid_thw=None) -> Tensor:
+        return self.stock.model(
             input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             use_cache=False,
-        ).last_hidden_state  # (B, L, D), (1, T, D), or (1, B, D) of the last tokens only
-        if self.last_token_only:
-            return hidden[0]
-        if self.padding_free:
-            return hidden[0, last]
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, D)
+        ).last_hidden_state
 
     def _position_ids(self, input_ids: Tensor, attention_mask: Tensor, image_grid_thw: Tensor | None) -> Tensor:
         """(3, B, L) rotary positions in time, height and width."""

@@ -141,11 +141,14 @@ def load_embedder(
     attn_implementation: str | None = None,
     position_ids: str | None = None,
     max_pixels: int | None = None,
+    padding_free: bool = True,
+    merge: bool = True,
 ) -> tuple[Embedder, Settings]:
     """An Embedder for evaluation from an adapter folder, a merged folder or a bare base model.
 
     Args:
         original_model: the base model under an adapter; by default the one the checkpoint names.
+        merge: add an adapter to the weights in memory, which then cost nothing more; False keeps it apart.
         position_ids, max_pixels: None takes the checkpoint's, or for a bare base model the default of its kind.
 
     Raises:
@@ -175,5 +178,6 @@ def load_embedder(
     model = load_model(base, dtype=dtype, attn_implementation=attn)
     if is_adapter(folder):
         model = load_adapter(model, folder)
-    embedder = Embedder(model, settings.position_ids).to(device).eval().requires_grad_(False)
+        model = model.merge_and_unload() if merge else model
+    embedder = Embedder(model, settings.position_ids, padding_free=padding_free).to(device).eval().requires_grad_(False)
     return embedder, settings

@@ -21,6 +21,8 @@ from transformers import AttentionInterface
 
 ATTENTION = "padding_free"
 
+KeysAndValues = dict[int, tuple[Tensor, Tensor]]  # of each layer
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -30,17 +32,21 @@ class Packing:
         starts: (B + 1,) int32, starts[i] is sequence i's first token in the row, starts[B] is T.
         slots: (T,) each token's place in the padded (B, L) layout, flattened.
         longest: L.
+        prefix: keys and values (1, K, P, E) of P tokens that stand before every sequence, by layer.
+        seen: where to note each layer's keys and values, to make such a prefix of this row.
     """
 
     starts: Tensor
     slots: Tensor
     longest: int
+    prefix: KeysAndValues | None = None
+    seen: KeysAndValues | None = None
 
     @classmethod
-    def of(cls, attention_mask: Tensor) -> Packing:
+    def of(cls, attention_mask: Tensor, **kwargs) -> Packing:
         """From a right-padded (B, L) mask."""
         starts = F.pad(attention_mask.sum(dim=1).cumsum(dim=0), (1, 0)).int()  # (B + 1,)
-        return cls(starts, attention_mask.flatten().nonzero()[:, 0], attention_mask.shape[1])
+        return cls(starts, attention_mask.flatten().nonzero()[:, 0], attention_mask.shape[1], **kwargs)
 
     @property
     def last(self) -> Tensor:
@@ -61,7 +67,7 @@ class Packing:
 def padding_free_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Packing, scaling: float, **_
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sequence of a packed row.
+    """Causal attention within each sequence of a packed row, and to the prefix before all of them.
 
     Args:
         query: (1, H, T, E), or (1, H, B, E) when only each sequence's last token asks (see `keep_last_token`).
@@ -70,29 +76,61 @@ def padding_free_attention(
     Returns:
         (1, T or B, H, E) and None, as the attention interface wants.
     """
+    packing = attention_mask
+    if packing.seen is not None:
+        packing.seen[module.layer_idx] = (key, value)
+    prefix = packing.prefix[module.layer_idx] if packing.prefix else None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, E)
-    only_last = len(q) != len(k)
-    if varlen := _varlen_kernel(q.device.type, q.dtype):
-        starts_q = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device) if only_last else attention_mask.starts
-        longest_q = 1 if only_last else attention_mask.longest
-        # Causal from the end: a single query is its sequence's last token and sees all of it.
-        out = varlen(q, k, v, starts_q, attention_mask.starts, longest_q, attention_mask.longest, scaling)
-    else:
-        out = _padded_attention(q, k, v, attention_mask, scaling, only_last)
-    return out.unsqueeze(0), None
+    attend = _varlen_attention if _varlen_kernel(q.device.type, q.dtype) else _padded_attention
+    return attend(q, k, v, packing, prefix, scaling).unsqueeze(0), None
 
 
-def _padded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float, only_last: bool) -> Tensor:
+def _padded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, prefix, scaling: float) -> Tensor:
     """Pad on the right, where causal attention never looks, run PyTorch's SDPA, and pack again: (T or B, H, E)."""
+    only_last = len(q) != len(k)
+    q = q.unsqueeze(2) if only_last else packing.pad(q).transpose(1, 2)  # (B, H, 1 or L, E)
     k, v = (packing.pad(x).transpose(1, 2) for x in (k, v))  # (B, K, L, E)
-    options = dict(scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
-    if not only_last:
-        out = F.scaled_dot_product_attention(packing.pad(q).transpose(1, 2), k, v, is_causal=True, **options)
-        return packing.unpad(out.transpose(1, 2))  # (B, H, L, E) -> (T, H, E)
-    lengths = packing.starts.diff()  # (B,)
-    seen = torch.arange(packing.longest, device=q.device) < lengths[:, None]  # (B, L)
-    out = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=seen[:, None, None, :], **options)
-    return out.squeeze(2)  # (B, H, 1, E) -> (B, H, E)
+    mask, before = None, 0
+    if prefix is not None:
+        before = prefix[0].shape[2]
+        k, v = (torch.cat([p.expand(len(x), -1, -1, -1), x], dim=2) for p, x in zip(prefix, (k, v)))  # (B, K, P + L, E)
+    place = torch.arange(before + packing.longest, device=q.device)
+    if only_last:
+        mask = (place < before + packing.starts.diff()[:, None])[:, None, None]  # (B, 1, 1, P + L)
+    elif prefix is not None:
+        mask = place <= place[before:, None]  # (L, P + L)
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+    ).transpose(1, 2)  # (B, 1 or L, H, E)
+    return out[:, 0] if only_last else packing.unpad(out)
+
+
+def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, prefix, scaling: float) -> Tensor:
+    """A kernel that reads packed rows: (T or B, H, E). Causal from the end: the last query sees its whole sequence."""
+    starts_q = starts_k = packing.starts
+    longest_q = longest_k = packing.longest
+    sequences = len(starts_k) - 1
+    if len(q) != len(k):  # one query a sequence
+        starts_q, longest_q = torch.arange(sequences + 1, dtype=torch.int32, device=q.device), 1
+    if prefix is not None:
+        before = prefix[0].shape[2]
+        k, v = (_with_prefix(x, p[0].transpose(0, 1), packing) for p, x in zip(prefix, (k, v)))
+        starts_k = starts_k + before * torch.arange(sequences + 1, dtype=torch.int32, device=q.device)
+        longest_k += before
+    kernel = _varlen_kernel(q.device.type, q.dtype)
+    return kernel(q, k, v, starts_q, starts_k, longest_q, longest_k, scaling)
+
+
+def _with_prefix(x: Tensor, prefix: Tensor, packing: Packing) -> Tensor:
+    """Packed rows (T, K, E) with prefix (P, K, E) before each sequence: (T + B * P, K, E)."""
+    sequences, before = len(packing.starts) - 1, len(prefix)
+    sequence = packing.slots // packing.longest  # (T,) which one each token belongs to
+    out = x.new_empty(len(x) + sequences * before, *x.shape[1:])
+    out[torch.arange(len(x), device=x.device) + (sequence + 1) * before] = x
+    first = packing.starts[:-1, None] + before * torch.arange(sequences, device=x.device)[:, None]  # (B, 1)
+    out[first + torch.arange(before, device=x.device)] = prefix
+    return out
 
 
 @cache

@@ -16,7 +16,7 @@ RESULTS=results/quickstart
 
 export NUM_GPUS=${NUM_GPUS:-1} DATASETS=flickr FLICKR_IMAGES=$WORLD/test/images FLICKR_TEXTS=$WORLD/test/captions.json
 evaluate() {
-  MODEL_ID=$1 BATCH_SIZE=50 bash scripts/eval/eval_pretrained.sh --output_dir "$2" --data_name "unseen miniature"
+  MODEL_ID=$1 bash scripts/eval/eval_pretrained.sh --output_dir "$2" --data_name "unseen miniature"
 }
 evaluate "$BASE" "$RESULTS/before"
 

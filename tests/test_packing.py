@@ -93,6 +93,19 @@ def test_every_path_equals_the_plain_one(stock, rows, position_ids):
         equal(results(stock, batch, position_ids=position_ids, **flags), plain)
 
 
+@pytest.mark.parametrize("position_ids", ["sequential", "mrope"])
+@pytest.mark.parametrize("last_token_only", [True, False])
+def test_a_prefix_computed_once_changes_nothing(stock, position_ids, last_token_only):
+    batch = batch_of([[6, (4, 6), 3], [9], [40], [6, 1, (2, 2), (2, 4), 2]])
+    batch["input_ids"][:, :6] = torch.arange(10, 16)
+    embedder = Embedder(copy.deepcopy(stock), position_ids, last_token_only=last_token_only).eval()
+    with torch.no_grad():
+        prefix = embedder.prefix_of(torch.arange(10, 16))
+        close(embedder(**batch, prefix=prefix), embedder(**batch))
+    with pytest.raises(ValueError, match="exact in evaluation only"):
+        embedder.train()(**batch, prefix=prefix)
+
+
 def test_the_last_layer_computes_pooled_tokens_only(stock):
     """The MLP of the last layer sees B tokens, that of the first all T."""
     embedder = Embedder(copy.deepcopy(stock), "sequential")
@@ -102,6 +115,31 @@ def test_the_last_layer_computes_pooled_tokens_only(stock):
     batch = batch_of(BATCHES["one long among many short"])
     embedder(**batch)
     assert seen == [int(batch["attention_mask"].sum()), 6]
+
+
+def test_packed_kernels_get_the_right_rows(stock, monkeypatch):
+    """flash-attn's and PyTorch's varlen kernels need CUDA; here a plain loop stands in for them, with their meaning."""
+
+    def kernel(q, k, v, starts_q, starts_k, longest_q, longest_k, scaling):
+        assert longest_q == starts_q.diff().max() and longest_k == starts_k.diff().max()
+        rows = []
+        for i in range(len(starts_q) - 1):
+            qs, ks, vs = (x[s[i] : s[i + 1]].transpose(0, 1) for x, s in ((q, starts_q), (k, starts_k), (v, starts_k)))
+            n, m = qs.shape[1], ks.shape[1]
+            mask = torch.ones(n, m, dtype=torch.bool).tril(m - n)  # causal from the end
+            options = dict(attn_mask=mask, scale=scaling, enable_gqa=True)
+            rows.append(torch.nn.functional.scaled_dot_product_attention(qs, ks, vs, **options).transpose(0, 1))
+        return torch.cat(rows)
+
+    batch = batch_of([[6, (4, 6), 3], [9], [40], [7]])
+    batch["input_ids"][:, :6] = torch.arange(10, 16)
+    for last_token_only in (True, False):
+        embedder = Embedder(copy.deepcopy(stock), "mrope", last_token_only=last_token_only).eval()
+        expected = embedder(**batch).detach()
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr("lamra.models.packing._varlen_kernel", lambda *_: kernel)
+            close(embedder(**batch), expected)
+            close(embedder(**batch, prefix=embedder.prefix_of(torch.arange(10, 16))), expected)
 
 
 def test_packing_pads_and_unpads():

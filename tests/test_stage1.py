@@ -147,7 +147,7 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(trained, world, t
             *("--mode", mode),
             MODEL_ID=trained,
             NUM_GPUS=processes,
-            BATCH_SIZE=4,  # 11 pictures and 55 captions do not divide
+            MAX_TOKENS_PER_BATCH=200,  # 11 pictures and 55 captions do not divide
             DATASETS="flickr",
             FLICKR_IMAGES=world / "test" / "images",
             FLICKR_TEXTS=world / "test" / "captions.json",

@@ -33,11 +33,11 @@ class MergeArguments:
 def main() -> None:
     (args,) = parse(MergeArguments)
     # Added in float32 and rounded once, whatever the folder is written in.
-    embedder, settings = load_embedder(args.model_id, args.original_model_id, dtype=torch.float32)
+    embedder, settings = load_embedder(args.model_id, args.original_model_id, dtype=torch.float32, merge=True)
     processor = Processor(
         args.original_model_id or settings.base_model, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
     )
-    model = embedder.model.merge_and_unload(progressbar=True).to(DTYPES[args.dtype])
+    model = embedder.model.to(DTYPES[args.dtype])
     model.save_pretrained(args.save_path)
     processor.save_pretrained(args.save_path)
     settings.write(args.save_path)

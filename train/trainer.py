@@ -67,8 +67,9 @@ class ContrastiveTrainer(Trainer):
                 self.model,
                 self.processing_class,
                 items,
-                batch_size=self.args.per_device_eval_batch_size,
+                max_tokens_per_batch=max(self.args.model_max_length, self.args.per_device_eval_batch_size * 64),
                 num_workers=self.args.dataloader_num_workers,
+                share_prefix=False,  # computed apart, it would miss the Trainer's autocast
                 description=f"evaluate {name}",
             )  # (N, D)
             for name, items in (("queries", [p.query for p in pairs]), ("targets", [p.target for p in pairs]))

@@ -10,7 +10,7 @@ NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
 # Model
 MODEL_ID=${MODEL_ID:-./checkpoints/qwen2-vl-7b_LamRA_Ret_Pretrain}
 ORIGINAL_MODEL_ID=${ORIGINAL_MODEL_ID:-} # base model under an adapter; by default the one it remembers
-BATCH_SIZE=${BATCH_SIZE:-8}
+MAX_TOKENS_PER_BATCH=${MAX_TOKENS_PER_BATCH:-} # by default 32768 on GPUs, 4096 on CPUs
 
 # Data: LamRA_Eval's files, or a folder of pictures and Karpathy's json.
 DATASETS=${DATASETS:-flickr coco}
@@ -26,6 +26,6 @@ for dataset in $DATASETS; do
     --text_data_path "${!texts}" \
     ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
     --model_id "$MODEL_ID" \
-    --batch_size "$BATCH_SIZE" \
+    ${MAX_TOKENS_PER_BATCH:+--max_tokens_per_batch "$MAX_TOKENS_PER_BATCH"} \
     "$@"
 done

@@ -8,11 +8,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from lamra.models.grad_cache import embed_in_chunks
 from lamra.models.packing import ATTENTION, KeysAndValues, Packing, keep_last_token
 
 POSITION_IDS = ("sequential", "mrope")
+
+MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+
+
+def _keep_matrix_products():
+    def policy(_context, op, *_args, **_kwargs):
+        return CheckpointPolicy.MUST_SAVE if op in MATRIX_PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
 
 
 class Embedder(nn.Module):
@@ -29,6 +39,8 @@ class Embedder(nn.Module):
         last_token_only: with padding_free, the last layer computes nothing but the pooled tokens.
         grad_cache_chunk: in training, embed so many sequences at a time and recompute them in the backward pass
             (models.grad_cache); 0 embeds all at once.
+        selective_checkpointing: where activation checkpointing is on, keep the outputs of matrix products and
+            recompute what is cheap.
     """
 
     def __init__(
@@ -39,6 +51,7 @@ class Embedder(nn.Module):
         padding_free: bool = True,
         last_token_only: bool = True,
         grad_cache_chunk: int = 0,
+        selective_checkpointing: bool = False,
     ):
         super().__init__()
         if position_ids not in POSITION_IDS:
@@ -48,6 +61,7 @@ class Embedder(nn.Module):
         self.padding_free = padding_free
         self.last_token_only = padding_free and last_token_only
         self.grad_cache_chunk = grad_cache_chunk
+        self.selective_checkpointing = selective_checkpointing
         if padding_free:
             self.config.text_config._attn_implementation = ATTENTION
         if self.last_token_only:
@@ -69,7 +83,9 @@ class Embedder(nn.Module):
     def activation_checkpointing_enable(self, *_, **__) -> None:
         """Called by the Trainer. Always non-reentrant, so that frozen inputs need no gradient to be recomputed from."""
         enable = getattr(self.stock, "activation_checkpointing_enable", self.stock.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        selective = {"context_fn": _keep_matrix_products} if self.selective_checkpointing else {}
+        enable({"use_reentrant": False, **selective})
+        self.stock.disable_input_require_grads()  # enabled for reentrant checkpointing; it only adds backward work
         if self.last_token_only:  # it keeps next to nothing, and a recomputed layer would not take the given keys
             self.stock.model.language_model.layers[-1].gradient_checkpointing = False
 

@@ -86,6 +86,7 @@ def test_every_path_equals_the_plain_one(stock, rows, position_ids):
         dict(last_token_only=False),
         dict(last_token_only=True),
         dict(last_token_only=True, checkpointing=True),
+        dict(selective_checkpointing=True, checkpointing=True),
         *(dict(grad_cache_chunk=chunk) for chunk in (1, 2, 3, 100)),
         dict(grad_cache_chunk=2, checkpointing=True),
         dict(grad_cache_chunk=2, padding_free=False),

@@ -70,8 +70,10 @@ class TrainingArguments(transformers.TrainingArguments):
     model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
     temperature: float = field(default=0.05, metadata={"help": "divides the similarities"})
     grad_cache_chunk: int = field(
-        default=0,
-        metadata={"help": "embed so many prompts at a time and recompute them: constant memory; 0: all at once"},
+        default=0, metadata={"help": "embed so many prompts at a time and recompute them: constant memory; 0: off"}
+    )
+    selective_checkpointing: bool = field(
+        default=False, metadata={"help": "with --gradient_checkpointing: keep matrix products, recompute the rest"}
     )
     warmup_ratio: float | None = field(default=None, metadata={"help": "share of the steps that warm up"})
     force: bool = field(default=False, metadata={"help": "start again in an output folder that holds a run"})

@@ -61,4 +61,5 @@ def build_embedder(
         padding_free=model_args.padding_free,
         last_token_only=model_args.last_token_only,
         grad_cache_chunk=training_args.grad_cache_chunk,
+        selective_checkpointing=training_args.selective_checkpointing,
     )

@@ -16,6 +16,7 @@ from lamra.eval.search import top_k
 from lamra.models.losses import info_nce
 from lamra.models.settings import Settings
 from lamra.train.checkpoints import load_weights, save_model
+from lamra.train.throughput import flops_per_token, peak_flops
 
 
 class ContrastiveTrainer(Trainer):
@@ -27,6 +28,7 @@ class ContrastiveTrainer(Trainer):
     def __init__(self, *args, settings: Settings, **kwargs):
         super().__init__(*args, **kwargs)
         self.settings = settings
+        self._peak, self._flops_per_token = peak_flops(self.args.device), flops_per_token(self.model)
         self._reset_throughput()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
@@ -40,7 +42,10 @@ class ContrastiveTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add in-batch accuracy, pairs/s and useful tokens/s (those that can influence an embedding), all ranks'."""
+        """Add in-batch accuracy, pairs/s and useful tokens/s of all ranks, and MFU where the device's peak is known.
+
+        Useful tokens are those that can influence an embedding: padding is not counted, nor anything computed twice.
+        """
         if "loss" in logs and self._batches:
             seconds = time.perf_counter() - self._since
             totals = torch.stack([self._accuracy, self._tokens.float(), torch.ones_like(self._accuracy)])
@@ -50,6 +55,8 @@ class ContrastiveTrainer(Trainer):
             logs["accuracy"] = accuracy / (self._batches * ranks)
             logs["samples_per_second"] = self._pairs * ranks / seconds
             logs["useful_tokens_per_second"] = tokens / seconds
+            if self._peak:
+                logs["mfu"] = tokens / ranks * self._flops_per_token / seconds / self._peak
             self._reset_throughput()
         super().log(logs, start_time)
 

@@ -72,9 +72,9 @@ def test_a_run_leaves_what_is_needed_to_trust_it(trained, world):
 def test_every_way_to_run_gives_the_same_curve(trained, world, tiny_model, tmp_path, parallel):
     output = tmp_path / parallel
     if parallel == "data":
-        pretrain(world, tiny_model, output, "--grad_cache_chunk", 5, DS_STAGE="none")
+        pretrain(world, tiny_model, output, DS_STAGE="none", GRAD_CACHE_CHUNK=5)
     elif parallel == "zero2_grad_cache":
-        pretrain(world, tiny_model, output, "--grad_cache_chunk", 4, GRADIENT_CHECKPOINTING=False)
+        pretrain(world, tiny_model, output, GRAD_CACHE_CHUNK=4, GRADIENT_CHECKPOINTING=False)
     elif parallel == "zero3_on_two_machines":
         on_two_machines(world, tiny_model, output)
     else:

@@ -35,6 +35,7 @@ LR=${LR:-2e-4} # 4e-4 can be unstable
 MODEL_MAX_LEN=${MODEL_MAX_LEN:-1024}
 BF16=${BF16:-True}
 GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-True}
+GRAD_CACHE_CHUNK=${GRAD_CACHE_CHUNK:-0} # prompts embedded at a time; 0: all. Any batch in the memory of a chunk
 
 # Output
 RUN_ID=${RUN_ID:-${MODEL_ID}_LamRA_Ret_Pretrain}
@@ -67,6 +68,7 @@ torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" train/train_nli.py \
   --tf32 True \
   --model_max_length "$MODEL_MAX_LEN" \
   --gradient_checkpointing "$GRADIENT_CHECKPOINTING" \
+  --grad_cache_chunk "$GRAD_CACHE_CHUNK" \
   --dataloader_num_workers 4 \
   --train_vision_encoder "$TRAIN_VISION_ENCODER" \
   --use_vision_lora "$USE_VISION_LORA" \

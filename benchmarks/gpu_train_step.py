@@ -1,4 +1,4 @@
-"""A stage-1 step on one GPU, random weights of the true shape: model FLOP utilisation, and time against the padded step.
+"""A stage-1 step on one GPU, random weights of the true shape: utilisation, and time against the padded step.
 
     python benchmarks/gpu_train_step.py --size 7b             # on a CUDA machine
     python benchmarks/gpu_train_step.py --size tiny --timed 3 # anywhere, to see that it runs

@@ -15,7 +15,7 @@ class RetrievalCollator:
     processor: Processor
 
     def __call__(self, pairs: list[Pair]) -> dict:
-        """Embedder's keyword arguments, and "num_queries", the number of pairs B."""
+        """Embedder's keyword arguments, "num_queries", the number of pairs B, and "ids", the queries' ids."""
         items = [pair.query for pair in pairs] + [pair.target for pair in pairs]
         items += [negative for pair in pairs for negative in pair.negatives]
-        return {**self.processor(items), "num_queries": len(pairs)}
+        return {**self.processor(items), "num_queries": len(pairs), "ids": [pair.query.id for pair in pairs]}

@@ -16,6 +16,20 @@ count_gpus() {
   fi
 }
 
+# Run a command and hand SIGTERM and SIGINT on to it; exit 75 if it ended because of them, with a checkpoint.
+launch() {
+  local child status=0
+  "$@" &
+  child=$!
+  trap 'kill -TERM "$child" 2>/dev/null' TERM INT
+  while kill -0 "$child" 2>/dev/null; do
+    status=0
+    wait "$child" || status=$?
+  done
+  if [ -e "$OUTPUT_DIR/preempted" ]; then exit 75; fi
+  exit "$status"
+}
+
 # torchrun's arguments for one machine (any free port) or several.
 rendezvous() {
   if [ "$NNODES" -gt 1 ]; then

@@ -111,14 +111,23 @@ def tiny_model(world, tmp_path_factory) -> Path:
     return folder
 
 
+def script_environment(variables: dict) -> dict[str, str]:
+    """This environment with the tests' own Python first, and shell variables set."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"PATH": path} | {name: str(value) for name, value in variables.items()}
+
+
 def run_script(
     *command: str | Path, check: bool = True, timeout: int = 180, **variables
 ) -> subprocess.CompletedProcess:
     """Run a command of the project from its root as a user would, with shell variables set."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path} | {name: str(value) for name, value in variables.items()}
     result = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=script_environment(variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     if check and result.returncode != 0:
         pytest.fail(f"{' '.join(map(str, command))} exited {result.returncode}:\n{result.stdout}\n{result.stderr}")

@@ -45,7 +45,7 @@ def test_nli_batch_equals_upstream(shared, upstream, real_processor):
     frame = pd.read_csv(shared / "data" / "nli_sample.csv", dtype=str, keep_default_na=False)[:4]
     pairs = [Pair(Item(f"q{i}", row.sent0), Item(f"t{i}", row.sent1)) for i, row in frame.iterrows()]
     batch = RetrievalCollator(real_processor)(pairs)
-    assert batch.pop("num_queries") == 4
+    assert batch.pop("num_queries") == 4 and batch.pop("ids") == ["q0", "q1", "q2", "q3"]
     assert rows(batch) == upstream_rows(upstream, "nli")
 
 

@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 STEPS = 10
 
 
-def pretrain(world, tiny_model, output: Path, *flags, **variables):
-    """scripts/lamra_ret/pretrain.sh with a global batch of 16 and dropout off, STEPS steps."""
-    settings = dict(
+def settings(world, tiny_model, output: Path) -> dict:
+    """Shell variables of a run on two processes with a global batch of 16."""
+    return dict(
         MODEL_ID="miniature",
         MODEL_LOCAL_PATH=tiny_model,
         TRAIN_DATA_PATH=world / "nli.csv",
@@ -28,9 +28,13 @@ def pretrain(world, tiny_model, output: Path, *flags, **variables):
         LORA_R=8,
         LORA_ALPHA=16,
     )
+
+
+def pretrain(world, tiny_model, output: Path, *flags, check: bool = True, **variables):
+    """scripts/lamra_ret/pretrain.sh, STEPS steps, without dropout unless a flag sets it."""
     fixed = ["--max_steps", STEPS, "--lora_dropout", 0, "--dataloader_num_workers", 1]
     command = ["bash", "scripts/lamra_ret/pretrain.sh", *fixed, *flags]
-    return run_script(*command, **(settings | variables))
+    return run_script(*command, check=check, **(settings(world, tiny_model, output) | variables))
 
 
 def curve(output: Path) -> np.ndarray:

@@ -78,6 +78,11 @@ class TrainingArguments(transformers.TrainingArguments):
     warmup_ratio: float | None = field(default=None, metadata={"help": "share of the steps that warm up"})
     force: bool = field(default=False, metadata={"help": "start again in an output folder that holds a run"})
     resume: str | None = field(default=None, metadata={"help": "auto, or a checkpoint-N folder to go on from"})
+    allow_changes: bool = field(default=False, metadata={"help": "go on although settings or data changed"})
+    on_nonfinite: str = field(
+        default="stop", metadata={"help": "stop, or skip the update, if loss or gradient is not finite"}
+    )
+    max_nonfinite: int = field(default=10, metadata={"help": "with --on_nonfinite skip: so many updates at most"})
     dry_run: bool = field(default=False, metadata={"help": "build everything, print what would run, and stop"})
 
     # Upstream's values where they differ from Hugging Face's defaults.
@@ -107,6 +112,7 @@ class TrainingArguments(transformers.TrainingArguments):
             "1 or more",
         )
         require(self.model_max_length > 0, "model_max_length", self.model_max_length, "1 or more")
+        require(self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip")
         require(self.grad_cache_chunk >= 0, "grad_cache_chunk", self.grad_cache_chunk, "0 (off) or a number of prompts")
         if self.warmup_ratio is not None:
             require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a share from 0 to below 1")

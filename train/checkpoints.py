@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from peft import set_peft_model_state_dict
@@ -18,8 +20,30 @@ from lamra.collators.processing import Processor
 from lamra.models.embedder import Embedder
 from lamra.models.settings import FILE_NAME as SETTINGS_FILE
 from lamra.models.settings import Settings
+from lamra.train.arguments import note
 
 RUN_FILE = "run.json"
+MANIFEST = "manifest.json"
+PREEMPTED = "preempted"  # an empty file in the output folder of a run that was asked to stop
+
+# Flags that decide a run's result. Others (logging, saving, workers, padding, recomputing) do not.
+DECISIVE = {"seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"}
+DECISIVE |= {
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+}
+DECISIVE |= {"adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "deepspeed", "grad_cache_chunk"}
+DECISIVE |= {"model_max_length", "use_hard_negatives", "use_lora", "q_lora", "use_vision_lora", "lora_r", "lora_alpha"}
+DECISIVE |= {"lora_dropout", "train_vision_encoder", "train_vision_projector"}
+
+# What the tensors of a checkpoint, or their division among processes, are made of.
+CANNOT_CHANGE = {"world_size", "base_model", "deepspeed", "use_lora", "lora_r", "use_vision_lora"}
+CANNOT_CHANGE |= {"train_vision_encoder", "train_vision_projector"}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "flash-attn", "numpy", "pillow")
 
 
@@ -67,16 +91,101 @@ def load_weights(embedder: Embedder, folder: str | Path) -> None:
         raise ValueError(f"the weights in {folder} are not those of this model, for example {(lacking or ['none'])[0]}")
 
 
-def newest_checkpoint(folder: str | Path) -> str:
-    """The checkpoint-N folder of the highest step.
+def commit_checkpoint(partial: Path, final: Path, *, record: dict, keep: int | None) -> None:
+    """Make a written folder a checkpoint: manifest, fsync, rename; then delete the oldest complete ones beyond `keep`.
+
+    Until the rename there is no checkpoint, afterwards it is complete, whenever the machine stops.
+
+    Args:
+        record: what `changes` compares when a run goes on from here.
+    """
+    files = {str(path.relative_to(partial)): path for path in sorted(partial.rglob("*")) if path.is_file()}
+    manifest = record | {
+        "files": {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()}
+    }
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, default=str) + "\n")
+    for path in [*files.values(), partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
+        _fsync(path)
+    os.rename(partial, final)
+    _fsync(final.parent)
+    complete = [folder for folder in checkpoints(final.parent) if (folder / MANIFEST).is_file()]
+    for old in complete[max(keep, 1) :] if keep else []:
+        shutil.rmtree(old)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """checkpoint-N folders, newest first."""
+    named = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(named, key=lambda path: -int(path.name.removeprefix("checkpoint-")))
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None when all are as its manifest says."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is damaged"
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
+        if sha256(path) != expected["sha256"]:
+            return f"{name} has other content than was written"
+    return None
+
+
+def checkpoint_to_resume(folder: str | Path, resume: str) -> str:
+    """The folder to go on from: the newest complete checkpoint for "auto", else `resume` itself if it is complete.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none; says what is wrong with each.
     """
-    steps = [int(path.parent.name.split("-")[1]) for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
-    if not steps:
-        raise ValueError(f"--resume auto: no checkpoint-N in {folder} to go on from; start without --resume")
-    return str(Path(folder) / f"checkpoint-{max(steps)}")
+    if resume != "auto":
+        if reason := fault(Path(resume)):
+            raise ValueError(f"--resume {resume}: {reason}; give a complete checkpoint, or auto")
+        return resume
+    reasons = []
+    for checkpoint in checkpoints(Path(folder)):
+        reason = fault(checkpoint)
+        if reason is None:
+            for skipped in reasons:
+                note(f"skipped {skipped}")
+            note(f"going on from {checkpoint}")
+            return str(checkpoint)
+        reasons.append(f"{checkpoint}: {reason}")
+    found = "; ".join(reasons) or f"no checkpoint-N in {folder}"
+    raise ValueError(f"--resume auto: nothing complete to go on from ({found}); start again with --force True")
+
+
+def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool) -> None:
+    """Compare what decides a run's result with what the checkpoint was trained with.
+
+    Raises:
+        ValueError: something differs and may not; lists each difference.
+    """
+    before = json.loads((Path(checkpoint) / MANIFEST).read_text())
+    now = json.loads(json.dumps(record, default=str))
+    differences = {name: (before.get(name), now[name]) for name in now if before.get(name) != now[name]}
+    forbidden = [name for name in differences if not allow_changes or name in CANNOT_CHANGE]
+    for name, (old, new) in differences.items():
+        if name not in forbidden:
+            note(f"{name} changes from {old} to {new}, as --allow_changes says")
+    if forbidden:
+        listed = ", ".join(f"{name} was {differences[name][0]} and is {differences[name][1]}" for name in forbidden)
+        way_out = "set them back" if allow_changes else "set them back, or pass --allow_changes True where that can be"
+        raise ValueError(f"{checkpoint} belongs to another run: {listed}; {way_out}")
 
 
 def prepare_output(folder: str | Path, *, force: bool, resume: str | None) -> None:
@@ -86,9 +195,9 @@ def prepare_output(folder: str | Path, *, force: bool, resume: str | None) -> No
         ValueError: the folder holds a run and neither force nor resume is set.
     """
     folder = Path(folder)
-    checkpoints = list(folder.glob("checkpoint-*"))
+    found = checkpoints(folder)
     finished = (folder / SETTINGS_FILE).is_file()
-    if resume or not (finished or checkpoints):
+    if resume or not (finished or found):
         return
     if not force:
         state = "a finished run" if finished else "an unfinished run"
@@ -96,9 +205,22 @@ def prepare_output(folder: str | Path, *, force: bool, resume: str | None) -> No
             f"--output_dir {folder} holds {state}: choose another folder, "
             "go on with --resume auto, or start again with --force True"
         )
-    for checkpoint in checkpoints:
+    for checkpoint in found:
         shutil.rmtree(checkpoint)
     (folder / SETTINGS_FILE).unlink(missing_ok=True)
+
+
+def run_record(settings: Settings, data: dict, *arguments) -> dict:
+    """What decides a run's result, for a checkpoint to remember: data, world size and the flags that matter."""
+    flags = {name: value for group in arguments for name, value in vars(group).items() if name in DECISIVE}
+    deepspeed = flags.pop("deepspeed", None)
+    return {
+        **asdict(settings),
+        **flags,
+        "deepspeed": Path(deepspeed).name if deepspeed else None,
+        "world_size": arguments[-1].world_size,
+        "data_sha256": data["sha256"],
+    }
 
 
 def write_run_record(folder: str | Path, arguments: dict, data: dict) -> None:

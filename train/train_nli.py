@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from transformers import set_seed
 
@@ -13,9 +15,18 @@ from lamra.models.loading import DEFAULT_POSITION_IDS, architecture, model_folde
 from lamra.models.settings import Settings
 from lamra.train.arguments import DataArguments, ModelArguments, TrainingArguments, note, parse, require
 from lamra.train.build import build_embedder
-from lamra.train.checkpoints import newest_checkpoint, prepare_output, sha256, write_run_record
+from lamra.train.checkpoints import (
+    PREEMPTED,
+    check_unchanged,
+    checkpoint_to_resume,
+    prepare_output,
+    run_record,
+    sha256,
+    write_run_record,
+)
 from lamra.train.dry_run import print_dry_run
 from lamra.train.entrypoint import run
+from lamra.train.preemption import EXIT_STATUS, Preemption
 from lamra.train.trainer import ContrastiveTrainer
 
 
@@ -26,7 +37,7 @@ def main() -> None:
     # Everything cheap first: a mistake is told before any model is loaded.
     folder = model_folder(model_args.model_id, model_args.model_local_path)
     prepare_output(args.output_dir, force=args.force, resume=args.resume)
-    resume = newest_checkpoint(args.output_dir) if args.resume == "auto" else args.resume
+    resume = checkpoint_to_resume(args.output_dir, args.resume) if args.resume else None
     train_pairs = load_pairs(data_args.data_path, data_args.use_hard_negatives)
     global_batch = args.per_device_train_batch_size * args.world_size
     require(
@@ -50,25 +61,37 @@ def main() -> None:
     processor = Processor(
         folder, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels, max_length=args.model_max_length
     )
+    data = {"path": data_args.data_path, "sha256": sha256(data_args.data_path), "pairs": len(train_pairs)}
+    record = run_record(settings, data, model_args, data_args, args)
+    if resume:
+        check_unchanged(resume, record, allow_changes=args.allow_changes)
+    preemption = Preemption()
     trainer = ContrastiveTrainer(
         model=build_embedder(folder, model_args, args, settings.position_ids),
         args=args,
         settings=settings,
+        record=record,
         processing_class=processor,
         data_collator=RetrievalCollator(processor),
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
+        callbacks=[preemption],
     )
     if args.dry_run:
         if args.process_index == 0:
             print_dry_run(trainer)
         return
 
+    preempted = Path(args.output_dir, PREEMPTED)
     if args.process_index == 0:
-        data = {"path": data_args.data_path, "sha256": sha256(data_args.data_path), "pairs": len(train_pairs)}
-        arguments = {**asdict(model_args), **asdict(data_args), **args.to_dict()}
-        write_run_record(args.output_dir, arguments, data)
+        write_run_record(args.output_dir, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, data)
+        preempted.unlink(missing_ok=True)
     trainer.train(resume_from_checkpoint=resume)
+    if preemption.happened:
+        if args.process_index == 0:
+            preempted.touch()
+        note(f"asked to stop: checkpoint-{trainer.state.global_step} is complete; go on with --resume auto")
+        sys.exit(EXIT_STATUS)
     trainer.save_model()
     note(f"stage 1 is done; measure it: MODEL_ID={args.output_dir} bash scripts/eval/eval_pretrained.sh")
 

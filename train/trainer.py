@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,31 +18,70 @@ from lamra.eval.encode import encode
 from lamra.eval.search import top_k
 from lamra.models.losses import info_nce
 from lamra.models.settings import Settings
-from lamra.train.checkpoints import load_weights, save_model
+from lamra.train.arguments import note
+from lamra.train.checkpoints import checkpoints, commit_checkpoint, load_weights, save_model
 from lamra.train.throughput import flops_per_token, peak_flops
 
 
 class ContrastiveTrainer(Trainer):
     """Trains an Embedder with InfoNCE on batches of collators.retrieval.RetrievalCollator.
 
-    `processing_class` is the Processor; `settings` are written with every checkpoint.
+    `processing_class` is the Processor; `settings` and `record` are written with every checkpoint.
     """
 
-    def __init__(self, *args, settings: Settings, **kwargs):
+    def __init__(self, *args, settings: Settings, record: dict, **kwargs):
         super().__init__(*args, **kwargs)
-        self.settings = settings
+        self.settings, self.record = settings, record
+        self._skipped = 0
         self._peak, self._flops_per_token = peak_flops(self.args.device), flops_per_token(self.model)
         self._reset_throughput()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
-        num_queries = inputs.pop("num_queries")
+        num_queries, self._rows = inputs.pop("num_queries"), inputs.pop("ids")
         embeddings = model(**inputs)  # (M, D): queries, then targets
         loss, accuracy = info_nce(embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature)
+        if self.args.on_nonfinite == "stop":
+            self._stop_unless_finite(loss.detach(), "loss")
         self._accuracy += accuracy
         self._tokens += inputs["attention_mask"].sum()
         self._pairs += num_queries
         self._batches += 1
         return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Called before the update; under DeepSpeed after one that it skipped by itself if a gradient was not finite.
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not math.isfinite(norm):
+            if self.args.on_nonfinite == "stop":
+                self._stop_unless_finite(torch.tensor(float(norm), device=self.args.device), "gradient norm")
+            self._skipped += 1
+            if self._skipped > self.args.max_nonfinite:
+                raise ValueError(
+                    f"step {self.state.global_step + 1}: more than --max_nonfinite {self.args.max_nonfinite} updates "
+                    f"were not finite and skipped; lower the learning rate, or look at the data. {self._last_good()}"
+                )
+            note(f"step {self.state.global_step + 1}: gradient norm {norm}, the update is skipped ({self._skipped})")
+            model.zero_grad()  # without gradients the optimizer changes nothing
+        return norm
+
+    def _stop_unless_finite(self, value: Tensor, name: str) -> None:
+        bad = (~torch.isfinite(value)).float()
+        if dist.is_initialized():
+            dist.all_reduce(bad)
+        if bad:
+            rows = (
+                f", rows {', '.join(self._rows[:8])} and {max(0, len(self._rows) - 8)} more"
+                if not value.isfinite()
+                else ""
+            )
+            raise ValueError(
+                f"step {self.state.global_step + 1}: {name} is {value.item()} on rank {self.args.process_index}{rows}; "
+                f"nothing was updated. {self._last_good()}"
+            )
+
+    def _last_good(self) -> str:
+        saved = checkpoints(Path(self.args.output_dir))
+        return f"The last checkpoint is {saved[0]}" if saved else "There is no checkpoint yet"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add in-batch accuracy, pairs/s and useful tokens/s of all ranks, and MFU where the device's peak is known.
@@ -100,6 +142,25 @@ class ContrastiveTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
             save_model(self.model, self.processing_class, self.settings, output_dir or self.args.output_dir, state_dict)
+
+    def _get_output_dir(self, trial=None) -> str:
+        """Where the Trainer writes a checkpoint: beside its place, until it is complete."""
+        return str(Path(self.args.output_dir) / ".partial")
+
+    def _save_checkpoint(self, model, trial=None) -> None:
+        partial_dir = Path(self._get_output_dir())
+        if self.args.process_index == 0:
+            shutil.rmtree(partial_dir, ignore_errors=True)
+            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.process_index == 0:
+            name = f"checkpoint-{self.state.global_step}"
+            final = Path(self.args.output_dir) / name
+            commit_checkpoint(partial_dir / name, final, record=self.record, keep=self.args.save_total_limit)
+            partial_dir.rmdir()
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         load_weights(self.model, resume_from_checkpoint)

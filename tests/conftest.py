@@ -13,11 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores, several processes
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2VLConfig
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lamra.datasets.miniature import build_world
-from lamra.train.build_miniature import build_model, build_tokenizer
+from lamra.train.build_miniature import build_config, build_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -105,7 +105,7 @@ def tiny_model(world, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = build_tokenizer((world / "nli.csv").read_text().splitlines())
     torch.manual_seed(0)
-    build_model(tokenizer).save_pretrained(folder)
+    Qwen2VLForConditionalGeneration(build_config(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
     return folder

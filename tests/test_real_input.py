@@ -52,14 +52,14 @@ def test_the_practice(shared, real_model, tmp_path):
     data, output = shared / "data", tmp_path / "run"
     torchrun = ["torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     changed = {"data_path": data / "nli_sample.csv", "output_dir": output, "per_device_train_batch_size": 16}
-    small = ["--model_local_path", str(real_model), "--max_steps", "30"]
+    small = ["--model_local_path", str(real_model), "--max_steps", "60"]
     flags = practice_flags(shared, "pretrain_command.sh", changed)
     assert {"--tf32", "--warmup_ratio", "--eval_strategy", "--q_lora"} <= set(flags)
-    result = run_script(*torchrun, "train/train_nli.py", *flags, *small, "--learning_rate", "2e-3")
+    result = run_script(*torchrun, "train/train_nli.py", *flags, *small, "--learning_rate", "5e-3")
     assert "note: --tf32 True is ignored" in result.stdout
-    history = json.loads((output / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
+    history = json.loads((output / "checkpoint-60" / "trainer_state.json").read_text())["log_history"]
     losses = np.array([entry["loss"] for entry in history if "loss" in entry])
-    assert np.isfinite(losses).all() and losses[-5:].mean() < losses[:5].mean() - 0.3
+    assert np.isfinite(losses).all() and losses[-10:].mean() < losses[:10].mean() - 0.1
 
     accelerate = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     for name, pictures in (("flickr", "flickr8k"), ("coco", "coco")):

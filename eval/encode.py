@@ -111,9 +111,9 @@ def token_batches(lengths: Sequence[int], max_tokens: int, padding_free: bool) -
             f"--max_tokens_per_batch {max_tokens}: the longest item has {lengths[order[0]]} tokens; give at least that"
         )
     batches: list[list[int]] = []
-    room = 0
+    room = width = 0
     for i in order:
-        if room < lengths[i]:
+        if not batches or room < (lengths[i] if padding_free else width):
             batches.append([])
             room, width = max_tokens, lengths[i]
         batches[-1].append(i)

@@ -86,13 +86,14 @@ def test_words_that_pandas_takes_for_nothing_are_sentences(tmp_path):
         ({"temperature": 0}, "--temperature 0.0: expected a positive value"),
         ({"lora_r": "x"}, "--lora_r/--lora-r: invalid int value: 'x'"),
         ({"lora_r": 0}, "--lora_r 0"),
+        ({"grad_cache_chunk": -1}, "--grad_cache_chunk -1: expected 0 (off) or a number of prompts"),
         ({"position_ids": "odd"}, "--position_ids odd: expected sequential or mrope"),
         ({"warmup_ratio": 1.5}, "--warmup_ratio 1.5"),
         ({"deepspeed": "ds_configs/zero9.json"}, "--deepspeed ds_configs/zero9.json: expected a file"),
         ({"eval_strategy": "sometimes"}, "--eval_strategy/--eval-strategy: invalid choice: 'sometimes'"),
         ({"q_lora": True}, "--q_lora True needs a CUDA GPU"),
         ({"use_vision_lora": True, "train_vision_encoder": True}, "exclude each other"),
-        ({"resume": "auto"}, "--resume auto: no checkpoint-N in"),
+        ({"resume": "auto"}, "--resume auto: nothing complete to go on from (no checkpoint-N in"),
     ],
 )
 def test_training_flags(fails, world, tiny_model, tmp_path, flags, words):

@@ -1,0 +1,83 @@
+"""The encode loop gives each item's own embedding, in order, however items are batched, shared or repeated."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from lamra.collators.processing import Processor
+from lamra.datasets.items import Item
+from lamra.eval.encode import encode, token_batches
+from lamra.models.loading import load_embedder
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_model):
+    return Processor(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def items(world):
+    pictures = [world / "test" / "images" / f"{i}.png" for i in range(4)]
+    texts = [
+        "a",
+        "a red circle at the top left",
+        "\n\nbegins with a newline, which changes the last token of the prefix",
+    ]
+    found = [Item(f"t{i}", text) for i, text in enumerate(texts)] + [
+        Item(f"p{i}", images=(p,)) for i, p in enumerate(pictures)
+    ]
+    return [*found, Item("both", "a", (pictures[0],)), *found[:4], Item("query", "a", instruction="Find it.")]
+
+
+@pytest.mark.parametrize("position_ids", ["sequential", "mrope"])
+def test_equal_to_one_at_a_time(tiny_model, processor, items, position_ids):
+    plain, _ = load_embedder(tiny_model, dtype=torch.float32, position_ids=position_ids, padding_free=False)
+    with torch.no_grad():
+        expected = torch.cat([plain(**processor([item])) for item in items])
+    lean, _ = load_embedder(tiny_model, dtype=torch.float32, position_ids=position_ids)
+    longest = max(processor.length(item) for item in items)
+    for embedder, budget, options in (
+        (plain, longest, {}),
+        (lean, longest, {}),
+        (lean, 10_000, {"share_prefix": False}),
+        (lean, 10_000, {"num_workers": 1}),
+    ):
+        found = encode(embedder, processor, items, max_tokens_per_batch=budget, **options)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_length_is_told_before_encoding(processor, items):
+    assert [processor.length(item) for item in items] == [len(processor.encode(item)["input_ids"]) for item in items]
+    assert processor.tokenizer.decode(processor.prefix_ids).endswith("<|im_start|>user\n")
+
+
+def test_each_different_item_is_encoded_once(tiny_model, processor, items, monkeypatch):
+    embedder, _ = load_embedder(tiny_model, dtype=torch.float32)
+    rows = []
+    forward = embedder.hidden_state
+    monkeypatch.setattr(embedder, "hidden_state", lambda ids, *rest: rows.append(len(ids)) or forward(ids, *rest))
+    encode(embedder, processor, items, max_tokens_per_batch=200)
+    assert sum(rows) == len(items) - 4
+
+
+def test_token_batches_by_hand():
+    lengths = [3, 9, 5, 4, 1]
+    assert token_batches(lengths, 10, padding_free=True) == [[1], [2, 3], [0, 4]]  # 9; 5 + 4; 3 + 1
+    assert token_batches(lengths, 10, padding_free=False) == [[1], [2, 3], [0, 4]]  # 1 x 9; 2 x 5; 2 x 3
+    assert token_batches([5, 5, 4], 14, padding_free=False) == [[0, 1], [2]]  # 4 would be padded to 5: 15
+    with pytest.raises(ValueError, match="--max_tokens_per_batch 8: the longest item has 9 tokens"):
+        token_batches(lengths, 8, padding_free=True)
+
+
+def test_hugging_faces_datasets_stays_importable():
+    """A folder named datasets/ in the working directory must not hide the package of that name."""
+    code = "import datasets, lamra.datasets.items as items; print(datasets.__file__, datasets.Dataset, items.__file__)"
+    for working_directory in (ROOT, ROOT / "train"):
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, cwd=working_directory, capture_output=True, text=True, check=True)
+        assert "site-packages" in result.stdout.split()[0]

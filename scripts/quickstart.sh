@@ -21,7 +21,7 @@ evaluate() {
 evaluate "$BASE" "$RESULTS/before"
 
 MODEL_ID=miniature TRAIN_DATA_PATH=$WORLD/nli.csv EVAL_DATA_PATH=$WORLD/nli_eval.csv OUTPUT_DIR=$RUN \
-  DS_STAGE=none PER_DEVICE_BATCH_SIZE=64 NUM_EPOCHS=1 LR=5e-4 LORA_R=16 LORA_ALPHA=32 BF16=False \
+  DS_STAGE=none PER_DEVICE_BATCH_SIZE=64 NUM_EPOCHS=1 LR=1e-3 LORA_R=16 LORA_ALPHA=32 BF16=False \
   bash scripts/lamra_ret/pretrain.sh --seed "$SEED" --force True
 
 evaluate "$RUN" "$RESULTS/after"
@@ -31,7 +31,7 @@ evaluate "$RUN" "$RESULTS/after"
 cat <<EOF
 
 Next:
-  $PYTHON demo.py --model_id $RUN --folder $WORLD/test/images --text "A red circle at the top left."
+  $PYTHON demo.py --model_id $RUN --folder $WORLD/test/images --text "A red circle at top left."
   bash scripts/test.sh                  # every test
   bash scripts/download.sh              # Qwen2-VL-7B, the NLI triplets, Flickr30K and COCO
   bash scripts/lamra_ret/pretrain.sh    # stage 1 at full size

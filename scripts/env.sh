@@ -19,6 +19,7 @@ count_gpus() {
 # Run a command and hand SIGTERM and SIGINT on to it; exit 75 if it ended because of them, with a checkpoint.
 launch() {
   local child status=0
+  rm -f "$OUTPUT_DIR/preempted" # an earlier run's
   "$@" &
   child=$!
   trap 'kill -TERM "$child" 2>/dev/null' TERM INT

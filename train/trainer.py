@@ -159,7 +159,7 @@ class ContrastiveTrainer(Trainer):
             name = f"checkpoint-{self.state.global_step}"
             final = Path(self.args.output_dir) / name
             commit_checkpoint(partial_dir / name, final, record=self.record, keep=self.args.save_total_limit)
-            partial_dir.rmdir()
+            shutil.rmtree(partial_dir, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:

@@ -24,11 +24,13 @@ class RetrieverArguments:
     )
     padding_free: bool = field(default=True, metadata={"help": "one row of tokens instead of a padded rectangle"})
     share_prefix: bool = field(default=True, metadata={"help": "compute the prompts' constant beginning once"})
-    bf16: bool | None = field(default=None, metadata={"help": "default: True on CUDA, float32 elsewhere"})
+    bf16: bool | None = field(default=None, metadata={"help": "default: True where the GPU has it, else float32"})
     model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
     position_ids: str | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
     max_pixels: int | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
-    attn_implementation: str | None = field(default=None, metadata={"help": "flash_attention_2, sdpa or eager"})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "flash_attention_2, sdpa, eager; of packed text: chosen by models/packing.py"}
+    )
     num_workers: int | None = field(default=None, metadata={"help": "processes that prepare inputs"})
 
     def __post_init__(self):
@@ -67,7 +69,7 @@ def load_retriever(args: RetrieverArguments) -> Retriever:
     """The model that the flags choose; starts the process group if a launcher asked for one."""
     state = PartialState(cpu=not torch.cuda.is_available())
     on_cuda = state.device.type == "cuda"
-    bf16 = on_cuda if args.bf16 is None else args.bf16
+    bf16 = on_cuda and torch.cuda.is_bf16_supported() if args.bf16 is None else args.bf16
     embedder, settings = load_embedder(
         args.model_id,
         args.original_model_id,

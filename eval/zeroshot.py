@@ -14,7 +14,7 @@ from lamra.datasets.caption import CaptionedImages, load_captioned_images
 from lamra.datasets.items import Item
 from lamra.eval.metrics import retrieval_recalls
 from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_metrics
-from lamra.eval.retriever import Retriever, RetrieverArguments, load_retriever
+from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
 from lamra.train.arguments import parse, require
 
@@ -63,7 +63,7 @@ def evaluate(default_name: str) -> None:
     if args.save_for_rerank:
         save_ranking(folder / "ranking_image_retrieval.jsonl", text_query, data.texts, image_gallery, data.images)
         save_ranking(folder / "ranking_text_retrieval.jsonl", image_query, data.images, text_gallery, data.texts)
-    show(retriever, data_name, data, metrics)
+    show(data_name, data, metrics)
     print(f"written to {folder}/")
 
 
@@ -87,7 +87,7 @@ def save_ranking(path: Path, query: Tensor, queries: list[Item], gallery: Tensor
                 file.write(json.dumps(line) + "\n")
 
 
-def show(retriever: Retriever, data_name: str, data: CaptionedImages, metrics: dict[str, float]) -> None:
+def show(data_name: str, data: CaptionedImages, metrics: dict[str, float]) -> None:
     print(f"\n{data_name}: {len(data.images)} pictures, {len(data.texts)} captions, recall@K")
     rows = {"this model": metrics}
     if data_name == "Flickr30K" and (len(data.images), len(data.texts)) == (1000, 5000):

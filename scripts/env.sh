@@ -23,7 +23,8 @@ launch() {
   "$@" &
   child=$!
   trap 'kill -TERM "$child" 2>/dev/null' TERM INT
-  while kill -0 "$child" 2>/dev/null; do
+  wait "$child" || status=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
     status=0
     wait "$child" || status=$?
   done

@@ -15,6 +15,7 @@ from lamra.eval import embed, zeroshot
 from lamra.models import loading
 from lamra.models.settings import Settings
 from lamra.train import merge_lora, train_nli
+from lamra.train.arguments import TrainingArguments
 from lamra.train.entrypoint import run
 
 
@@ -111,10 +112,10 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     with pytest.raises(ValueError, match="NUM_GPUS=8, but this machine has 2: set NUM_GPUS=2"):
-        train_nli.TrainingArguments(bf16=True)
+        TrainingArguments(bf16=True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="--bf16 True: this GPU has no bf16"):
-        train_nli.TrainingArguments(bf16=True)
+        TrainingArguments(bf16=True)
 
 
 @pytest.fixture

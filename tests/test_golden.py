@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
@@ -87,3 +90,24 @@ def test_training_curve_with_an_adapter_of_transformers_4(golden, model, golden_
         losses.append(loss.detach())
     close(torch.stack(losses), golden["curve.losses"].float())
     close(embedder.hidden_state(**batch), golden["curve.embeds_after"])
+
+
+def test_an_adapter_with_a_resized_vocabulary(golden, golden_folder, golden_adapter, tmp_path):
+    """Upstream adds <emb>: PEFT may store token embeddings of another height and an lm_head. Neither changes ours."""
+    folder = shutil.copytree(golden_adapter, tmp_path / "adapter")
+    state = load_file(folder / "adapter_model.safetensors")
+    rows = load_file(golden_folder / "model.safetensors")["model.embed_tokens.weight"]
+    state["base_model.model.model.embed_tokens.weight"] = torch.cat([rows, torch.ones(3, rows.shape[1])])
+    state["base_model.model.lm_head.weight"] = torch.ones(515, rows.shape[1])
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    found, expected = (
+        Embedder(load_adapter(load_model(golden_folder, dtype=torch.float32), adapter), "sequential")
+        for adapter in (folder, golden_adapter)
+    )
+    batch = prompts(golden, "text")
+    assert torch.equal(found(**batch), expected(**batch))
+
+    state["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = torch.ones(8, 64)
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="0 tensors are missing and 1 have no place, for example .*layers.9"):
+        load_adapter(load_model(golden_folder, dtype=torch.float32), folder)

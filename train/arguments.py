@@ -27,7 +27,9 @@ class ModelArguments:
     lora_alpha: int = 128
     lora_dropout: float = 0.05
     position_ids: str | None = field(default=None, metadata={"help": "sequential or mrope; default by model kind"})
-    attn_implementation: str | None = field(default=None, metadata={"help": "flash_attention_2, sdpa or eager"})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "flash_attention_2, sdpa, eager; of packed text: chosen by models/packing.py"}
+    )
     padding_free: bool = field(default=True, metadata={"help": "one row of tokens instead of a padded rectangle"})
     last_token_only: bool = field(default=True, metadata={"help": "the last layer computes pooled tokens only"})
     min_pixels: int = field(default=4 * 28 * 28, metadata={"help": "smallest area of a picture"})

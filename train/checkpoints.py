@@ -97,7 +97,7 @@ def commit_checkpoint(partial: Path, final: Path, *, record: dict, keep: int | N
     Until the rename there is no checkpoint, afterwards it is complete, whenever the machine stops.
 
     Args:
-        record: what `changes` compares when a run goes on from here.
+        record: what `check_unchanged` compares when a run goes on from here.
     """
     files = {str(path.relative_to(partial)): path for path in sorted(partial.rglob("*")) if path.is_file()}
     manifest = record | {
@@ -106,11 +106,13 @@ def commit_checkpoint(partial: Path, final: Path, *, record: dict, keep: int | N
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, default=str) + "\n")
     for path in [*files.values(), partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
         _fsync(path)
+    shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step, or the same state saved twice
     os.rename(partial, final)
     _fsync(final.parent)
-    complete = [folder for folder in checkpoints(final.parent) if (folder / MANIFEST).is_file()]
-    for old in complete[max(keep, 1) :] if keep else []:
-        shutil.rmtree(old)
+    if keep:
+        complete = [folder for folder in checkpoints(final.parent) if (folder / MANIFEST).is_file()]
+        for old in complete[keep:]:
+            shutil.rmtree(old)
 
 
 def _fsync(path: Path) -> None:

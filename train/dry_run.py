@@ -45,7 +45,9 @@ def memory_estimate(trainer: ContrastiveTrainer, size: dict, batch: dict) -> flo
     weights = sum(count * p.element_size() for p, count in size.items())
     trained = sum(count for p, count in size.items() if p.requires_grad)
     states = trained * 12 / shards + trained * 4  # float32 master and moments; gradients
-    tokens = batch["input_ids"].numel()
+    tokens = int(batch["attention_mask"].sum()) if trainer.model.padding_free else batch["input_ids"].numel()
+    if chunk := args.grad_cache_chunk:
+        tokens *= min(1, chunk / len(batch["input_ids"]))
     layer = 34 * tokens * config.hidden_size * 2
     kept = config.num_hidden_layers * tokens * config.hidden_size * 2 + layer
     return weights + states + (kept if args.gradient_checkpointing else config.num_hidden_layers * layer)

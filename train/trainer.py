@@ -151,7 +151,6 @@ class ContrastiveTrainer(Trainer):
         partial_dir = Path(self._get_output_dir())
         if self.args.process_index == 0:
             shutil.rmtree(partial_dir, ignore_errors=True)
-            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", ignore_errors=True)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()

@@ -1,0 +1,103 @@
+"""What every contrastive stage does around its own data: check first, then build, train, save."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from torch.utils.data import Dataset
+from transformers import set_seed
+
+from lamra.collators.processing import Processor
+from lamra.collators.retrieval import RetrievalCollator
+from lamra.models.loading import DEFAULT_POSITION_IDS, architecture, model_folder
+from lamra.models.settings import Settings
+from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
+from lamra.train.build import build_embedder
+from lamra.train.checkpoints import (
+    PREEMPTED,
+    check_unchanged,
+    checkpoint_to_resume,
+    prepare_output,
+    run_record,
+    write_run_record,
+)
+from lamra.train.dry_run import print_dry_run
+from lamra.train.preemption import EXIT_STATUS, Preemption
+from lamra.train.trainer import ContrastiveTrainer
+
+
+class Stage:
+    """One training run. Making it checks what is cheap to check, so that a mistake is told before data are read."""
+
+    def __init__(self, model_args: ModelArguments, args: TrainingArguments):
+        set_seed(args.seed)
+        self.model_args, self.args = model_args, args
+        self.folder = model_folder(model_args.model_id, model_args.model_local_path)
+        prepare_output(args.output_dir, force=args.force, resume=args.resume)
+        self.resume = checkpoint_to_resume(args.output_dir, args.resume) if args.resume else None
+        self.settings = Settings(
+            base_model=str(self.folder),
+            position_ids=model_args.position_ids or DEFAULT_POSITION_IDS[architecture(self.folder)],
+            min_pixels=model_args.min_pixels,
+            max_pixels=model_args.max_pixels,
+            temperature=args.temperature,
+        )
+        self.processor = Processor(
+            self.folder,
+            min_pixels=self.settings.min_pixels,
+            max_pixels=self.settings.max_pixels,
+            max_length=args.model_max_length,
+        )
+
+    def train(self, pairs: Dataset, eval_pairs: Dataset | None, data_args, data: dict, done: str) -> None:
+        """Train on `pairs`, and save; or, with --dry_run, print what would be done.
+
+        Args:
+            data: what the run records of its data: "path", "sha256", "pairs".
+            done: the last line of a finished run, {output_dir} filled in.
+        """
+        model_args, args = self.model_args, self.args
+        global_batch = args.per_device_train_batch_size * args.world_size
+        require(
+            len(pairs) >= global_batch,
+            "per_device_train_batch_size",
+            f"{args.per_device_train_batch_size} on {args.world_size} processes",
+            f"at most the {len(pairs)} pairs of {data['path']} in a step",
+        )
+        if eval_pairs is None and args.eval_strategy != "no":
+            note(f"--eval_strategy {args.eval_strategy.value} is ignored: --eval_data_path is not set")
+            args.eval_strategy = "no"
+        record = run_record(self.settings, data, model_args, data_args, args)
+        if self.resume:
+            check_unchanged(self.resume, record, allow_changes=args.allow_changes)
+        preemption = Preemption()
+        trainer = ContrastiveTrainer(
+            model=build_embedder(self.folder, model_args, args, self.settings.position_ids),
+            args=args,
+            settings=self.settings,
+            record=record,
+            processing_class=self.processor,
+            data_collator=RetrievalCollator(self.processor),
+            train_dataset=pairs,
+            eval_dataset=eval_pairs,
+            callbacks=[preemption],
+        )
+        if args.dry_run:
+            if args.process_index == 0:
+                print_dry_run(trainer)
+            return
+
+        preempted = Path(args.output_dir, PREEMPTED)
+        if args.process_index == 0:
+            write_run_record(args.output_dir, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, data)
+            preempted.unlink(missing_ok=True)
+        trainer.train(resume_from_checkpoint=self.resume)
+        if preemption.happened:
+            if args.process_index == 0:
+                preempted.touch()
+            note(f"asked to stop: checkpoint-{trainer.state.global_step} is complete; go on with --resume auto")
+            sys.exit(EXIT_STATUS)
+        trainer.save_model()
+        note(done.format(output_dir=args.output_dir))

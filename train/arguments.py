@@ -116,6 +116,10 @@ class TrainingArguments(transformers.TrainingArguments):
         require(self.model_max_length > 0, "model_max_length", self.model_max_length, "1 or more")
         require(self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip")
         require(self.grad_cache_chunk >= 0, "grad_cache_chunk", self.grad_cache_chunk, "0 (off) or a number of prompts")
+        if self.use_liger_kernel:  # the Trainer would only log that it cannot
+            raise ValueError(
+                "--use_liger_kernel True: Liger 0.8.5 cannot patch Qwen2-VL in transformers 5.23; leave the flag out"
+            )
         if self.warmup_ratio is not None:
             require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a share from 0 to below 1")
             self.warmup_steps = self.warmup_ratio  # transformers 5: below 1 it is a ratio

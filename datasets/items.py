@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -33,3 +33,15 @@ class Pair:
     query: Item
     target: Item
     negatives: tuple[Item, ...] = ()
+
+
+def path_inside(root: str | Path, name: str) -> Path:
+    """`root`/`name`.
+
+    Raises:
+        ValueError: the path leaves `root`.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"the path {name} leaves {root}: give one inside that folder")
+    return Path(root, name)

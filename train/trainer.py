@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
@@ -26,15 +27,20 @@ from lamra.train.throughput import flops_per_token, peak_flops
 class ContrastiveTrainer(Trainer):
     """Trains an Embedder with InfoNCE on batches of collators.retrieval.RetrievalCollator.
 
-    `processing_class` is the Processor; `settings` and `record` are written with every checkpoint.
+    `processing_class` is the Processor; `settings` and `record` are written with every checkpoint; `sampler` orders
+    the rows of a mixture.
     """
 
-    def __init__(self, *args, settings: Settings, record: dict, **kwargs):
+    def __init__(self, *args, settings: Settings, record: dict, sampler: Sampler | None = None, **kwargs):
+        self._sampler = sampler
         super().__init__(*args, **kwargs)
         self.settings, self.record = settings, record
         self._skipped = 0
         self._peak, self._flops_per_token = peak_flops(self.args.device), flops_per_token(self.model)
         self._reset_throughput()
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        return self._sampler or super()._get_train_sampler(train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         num_queries, self._rows = inputs.pop("num_queries"), inputs.pop("ids")

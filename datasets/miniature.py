@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,8 @@ GRID = 3
 CAPTIONS = 5  # of each picture
 SMOOTHING = 4  # drawn so many times larger, then reduced
 
-COLOURS = {
+RGB = tuple[int, int, int]
+COLOURS: dict[str, RGB] = {
     "red": (214, 39, 40),
     "green": (44, 160, 44),
     "blue": (31, 80, 200),
@@ -37,6 +39,7 @@ NAMES = {
     "cross": ("cross", "plus"),
     "diamond": ("diamond", "rhombus"),
 }
+SIZES = {"small": 0.5, "medium": 0.72, "large": 0.92}  # of a cell's side
 POLYGONS = {  # in the unit square; the circle is no polygon
     "square": ((0.08, 0.08), (0.92, 0.08), (0.92, 0.92), (0.08, 0.92)),
     "triangle": ((0.5, 0.05), (0.98, 0.92), (0.02, 0.92)),
@@ -58,6 +61,7 @@ class Shape:
     cell: int  # 0..8, row by row
     colour: str
     kind: str
+    size: str = "medium"
 
 
 Scene = frozenset[Shape]
@@ -81,19 +85,20 @@ def distinct_scenes(rng: random.Random, count: int, seen: set[Scene]) -> list[Sc
     return scenes
 
 
-def draw(scene: Scene) -> Image.Image:
-    """The scene's picture, 84 x 84 pixels, RGB."""
+def draw(scene: Scene, colours: Mapping[str, RGB] = COLOURS, background: RGB = (175, 225, 175)) -> Image.Image:
+    """The scene's picture, 84 x 84 pixels, RGB, in a palette and on the darkest shade of a background."""
     cell = CELL * SMOOTHING
-    image = _background(GRID * cell)
+    image = _background(GRID * cell, background)
     canvas = ImageDraw.Draw(image)
-    side, margin = 0.72 * cell, 0.14 * cell
     for shape in sorted(scene):
+        side = SIZES[shape.size] * cell
+        margin = (cell - side) / 2
         left, top = shape.cell % GRID * cell + margin, shape.cell // GRID * cell + margin
         if shape.kind == "circle":
-            canvas.ellipse((left, top, left + side, top + side), fill=COLOURS[shape.colour])
+            canvas.ellipse((left, top, left + side, top + side), fill=colours[shape.colour])
         else:
             points = [(left + x * side, top + y * side) for x, y in POLYGONS[shape.kind]]
-            canvas.polygon(points, fill=COLOURS[shape.colour])
+            canvas.polygon(points, fill=colours[shape.colour])
     return image.resize((GRID * CELL, GRID * CELL), Image.Resampling.LANCZOS)
 
 
@@ -117,12 +122,13 @@ def descriptions(scene: Scene, rng: random.Random, count: int) -> list[str]:
     return list(sentences)
 
 
-def edited(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with one shape recoloured, exchanged or moved: no sentence is true of both."""
+def edited(scene: Scene, rng: random.Random, changes: tuple[str, ...] = ("colour", "kind", "cell")) -> Scene:
+    """The scene with one shape recoloured, exchanged, moved or resized: no full sentence is true of both."""
     old = rng.choice(sorted(scene))
-    change = rng.choice(("colour", "kind", "cell"))
+    change = rng.choice(changes)
     taken = {shape.cell for shape in scene}
     choices = {"colour": list(COLOURS), "kind": list(NAMES), "cell": [c for c in range(GRID * GRID) if c not in taken]}
+    choices["size"] = ["small", "large"]
     value = rng.choice([choice for choice in choices[change] if choice != getattr(old, change)])
     return scene - {old} | {replace(old, **{change: value})}
 
@@ -132,14 +138,15 @@ def triplet(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
     return *descriptions(scene, rng, 2), describe(edited(scene, rng), rng)
 
 
-def _background(side: int) -> Image.Image:
-    """A pale shade that changes from left to right and from top to bottom, as light does in a photograph.
+def _background(side: int, darkest: RGB) -> Image.Image:
+    """A shade that changes from left to right and from top to bottom, as light does in a photograph.
 
     It lets a model see where a patch is: Qwen2-VL's vision tower knows relative positions only.
     """
-    across = Image.linear_gradient("L").rotate(90).resize((side, side)).point(lambda v: 175 + v * 5 // 16)
-    down = Image.linear_gradient("L").resize((side, side)).point(lambda v: 175 + v * 5 // 16)
-    return Image.merge("RGB", (across, Image.new("L", (side, side), 225), down))
+    red, green, blue = darkest
+    across = Image.linear_gradient("L").rotate(90).resize((side, side)).point(lambda v: red + v * 5 // 16)
+    down = Image.linear_gradient("L").resize((side, side)).point(lambda v: blue + v * 5 // 16)
+    return Image.merge("RGB", (across, Image.new("L", (side, side), green), down))
 
 
 def _thing(shape: Shape, rng: random.Random) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -172,9 +173,8 @@ class Mixture(Sequence[Pair]):
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> Pair:
-        name, indices = next((name, indices) for name, indices in self.groups.items() if index in indices)
-        source = self.sources[list(self.groups).index(name)]
-        return source[index - indices.start]
+        place = bisect_right(self.ends, index)
+        return self.sources[place][index - (self.ends[place - 1] if place else 0)]
 
 
 class Subset(Sequence[Pair]):

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -61,9 +62,7 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
 
 def plot_recalls(path: str | Path, rows: Rows) -> None:
     """Draw recall@1, 5 and 10 of up to six runs as a PNG: one panel a direction, one colour a run."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(DIRECTIONS), sharey=True)
+    figure, panels = figure_of(len(DIRECTIONS))
     bar = 0.84 / max(len(rows), 1)
     for panel, (direction, title) in zip(panels, DIRECTIONS.items()):
         for i, (run, metrics) in enumerate(rows.items()):
@@ -77,8 +76,20 @@ def plot_recalls(path: str | Path, rows: Rows) -> None:
         panel.tick_params(axis="x", length=0)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("recall@k")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(rows), frameon=False)
+    save_figure(path, figure, panels[0])
+
+
+def figure_of(panels: int) -> tuple[Figure, list[Axes]]:
+    """Panels side by side that share their y axis."""
+    figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+
+
+def save_figure(path: str | Path, figure: Figure, panel: Axes) -> None:
+    """Write a PNG with one legend below all panels, that of `panel`."""
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200)
 

@@ -17,7 +17,7 @@ import json
 import random
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,8 +30,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lamra.collators import messages
 from lamra.collators.processing import Processor
-from lamra.datasets import miniature
+from lamra.datasets import miniature, miniature_study
 from lamra.datasets.items import Item
+from lamra.datasets.miniature_study import build_study_world
 
 MANIFEST = "miniature.json"  # written last: a folder without it is not finished
 END_OF_TURN = "<|im_end|>"
@@ -67,6 +68,10 @@ class Recipe:
     sentences: int = 8  # examples a step of captioning and of rewording
     details: int = 12  # examples a step of each of the two naming tasks
     learning_rate: float = 2e-3
+    study: bool = False  # the world of datasets/miniature_study.py, and a base model that knows both its domains
+
+
+STUDY = Recipe(triplets=2000, steps=600, study=True)
 
 
 def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
@@ -147,13 +152,14 @@ class Example:
 
 
 class Corpus:
-    """The four tasks over the pictures and captions in a gallery folder; pixels are computed once."""
+    """The four tasks over the pictures and captions in gallery folders; pixels are computed once."""
 
-    def __init__(self, folder: Path, processor: Processor):
+    def __init__(self, folders: list[Path], processor: Processor):
         self.processor, self.tokenizer = processor, processor.tokenizer
-        self.captions = json.loads((folder / "captions.json").read_text())
-        count = len(self.captions) // miniature.CAPTIONS
-        pictures = [Item(str(i), images=(folder / f"images/{i}.png",)) for i in range(count)]
+        self.captions = all_captions(folders)
+        counts = {folder: len(all_captions([folder])) // miniature.CAPTIONS for folder in folders}
+        paths = [folder / f"images/{i}.png" for folder, count in counts.items() for i in range(count)]
+        pictures = [Item(str(path), images=(path,)) for path in paths]
         self.pictures = [processor.encode(item) for item in tqdm(pictures, desc="pixels")]
 
     def sample(self, rng: random.Random, sentences: int, details: int) -> list[Example]:
@@ -194,6 +200,10 @@ class Corpus:
     def _details(self, caption: str) -> list[int]:
         words = re.findall(r"[a-z]+", caption)
         return [self.tokenizer.convert_tokens_to_ids(word) for word in words if word in miniature.DETAILS]
+
+
+def all_captions(folders: list[Path]) -> list[str]:
+    return [caption for folder in folders for caption in json.loads((folder / "captions.json").read_text())]
 
 
 def next_token_loss(model: nn.Module, examples: list[Example], pad_id: int) -> Tensor:
@@ -240,14 +250,19 @@ def train(model: nn.Module, corpus: Corpus, recipe: Recipe) -> float:
 
 def build(recipe: Recipe, world: Path, folder: Path) -> None:
     """Write the world's files into `world` and the trained base model into `folder`."""
-    sizes = dict(train_pictures=recipe.pictures, gallery_pictures=recipe.gallery, triplets=recipe.triplets)
-    miniature.build_world(world, recipe.seed, **sizes)
+    if recipe.study:
+        build_study_world(world, recipe.seed, gallery_pictures=recipe.gallery, rows=recipe.triplets)
+        folders = [world / "everyday", world / "studio"]
+    else:
+        sizes = dict(train_pictures=recipe.pictures, gallery_pictures=recipe.gallery, triplets=recipe.triplets)
+        miniature.build_world(world, recipe.seed, **sizes)
+        folders = [world / "train"]
     torch.manual_seed(recipe.seed)
-    build_tokenizer(json.loads((world / "train/captions.json").read_text())).save_pretrained(folder)
+    build_tokenizer(all_captions(folders)).save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
     processor = Processor(folder)
     model = Qwen2VLForConditionalGeneration(build_config(processor.tokenizer))
-    loss = train(model, Corpus(world / "train", processor), recipe)
+    loss = train(model, Corpus(folders, processor), recipe)
     model.save_pretrained(folder)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"base model: {parameters / 1e6:.2f} M parameters, pre-training loss {loss:.3f}, in {folder}")
@@ -259,7 +274,7 @@ def ensure(recipe: Recipe, world: Path, folder: Path, force: bool = False) -> bo
     Returns:
         Whether anything was built.
     """
-    sources = [Path(__file__), Path(miniature.__file__), Path(messages.__file__)]
+    sources = [Path(module.__file__) for module in (miniature, miniature_study, messages)] + [Path(__file__)]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     manifest = json.dumps({**asdict(recipe), "source": digest}, indent=2) + "\n"
     paths = [world / MANIFEST, folder / MANIFEST]
@@ -277,14 +292,18 @@ def ensure(recipe: Recipe, world: Path, folder: Path, force: bool = False) -> bo
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the miniature world and its base model.")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of the model")
-    parser.add_argument("--world", type=Path, default="data/miniature", help="folder of pictures and sentences")
-    parser.add_argument("--model", type=Path, default="checkpoints/hf_models/miniature", help="folder of the model")
+    parser.add_argument("--study", action="store_true", help="the world of scripts/study/, with its own base model")
+    parser.add_argument("--world", type=Path, help="folder of pictures and sentences (default: data/miniature)")
+    parser.add_argument("--model", type=Path, help="folder of the model (default: checkpoints/hf_models/miniature)")
     parser.add_argument("--force", action="store_true", help="build again even if both are there")
     args = parser.parse_args()
 
-    built = ensure(Recipe(seed=args.seed), args.world, args.model, args.force)
+    name = "miniature_study" if args.study else "miniature"
+    world, model = args.world or Path("data", name), args.model or Path("checkpoints/hf_models", name)
+    recipe = STUDY if args.study else Recipe()
+    built = ensure(replace(recipe, seed=args.seed), world, model, args.force)
     state = "now in" if built else "already in"
-    print(f"miniature world {state} {args.world}, its base model {state} {args.model}")
+    print(f"miniature world {state} {world}, its base model {state} {model}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 
 from lamra.train.arguments import require
 
@@ -56,7 +57,7 @@ class MixtureSampler(Sampler[int]):
         return sum(self.counts) * self.unit
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
+        """Draw as in this epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -73,6 +74,21 @@ class MixtureSampler(Sampler[int]):
             order = rng.sample(rows, len(rows))
             units += [order[i : i + self.unit] for i in range(0, len(order) - self.unit + 1, self.unit)]
         return units[:count]
+
+
+class SetEpoch(TrainerCallback):
+    """Tells sampler and data set which epoch begins.
+
+    accelerate's own way does not reach them on several processes after a resume: the loader that skips the rows already
+    seen hides the sampler.
+    """
+
+    def __init__(self, *parts):
+        self.parts = [part for part in parts if hasattr(part, "set_epoch")]
+
+    def on_epoch_begin(self, args, state, control, **_):
+        for part in self.parts:
+            part.set_epoch(int(state.epoch or 0))
 
 
 def _shares(weights: Sequence[float], total: int) -> list[int]:

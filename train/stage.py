@@ -25,7 +25,7 @@ from lamra.train.checkpoints import (
 )
 from lamra.train.dry_run import print_dry_run
 from lamra.train.preemption import EXIT_STATUS, Preemption
-from lamra.train.sampling import MixtureSampler
+from lamra.train.sampling import MixtureSampler, SetEpoch
 from lamra.train.trainer import ContrastiveTrainer
 
 
@@ -73,7 +73,7 @@ class Stage:
         record = run_record(self.settings, data, model_args, data_args, args)
         if self.resume:
             check_unchanged(self.resume, record, allow_changes=args.allow_changes)
-        preemption = Preemption()
+        preemption, sampler = Preemption(), self._sampler(pairs)
         trainer = ContrastiveTrainer(
             model=build_embedder(self.folder, model_args, args, self.settings.position_ids),
             args=args,
@@ -82,9 +82,9 @@ class Stage:
             processing_class=self.processor,
             data_collator=RetrievalCollator(self.processor),
             train_dataset=pairs,
-            sampler=self._sampler(pairs),
+            sampler=sampler,
             eval_dataset=eval_pairs,
-            callbacks=[preemption],
+            callbacks=[preemption, SetEpoch(sampler, pairs)],
         )
         if args.dry_run:
             if args.process_index == 0:

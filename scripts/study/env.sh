@@ -1,0 +1,62 @@
+# Sourced by the study's scripts: its settings, and what one run is. Edit them here or set them in the environment.
+source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
+
+# Model and machine
+export MODEL_ID=${MODEL_ID:-qwen2-vl-7b} MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-}
+export NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
+
+# The same for every run: steps and batch (8 x 72 = 576), so that runs differ in their data alone
+STEPS=${STEPS:-478} # one epoch of the NLI csv
+export PER_DEVICE_BATCH_SIZE=${PER_DEVICE_BATCH_SIZE:-72} LR=${LR:-2e-4}
+SEEDS=${SEEDS:-0 1 2}
+SAVE_STEPS=${SAVE_STEPS:-100} # a broken run goes on from its last checkpoint
+
+# Data of each kind, and its format (datasets/pairs.py)
+TEXT_DATA=${TEXT_DATA:-./data/nli_for_simcse.csv}
+IMAGE_DATA=${IMAGE_DATA:-./data/region_edit.jsonl}
+IMAGE_TEXT_DATA=${IMAGE_TEXT_DATA:-./data/sharegpt4v.json}
+MIXTURE_BATCHES=${MIXTURE_BATCHES:-mixed}
+
+# Galleries: as in scripts/eval/eval_pretrained.sh
+export DATASETS=${DATASETS:-flickr coco}
+
+STUDY=${STUDY:-study} # checkpoints/$STUDY and results/$STUDY
+
+# Train and measure one run unless that is done: study_run KIND PERCENT SEED. KIND none is the base model.
+study_run() {
+  local kind=$1 percent=$2 seed=$3
+  local name="$kind-$percent-seed$seed"
+  local run="checkpoints/$STUDY/$name" results="results/$STUDY/$name" data format=nli flags=()
+  case $kind in
+    none) run=${MODEL_LOCAL_PATH:-checkpoints/hf_models/$MODEL_ID} ;;
+    text) data=$TEXT_DATA ;;
+    image) data=$IMAGE_DATA format=region_edit ;;
+    image-text) data=$IMAGE_TEXT_DATA format=sharegpt4v ;;
+    mixture) data=$TEXT_DATA,$IMAGE_DATA,$IMAGE_TEXT_DATA format=nli,region_edit,sharegpt4v ;;
+    *) echo "error: unknown kind $kind: choose of text, image, image-text, mixture" >&2 && exit 1 ;;
+  esac
+
+  if [ "$kind" != none ]; then
+    if [ "$percent" != 100 ]; then flags+=(--max_train_samples "$(printf 0.%02d "$percent")"); fi
+    if [ "$kind" = mixture ]; then flags+=(--mixture_batches "$MIXTURE_BATCHES"); fi
+    flags+=(--data_format "$format" --max_steps "$STEPS" --seed "$seed" --save_strategy steps --save_steps "$SAVE_STEPS")
+    local settings="$data ${flags[*]} $MODEL_ID $NUM_GPUS x $PER_DEVICE_BATCH_SIZE, LR $LR"
+    if [ -e "$run/study" ] && [ "$(cat "$run/study")" != "$settings" ]; then
+      echo "error: $run was made with other settings ($(cat "$run/study")): set STUDY to a new name" >&2 && exit 1
+    fi
+    if [ ! -e "$run/lamra.json" ]; then
+      mkdir -p "$run" && echo "$settings" >"$run/study"
+      if compgen -G "$run/checkpoint-*" >/dev/null; then flags+=(--resume auto); fi
+      TRAIN_DATA_PATH=$data OUTPUT_DIR=$run RUN_ID=$name bash scripts/lamra_ret/pretrain.sh "${flags[@]}"
+    fi
+  fi
+  for dataset in $DATASETS; do
+    if [ ! -e "$results/$dataset/metrics.json" ]; then
+      DATASETS=$dataset MODEL_ID=$run bash scripts/eval/eval_pretrained.sh --output_dir "$results/$dataset"
+    fi
+  done
+}
+
+report() {
+  "$PYTHON" eval/study.py --study "$STUDY"
+}

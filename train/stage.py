@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from lamra.collators.processing import Processor
-from lamra.collators.retrieval import RetrievalCollator
+from lamra.collators.retrieval import TrainingCollator
 from lamra.models.loading import DEFAULT_POSITION_IDS, architecture, model_folder
 from lamra.models.settings import Settings
 from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
@@ -25,6 +25,7 @@ from lamra.train.checkpoints import (
 )
 from lamra.train.dry_run import print_dry_run
 from lamra.train.preemption import EXIT_STATUS, Preemption
+from lamra.train.skipped import SkippedPairs
 from lamra.train.trainer import ContrastiveTrainer
 
 
@@ -73,14 +74,16 @@ class Stage:
         if self.resume:
             check_unchanged(self.resume, record, allow_changes=args.allow_changes)
         preemption = Preemption()
+        skipped = SkippedPairs(args.output_dir, len(pairs), args.max_skipped_share, resume=bool(self.resume))
         trainer = ContrastiveTrainer(
             model=build_embedder(self.folder, model_args, args, self.settings.position_ids),
             args=args,
             settings=self.settings,
             record=record,
+            skipped=skipped,
             processing_class=self.processor,
-            data_collator=RetrievalCollator(self.processor),
-            train_dataset=pairs,
+            data_collator=TrainingCollator(self.processor, pairs, skipped.most, args.mask_duplicates),
+            train_dataset=range(len(pairs)),  # the collator looks them up
             eval_dataset=eval_pairs,
             callbacks=[preemption],
         )

@@ -20,26 +20,31 @@ from lamra.models.losses import info_nce
 from lamra.models.settings import Settings
 from lamra.train.arguments import note
 from lamra.train.checkpoints import checkpoints, commit_checkpoint, load_weights, save_model
+from lamra.train.skipped import SkippedPairs
 from lamra.train.throughput import flops_per_token, peak_flops
 
 
 class ContrastiveTrainer(Trainer):
-    """Trains an Embedder with InfoNCE on batches of collators.retrieval.RetrievalCollator.
+    """Trains an Embedder with InfoNCE on batches of collators.retrieval.TrainingCollator.
 
-    `processing_class` is the Processor; `settings` and `record` are written with every checkpoint.
+    `processing_class` is the Processor; `settings` and `record` are written with every checkpoint; `skipped` counts the
+    pairs that cannot be used.
     """
 
-    def __init__(self, *args, settings: Settings, record: dict, **kwargs):
+    def __init__(self, *args, settings: Settings, record: dict, skipped: SkippedPairs, **kwargs):
         super().__init__(*args, **kwargs)
-        self.settings, self.record = settings, record
+        self.settings, self.record, self.skipped_pairs = settings, record, skipped
         self._skipped = 0
         self._peak, self._flops_per_token = peak_flops(self.args.device), flops_per_token(self.model)
         self._reset_throughput()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
-        num_queries, self._rows = inputs.pop("num_queries"), inputs.pop("ids")
-        embeddings = model(**inputs)  # (M, D): queries, then targets
-        loss, accuracy = info_nce(embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature)
+        self._count_faults(inputs.pop("faults"))
+        num_queries, self._rows, contents = (inputs.pop(name) for name in ("num_queries", "ids", "contents"))
+        embeddings = model(**inputs)  # (B + M, D): queries, then targets
+        loss, accuracy = info_nce(
+            embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature, contents
+        )
         if self.args.on_nonfinite == "stop":
             self._stop_unless_finite(loss.detach(), "loss")
         self._accuracy += accuracy
@@ -47,6 +52,13 @@ class ContrastiveTrainer(Trainer):
         self._pairs += num_queries
         self._batches += 1
         return loss
+
+    def _count_faults(self, faults: list[tuple[int, str]]) -> None:
+        found = torch.tensor(len(faults), device=self.args.device)
+        if dist.is_initialized():
+            dist.all_reduce(found)
+        if found:
+            self.skipped_pairs.add(faults, self.state.global_step + 1)
 
     def _get_grad_norm(self, model, grad_norm=None):
         # Called before the update; under DeepSpeed after one that it skipped by itself if a gradient was not finite.

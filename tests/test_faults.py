@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -14,6 +17,8 @@ import torch
 from conftest import run_script
 from faulty_training import picture_pairs
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from test_resume import same_end
 from test_stage1 import STEPS, settings
 from torch.utils.data import DataLoader
@@ -21,6 +26,11 @@ from torch.utils.data import DataLoader
 from lamra.collators.processing import Processor, open_image
 from lamra.collators.retrieval import TrainingCollator
 from lamra.datasets.items import Item
+from lamra.train import train_nli
+from lamra.train.arguments import TrainingArguments
+from lamra.train.checkpoints import fault
+from lamra.train.entrypoint import run
+from lamra.train.limits import DiskGuard, memory_sentence
 from lamra.train.skipped import SkippedPairs
 
 # Pictures.
@@ -162,3 +172,83 @@ def test_training_leaves_faulty_pictures_out(world, tiny_model, pictures, tmp_pa
     assert result.returncode == 1 and result.stderr.count("error: ") == 1
     assert "of 40 pairs cannot be used, --max_skipped_share 0.001 allows 1: repair what" in result.stderr
     assert not (strict / "adapter_model.safetensors").exists()
+
+
+# Losses.
+
+
+def adapter(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("deepspeed", ["zero2", None])
+def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped(world, tiny_model, tmp_path, deepspeed):
+    """The second process's embeddings are NaN in steps 4 and 6."""
+
+    def train(output: Path, *flags) -> subprocess.CompletedProcess:
+        data = ("--data_path", world / "nli.csv")
+        return torchrun("nan", world, tiny_model, output, *data, *flags, check=False, deepspeed=deepspeed)
+
+    stopped, skipping = tmp_path / "stop", tmp_path / "skip"
+    result = train(stopped)
+    assert result.returncode == 1
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: step 4: loss is not finite, with rows ") and error.count(".sent0") == 8
+    assert error.endswith(f"nothing was updated. The last checkpoint is {stopped}/checkpoint-3")
+    assert fault(stopped / "checkpoint-3") is None and not (stopped / "checkpoint-4").exists()
+
+    result = train(skipping, "--on_nonfinite", "skip", "--max_nonfinite", 1)
+    assert result.returncode == 1 and result.stdout.count("the update is skipped") == 1
+    assert re.search(r"note: step 4: gradient norm \S+, the update is skipped \(1\)", result.stdout)
+    assert "step 6: more than --max_nonfinite 1 updates were not finite and skipped" in result.stderr
+    before, after, later = (adapter(skipping / f"checkpoint-{step}") for step in (3, 4, 5))
+    assert all((before[name] == adapter(stopped / "checkpoint-3")[name]).all() for name in before)
+    assert all((before[name] == after[name]).all() for name in before)
+    assert any((later[name] != after[name]).any() for name in before)
+    assert not (skipping / "checkpoint-6").exists()
+
+
+# Disk and memory.
+
+
+def test_every_way_of_saying_that_the_disk_is_full(tmp_path):
+    for error in (
+        OSError(28, "No space left on device"),
+        OSError(122, "Disk quota exceeded"),
+        OSError(27, "File too large"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    ):
+        guard = DiskGuard()
+        with guard():
+            raise error
+        assert guard.full
+        with pytest.raises(OSError, match="the disk is full"):
+            guard.stop_if_full(torch.device("cpu"))
+    for error in (OSError(13, "Permission denied"), RuntimeError("size mismatch"), OSError("no number")):
+        with pytest.raises(type(error)), DiskGuard()():
+            raise error
+
+
+def test_cuda_out_of_memory_is_told_with_the_settings_that_need_less(monkeypatch, capsys, world, tiny_model, tmp_path):
+    def out_of_memory(*_args, **_kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("lamra.models.embedder.Embedder.forward", out_of_memory)
+    flags = f"""--model_id miniature --model_local_path {tiny_model} --data_path {world}/nli.csv --output_dir {tmp_path}
+        --per_device_train_batch_size 8 --grad_cache_chunk 6"""
+    monkeypatch.setattr(sys, "argv", ["train_nli.py", *flags.split()])
+    with pytest.raises(SystemExit) as exit_:
+        run(train_nli.main)
+    assert exit_.value.code == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: step 1: CUDA is out of memory on rank 0: the device has ")
+    assert "with PER_DEVICE_BATCH_SIZE=8, GRAD_CACHE_CHUNK=6, GRADIENT_CHECKPOINTING=False; the batch can stay" in error
+    assert error.endswith(
+        "set GRADIENT_CHECKPOINTING=True, then GRAD_CACHE_CHUNK=3 (halve it again if that is too much)"
+    )
+    eight = TrainingArguments(output_dir=str(tmp_path), gradient_checkpointing=True, use_cpu=True)
+    monkeypatch.setattr(TrainingArguments, "world_size", 8)
+    sentence = memory_sentence(eight, 5, total=80 * 2**30, allocated=78.5 * 2**30)
+    assert "the device has 80.0 GiB, 78.5 GiB were allocated" in sentence
+    assert sentence.endswith("set GRAD_CACHE_CHUNK=72 (halve it again if that is too much), then DS_STAGE=zero3")

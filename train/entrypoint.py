@@ -31,8 +31,8 @@ def run(main: Callable[[], None]) -> None:
             raise
         if int(os.environ.get("RANK", 0)) > 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(3)  # the first process says the same, and the launcher then ends this one before it repeats it
-        print(f"error: {error}", file=sys.stderr, flush=True)
+            time.sleep(10)  # the first process says the same, and the launcher then ends this one before it repeats it
+        print(f"\nerror: {error}", file=sys.stderr, flush=True)  # on a line of its own, below a progress bar
         sys.exit(1)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -36,7 +36,7 @@ class SkippedPairs:
         Raises:
             ValueError: more than `most` pairs cannot be used; names the last.
         """
-        for row, reason in _of_all_processes(faults):
+        for row, reason in of_all_processes(faults):
             if row in self.rows:
                 continue
             self.rows.add(row)
@@ -56,9 +56,10 @@ def _is_first_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def _of_all_processes(faults: list) -> list:
+def of_all_processes(mine: list) -> list:
+    """The lists of all processes in rank order, joined; all must call this."""
     if not dist.is_initialized():
-        return faults
+        return mine
     gathered = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, faults)
-    return [fault for part in gathered for fault in part]
+    dist.all_gather_object(gathered, mine)
+    return [one for part in gathered for one in part]

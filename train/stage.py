@@ -24,6 +24,7 @@ from lamra.train.checkpoints import (
     write_run_record,
 )
 from lamra.train.dry_run import print_dry_run
+from lamra.train.limits import explained
 from lamra.train.preemption import EXIT_STATUS, Preemption
 from lamra.train.skipped import SkippedPairs
 from lamra.train.trainer import ContrastiveTrainer
@@ -96,11 +97,13 @@ class Stage:
         if args.process_index == 0:
             write_run_record(args.output_dir, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, data)
             preempted.unlink(missing_ok=True)
-        trainer.train(resume_from_checkpoint=self.resume)
+        with explained(trainer):
+            trainer.train(resume_from_checkpoint=self.resume)
         if preemption.happened:
             if args.process_index == 0:
                 preempted.touch()
             note(f"asked to stop: checkpoint-{trainer.state.global_step} is complete; go on with --resume auto")
             sys.exit(EXIT_STATUS)
-        trainer.save_model()
+        with explained(trainer):
+            trainer.save_model()
         note(done.format(output_dir=args.output_dir))

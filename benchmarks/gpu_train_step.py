@@ -1,7 +1,7 @@
 """A stage-1 step on one GPU, random weights of the true shape: utilisation, and time against the padded step.
 
     python benchmarks/gpu_train_step.py --size 7b             # on a CUDA machine
-    python benchmarks/gpu_train_step.py --size tiny --timed 3 # anywhere, to see that it runs
+    python benchmarks/gpu_train_step.py --size tiny --sentences 16 --pairs 32 --timed 2 # anywhere, to see that it runs
 
 Neither deepspeed nor flash-attn is needed: packed rows use flash-attn's kernel where it is installed, else PyTorch's.
 """
@@ -20,7 +20,6 @@ from lamra.models.embedder import Embedder
 from lamra.models.losses import info_nce
 from lamra.train.throughput import flops_per_token, peak_flops
 
-SENTENCES = 144  # 72 queries and their targets: one of the practice's 8 GPUs
 GIB = 2**30
 
 
@@ -47,8 +46,10 @@ def measure(embedder: Embedder, inputs: list[dict], device: str, warm_up: int) -
         optimizer.zero_grad()
         synchronize(device)
         seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() / GIB if device == "cuda" else float("nan")
-    return {"seconds": statistics.median(seconds[warm_up:]), "peak_gib": round(peak, 1)}
+    found = {"seconds": statistics.median(seconds[warm_up:])}
+    if device == "cuda":
+        found["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 1)
+    return found
 
 
 def main() -> None:
@@ -56,7 +57,11 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(TEXT_TOWERS), default="7b")
     parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--timed", type=int, default=20)
-    parser.add_argument("--chunk", type=int, default=144, help="of the gradient cache, in the case of 576 negatives")
+    parser.add_argument("--sentences", type=int, default=144, help="queries and targets on one of the practice's GPUs")
+    parser.add_argument(
+        "--pairs", type=int, default=576, help="in the gradient cache's case: the practice's whole batch"
+    )
+    parser.add_argument("--chunk", type=int, default=144, help="of the gradient cache")
     add_length_flags(parser)
     args = parser.parse_args()
 
@@ -70,7 +75,7 @@ def main() -> None:
             parameter.data = parameter.data.float()
     vocabulary = embedder.config.text_config.vocab_size
     steps = args.warm_up + args.timed
-    drawn = batches(lengths, SENTENCES, steps, args.seed)
+    drawn = batches(lengths, args.sentences, steps, args.seed)
     inputs = [right_padded(lengths, vocabulary, device) for lengths in drawn]
     useful = statistics.fmean(sum(lengths) for lengths in drawn[args.warm_up :])
     peak = peak_flops(torch.device(device))
@@ -99,9 +104,14 @@ def main() -> None:
     embedder.stock.gradient_checkpointing_disable()
 
     embedder.grad_cache_chunk = args.chunk
-    large = batches(lengths, 2 * 576, 3, args.seed)
+    large = batches(lengths, 2 * args.pairs, 3, args.seed)
     tokens = statistics.fmean(sum(lengths) for lengths in large[1:])
-    case("576 pairs on one GPU", [right_padded(lengths, vocabulary, device) for lengths in large], tokens, warm_up=1)
+    case(
+        f"{args.pairs} pairs, gradient cache",
+        [right_padded(lengths, vocabulary, device) for lengths in large],
+        tokens,
+        warm_up=1,
+    )
     embedder.grad_cache_chunk = 0
 
     reference = Embedder(embedder.model, "sequential", padding_free=False).train()

@@ -15,12 +15,17 @@ from lamra.models.packing import ATTENTION, KeysAndValues, Packing, keep_last_to
 
 POSITION_IDS = ("sequential", "mrope")
 
-MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+MATRIX_PRODUCTS = {torch.ops.aten.mm.default: (0, 1), torch.ops.aten.addmm.default: (1, 2)}  # op -> its two factors
+LOW_RANK = 128  # products with LoRA's matrices are cheap to repeat, and as large to keep as those with the weights
 
 
 def _keep_matrix_products():
-    def policy(_context, op, *_args, **_kwargs):
-        return CheckpointPolicy.MUST_SAVE if op in MATRIX_PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+    def policy(_context, op, *args, **_kwargs):
+        if op in MATRIX_PRODUCTS:
+            _, weight = (args[i] for i in MATRIX_PRODUCTS[op])
+            if min(weight.shape) > LOW_RANK:
+                return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
 

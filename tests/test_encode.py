@@ -17,7 +17,7 @@ from lamra.models.loading import load_embedder
 
 @pytest.fixture(scope="module")
 def processor(tiny_model):
-    return Processor(tiny_model)
+    return Processor(tiny_model, max_length=100)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def items(world):
     found = [Item(f"t{i}", text) for i, text in enumerate(texts)] + [
         Item(f"p{i}", images=(p,)) for i, p in enumerate(pictures)
     ]
+    found.append(Item("cut", 40 * "a red circle at the top left ", (pictures[1],)))  # beyond max_length
     return [*found, Item("both", "a", (pictures[0],)), *found[:4], Item("query", "a", instruction="Find it.")]
 
 
@@ -52,7 +53,10 @@ def test_equal_to_one_at_a_time(tiny_model, processor, items, position_ids):
 
 
 def test_the_length_is_told_before_encoding(processor, items):
-    assert [processor.length(item) for item in items] == [len(processor.encode(item)["input_ids"]) for item in items]
+    lengths = {item.id: (processor.length(item), len(processor.encode(item)["input_ids"])) for item in items}
+    told, true = lengths.pop("cut")  # cutting may take a token more
+    assert told == 100 and 95 < true <= 100
+    assert all(told == true for told, true in lengths.values())
     assert processor.tokenizer.decode(processor.prefix_ids).endswith("<|im_start|>user\n")
 
 

@@ -15,17 +15,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script
-from faulty_training import picture_pairs
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_resume import same_end
-from test_stage1 import STEPS, settings
+from test_stage1 import STEPS, pretrain, settings
 from torch.utils.data import DataLoader
 
 from lamra.collators.processing import Processor, open_image
 from lamra.collators.retrieval import TrainingCollator
-from lamra.datasets.items import Item
+from lamra.datasets.items import Item, Pair
 from lamra.train import train_nli
 from lamra.train.arguments import TrainingArguments
 from lamra.train.checkpoints import fault
@@ -102,7 +101,8 @@ def test_a_picture_of_any_mode_is_shown_as_it_is(tmp_path):
 
 
 def test_a_faulty_pair_is_replaced_alike_by_any_number_of_workers(tiny_model, pictures):
-    pairs = picture_pairs(pictures)
+    files = sorted(pictures.iterdir())
+    pairs = [Pair(Item(f"q{i}", "A picture."), Item(f.name, images=(f,))) for i, f in enumerate(files)]
     collator = TrainingCollator(Processor(tiny_model), pairs, most_faults=3)
     rows = [[4, 5, 7], [16, 17, 18], [0, 1, 2]]
     for workers in (0, 2):
@@ -137,23 +137,19 @@ def test_what_a_pair_must_not_be_stops_after_a_share_of_the_data(tmp_path, capsy
     assert "note: row 1 is left out: picture 1.png cannot be read" in capsys.readouterr().out
 
 
-def torchrun(fault: str, world, tiny_model, output: Path, *flags, check: bool = True, deepspeed: str | None = None):
-    """Two processes of faulty_training.py, STEPS steps, a checkpoint after each."""
-    variables = settings(world, tiny_model, output)
-    command = ["torchrun", "--nnodes", 1, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    command += ["--nproc_per_node", 2, "tests/faulty_training.py", fault, "--max_steps", STEPS, "--report_to", "none"]
-    for name in ("model_id", "model_local_path", "output_dir", "lora_r", "lora_alpha"):
-        command += [f"--{name}", variables[name.upper()]]
-    command += ["--per_device_train_batch_size", 8, "--learning_rate", 3e-3, "--save_strategy", "steps"]
-    command += ["--save_steps", 1, "--save_total_limit", 20]
-    command += ["--deepspeed", f"ds_configs/{deepspeed}.json"] if deepspeed else []
-    return run_script(*map(str, command), *map(str, flags), check=check)
-
-
 def test_training_leaves_faulty_pictures_out(world, tiny_model, pictures, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    flags = ("--data_path", pictures, "--max_skipped_share", 0.1, "--dataloader_num_workers")
-    result = torchrun("pictures", world, tiny_model, whole, *flags, 2)  # 5 epochs of 2 steps
+    data = pictures.parent / "pairs.jsonl"
+    rows = [{"query": {"text": f"picture {i}"}, "target": {"image": f"{i:02}.png"}} for i in range(40)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+
+    def train(output: Path, *flags, check: bool = True) -> subprocess.CompletedProcess:
+        """5 epochs of 2 steps, a checkpoint after each."""
+        fixed = ("--data_format", "pairs", "--image_root", pictures, "--save_strategy", "steps", "--save_steps", 1)
+        variables = dict(TRAIN_DATA_PATH=data, DS_STAGE="none")
+        return pretrain(world, tiny_model, output, *fixed, "--save_total_limit", 20, *flags, check=check, **variables)
+
+    whole, broken, strict = (tmp_path / name for name in ("whole", "broken", "strict"))
+    result = train(whole, "--max_skipped_share", 0.1)
     lines = [json.loads(line) for line in (whole / "skipped.jsonl").read_text().splitlines()]
     assert sorted(line["row"] for line in lines) == [5, 6, 17]
     for line in lines:
@@ -163,12 +159,11 @@ def test_training_leaves_faulty_pictures_out(world, tiny_model, pictures, tmp_pa
     shutil.copytree(whole, broken)
     for step in range(4, STEPS + 1):
         shutil.rmtree(broken / f"checkpoint-{step}")
-    torchrun("pictures", world, tiny_model, broken, *flags, 0, "--resume", "auto")
+    train(broken, "--max_skipped_share", 0.1, "--dataloader_num_workers", 0, "--resume", "auto")
     same_end(broken, whole)
     assert (broken / "skipped.jsonl").read_text() == (whole / "skipped.jsonl").read_text()
 
-    strict = tmp_path / "strict"
-    result = torchrun("pictures", world, tiny_model, strict, "--data_path", pictures, check=False)
+    result = train(strict, check=False)
     assert result.returncode == 1 and result.stderr.count("error: ") == 1
     assert "of 40 pairs cannot be used, --max_skipped_share 0.001 allows 1: repair what" in result.stderr
     assert not (strict / "adapter_model.safetensors").exists()
@@ -181,23 +176,32 @@ def adapter(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "adapter_model.safetensors")
 
 
+def torchrun(world, tiny_model, output: Path, *flags, deepspeed: str | None) -> subprocess.CompletedProcess:
+    """Two processes of faulty_training.py, STEPS steps, a checkpoint after each."""
+    variables = settings(world, tiny_model, output)
+    command = ["torchrun", "--nnodes", 1, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    command += ["--nproc_per_node", 2, "tests/faulty_training.py", "--max_steps", STEPS, "--report_to", "none"]
+    for name in ("model_id", "model_local_path", "output_dir", "lora_r", "lora_alpha"):
+        command += [f"--{name}", variables[name.upper()]]
+    command += ["--data_path", world / "nli.csv", "--per_device_train_batch_size", 8, "--learning_rate", 3e-3]
+    command += ["--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 20]
+    command += ["--deepspeed", f"ds_configs/{deepspeed}.json"] if deepspeed else []
+    return run_script(*map(str, command), *map(str, flags), check=False)
+
+
 @pytest.mark.parametrize("deepspeed", ["zero2", None])
 def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped(world, tiny_model, tmp_path, deepspeed):
     """The second process's embeddings are NaN in steps 4 and 6."""
-
-    def train(output: Path, *flags) -> subprocess.CompletedProcess:
-        data = ("--data_path", world / "nli.csv")
-        return torchrun("nan", world, tiny_model, output, *data, *flags, check=False, deepspeed=deepspeed)
-
     stopped, skipping = tmp_path / "stop", tmp_path / "skip"
-    result = train(stopped)
+    result = torchrun(world, tiny_model, stopped, deepspeed=deepspeed)
     assert result.returncode == 1
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: step 4: loss is not finite, with rows ") and error.count(".sent0") == 8
     assert error.endswith(f"nothing was updated. The last checkpoint is {stopped}/checkpoint-3")
     assert fault(stopped / "checkpoint-3") is None and not (stopped / "checkpoint-4").exists()
 
-    result = train(skipping, "--on_nonfinite", "skip", "--max_nonfinite", 1)
+    flags = ("--on_nonfinite", "skip", "--max_nonfinite", 1)
+    result = torchrun(world, tiny_model, skipping, *flags, deepspeed=deepspeed)
     assert result.returncode == 1 and result.stdout.count("the update is skipped") == 1
     assert re.search(r"note: step 4: gradient norm \S+, the update is skipped \(1\)", result.stdout)
     assert "step 6: more than --max_nonfinite 1 updates were not finite and skipped" in result.stderr

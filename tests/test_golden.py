@@ -37,11 +37,19 @@ def model(golden_folder):
     return load_model(golden_folder, dtype=torch.float32)
 
 
-@pytest.fixture(params=["plain", "padding_free", "last_token_only"])
+@pytest.fixture(params=["plain", "padding_free", "last_token_only", "everything"])
 def embedder_of(request):
     """Embedder(model, position_ids) in each way to compute the same."""
-    flags = {"padding_free": request.param != "plain", "last_token_only": request.param == "last_token_only"}
-    return lambda model, position_ids="sequential": Embedder(model, position_ids, **flags)
+
+    def build(model, position_ids="sequential"):
+        if request.param != "everything":
+            flags = dict(padding_free=request.param != "plain", last_token_only=request.param == "last_token_only")
+            return Embedder(model, position_ids, **flags)
+        embedder = Embedder(model, position_ids, grad_cache_chunk=3, selective_checkpointing=True).train()
+        embedder.activation_checkpointing_enable()
+        return embedder
+
+    return build
 
 
 def test_text_embeddings_loss_and_gradients(golden, model, embedder_of):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -11,6 +12,7 @@ import torch
 import transformers
 from transformers import HfArgumentParser
 
+from lamra.datasets.pairs import DATA_FORMATS
 from lamra.models.embedder import POSITION_IDS
 
 
@@ -55,11 +57,32 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    data_path: str = field(default="data/nli_for_simcse.csv", metadata={"help": "csv with sent0,sent1,hard_neg"})
-    eval_data_path: str | None = field(default=None, metadata={"help": "such a csv to measure after each epoch"})
-    use_hard_negatives: bool = field(default=False, metadata={"help": "hard_neg as further targets (LamRA: no)"})
+    data_path: str = field(
+        default="data/nli_for_simcse.csv", metadata={"help": "csv with sent0,sent1,hard_neg; several files: A,B,C"}
+    )
+    data_format: str = field(
+        default="nli", metadata={"help": f"{', '.join(DATA_FORMATS)} (datasets/pairs.py); one, or one for each file"}
+    )
+    image_root: str | None = field(default=None, metadata={"help": "folder of all pictures; default: each file's own"})
+    max_train_samples: float | None = field(
+        default=None, metadata={"help": "train on so many rows, or below 1 on this share of each file"}
+    )
+    eval_data_path: str | None = field(default=None, metadata={"help": "an nli csv to measure after each epoch"})
+    use_hard_negatives: bool = field(default=False, metadata={"help": "hard negatives as further targets (LamRA: no)"})
 
     def __post_init__(self):
+        formats, files = self.data_format.split(","), self.data_path.split(",")
+        require(set(formats) <= set(DATA_FORMATS), "data_format", self.data_format, f"of {', '.join(DATA_FORMATS)}")
+        require(
+            len(formats) in (1, len(files)), "data_format", self.data_format, f"one format, or one for each of {files}"
+        )
+        limit = self.max_train_samples
+        require(
+            limit is None or 0 < limit < 1 or (limit >= 1 and limit == int(limit)),
+            "max_train_samples",
+            limit,
+            "a number of rows, or a share below 1",
+        )
         if self.eval_data_path in ("None", "none", ""):  # EVAL_DATA_PATH=None in the practice's script
             self.eval_data_path = None
 
@@ -71,6 +94,12 @@ class TrainingArguments(transformers.TrainingArguments):
     output_dir: str | None = field(default="checkpoints/run", metadata={"help": "where adapter and checkpoints go"})
     model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
     temperature: float = field(default=0.05, metadata={"help": "divides the similarities"})
+    mixture_weights: str | None = field(
+        default=None, metadata={"help": "share of each of several data sources, 1,1,2; default: their sizes"}
+    )
+    mixture_batches: str = field(
+        default="mixed", metadata={"help": "mixed, or homogeneous: every step's rows come from one source"}
+    )
     grad_cache_chunk: int = field(
         default=0, metadata={"help": "embed so many prompts at a time and recompute them: constant memory; 0: off"}
     )
@@ -126,6 +155,20 @@ class TrainingArguments(transformers.TrainingArguments):
         )
         require(self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip")
         require(self.grad_cache_chunk >= 0, "grad_cache_chunk", self.grad_cache_chunk, "0 (off) or a number of prompts")
+        if self.use_liger_kernel:  # the Trainer would only log that it cannot
+            raise ValueError(
+                "--use_liger_kernel True: Liger 0.8.5 cannot patch Qwen2-VL in transformers 5.23; leave the flag out"
+            )
+        require(
+            self.mixture_batches in ("mixed", "homogeneous"),
+            "mixture_batches",
+            self.mixture_batches,
+            "mixed or homogeneous",
+        )
+        if self.mixture_weights is not None:
+            numbers = self.mixture_weights.split(",")
+            is_number = all(re.fullmatch(r"\d+(\.\d*)?|\.\d+", number) for number in numbers)
+            require(is_number, "mixture_weights", self.mixture_weights, "numbers with commas, such as 1,1,2")
         if self.warmup_ratio is not None:
             require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a share from 0 to below 1")
             self.warmup_steps = self.warmup_ratio  # transformers 5: below 1 it is a ratio

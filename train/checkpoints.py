@@ -48,6 +48,7 @@ DECISIVE |= {
     "mask_duplicates",
 }
 DECISIVE |= {"model_max_length", "use_hard_negatives", "use_lora", "q_lora", "use_vision_lora", "lora_r", "lora_alpha"}
+DECISIVE |= {"data_format", "max_train_samples", "mixture_weights", "mixture_batches"}
 DECISIVE |= {"lora_dropout", "train_vision_encoder", "train_vision_projector"}
 
 # What the tensors of a checkpoint, or their division among processes, are made of.

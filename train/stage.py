@@ -26,6 +26,7 @@ from lamra.train.checkpoints import (
 from lamra.train.dry_run import print_dry_run
 from lamra.train.limits import explained
 from lamra.train.preemption import EXIT_STATUS, Preemption
+from lamra.train.sampling import MixtureSampler
 from lamra.train.skipped import SkippedPairs
 from lamra.train.trainer import ContrastiveTrainer
 
@@ -85,6 +86,7 @@ class Stage:
             processing_class=self.processor,
             data_collator=TrainingCollator(self.processor, pairs, skipped.most, args.mask_duplicates),
             train_dataset=range(len(pairs)),  # the collator looks them up
+            sampler=self._sampler(pairs),
             eval_dataset=eval_pairs,
             callbacks=[preemption],
         )
@@ -107,3 +109,17 @@ class Stage:
         with explained(trainer):
             trainer.save_model()
         note(done.format(output_dir=args.output_dir))
+
+    def _sampler(self, pairs: Dataset) -> MixtureSampler | None:
+        """The order of a mixture's rows; None shuffles all rows together."""
+        args, groups = self.args, getattr(pairs, "groups", {})
+        if args.mixture_weights is None and args.mixture_batches == "mixed":
+            return None
+        require(len(groups) > 1, "mixture_batches", args.mixture_batches, "several sources: --data_path A,B,C")
+        return MixtureSampler(
+            groups,
+            weights=args.mixture_weights and [float(weight) for weight in args.mixture_weights.split(",")],
+            step=args.per_device_train_batch_size * args.world_size,
+            homogeneous=args.mixture_batches == "homogeneous",
+            seed=args.seed,
+        )

@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
@@ -31,16 +32,22 @@ class ContrastiveTrainer(Trainer):
     """Trains an Embedder with InfoNCE on batches of collators.retrieval.TrainingCollator.
 
     `processing_class` is the Processor; `settings` and `record` are written with every checkpoint; `skipped` counts the
-    pairs that cannot be used.
+    pairs that cannot be used; `sampler` orders the rows of a mixture.
     """
 
-    def __init__(self, *args, settings: Settings, record: dict, skipped: SkippedPairs, **kwargs):
+    def __init__(
+        self, *args, settings: Settings, record: dict, skipped: SkippedPairs, sampler: Sampler | None = None, **kwargs
+    ):
+        self._sampler = sampler
         super().__init__(*args, **kwargs)
         self.settings, self.record, self.skipped_pairs = settings, record, skipped
         self.disk = DiskGuard()
         self._skipped = 0
         self._peak, self._flops_per_token = peak_flops(self.args.device), flops_per_token(self.model)
         self._reset_throughput()
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        return self._sampler or super()._get_train_sampler(train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         self._count_faults(inputs.pop("faults"))

@@ -1,0 +1,191 @@
+"""Training pairs from any source: NLI's csv, captioned pictures, region edits, or one jsonl schema for all else.
+
+A format says what a pair is made of:
+    nli          csv sent0,sent1,hard_neg: a sentence and a paraphrase (datasets/nli.py)
+    sharegpt4v   json list, entries {"image", "conversations": [.., {"from": "gpt", "value": caption}]}: a picture and
+                 its long caption (Chen et al., arXiv 2311.12793)
+    region_edit  jsonl {"source_image", "edited_image", ...}, or a folder as InstructPix2Pix ships it,
+                 <number>/<seed>_0.jpg and <seed>_1.jpg: a picture and the same with one region changed. The edit's
+                 instruction is not used: these are pairs of pictures alone.
+    pairs        jsonl {"query": {"text"?, "image"?}, "target": {..}, "negatives"?: [{..}, ..]}
+
+Picture paths are relative to a root, by default the folder of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+from lamra.datasets.items import Item, Pair, path_inside
+from lamra.datasets.nli import NLIPairs
+
+PICTURES_CHECKED = 2000  # of a source, before training; a missing one among the others is a picture fault in training
+
+
+class Side(NamedTuple):
+    """What a query or a target shows; the picture's path is relative to the source's root."""
+
+    text: str | None
+    image: str | None
+
+
+Row = tuple[Side, ...]  # query, target, negatives
+
+
+class PairFile(Sequence[Pair]):
+    """The pairs of one source.
+
+    Raises:
+        ValueError: the file is missing, malformed or empty, or a picture does not exist; names file and place.
+    """
+
+    def __init__(self, path: str | Path, format: str, *, root: str | Path | None = None, use_hard_negatives=False):
+        path = Path(path)
+        if not path.exists():
+            raise ValueError(f"--data_path {path} does not exist")
+        self.root = Path(root) if root else path if path.is_dir() else path.parent
+        self.rows = [row[: None if use_hard_negatives else 2] for row in READERS[format](path)]
+        if not self.rows:
+            raise ValueError(f"--data_path {path} has no {format} pairs")
+        if len({len(row) for row in self.rows}) > 1:
+            counts = sorted({len(row) - 2 for row in self.rows})
+            raise ValueError(
+                f"--use_hard_negatives True: rows of {path} have {counts} negatives; give each the same number"
+            )
+        step = -(-len(self.rows) // PICTURES_CHECKED)
+        for side in (side for row in self.rows[::step] for side in row if side.image):
+            if not path_inside(self.root, side.image).is_file():
+                raise ValueError(f"picture {self.root / side.image} of {path} does not exist; is --image_root right?")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Pair:
+        query, target, *negatives = (
+            Item(f"{index}.{i}", side.text, (path_inside(self.root, side.image),) if side.image else ())
+            for i, side in enumerate(self.rows[index])
+        )
+        return Pair(query, target, tuple(negatives))
+
+
+def _read_pairs(path: Path) -> Iterator[Row]:
+    for place, row in _jsonl(path):
+        with_negatives = [row["query"], row["target"], *row.get("negatives", [])]
+        yield tuple(_side(place, side) for side in with_negatives)
+
+
+def _read_sharegpt4v(path: Path) -> Iterator[Row]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, list):
+            raise ValueError("it is no list")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is not ShareGPT4V's json: {error}") from None
+    for number, entry in enumerate(entries, start=1):
+        try:
+            caption = next(turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt")
+            sides = {"image": entry["image"]}, {"text": caption}
+        except (KeyError, TypeError, StopIteration) as error:
+            raise ValueError(
+                f'{path} entry {number} is not ShareGPT4V\'s: it needs "image" and a "gpt" turn in "conversations" '
+                f"({error!r})"
+            ) from None
+        yield tuple(_side(f"{path} entry {number}", side) for side in sides)
+
+
+def _read_region_edits(path: Path) -> Iterator[Row]:
+    if path.is_dir():
+        for source in sorted(path.glob("*/*_0.jpg")):
+            edited = source.with_name(source.name.replace("_0.jpg", "_1.jpg"))
+            if edited.is_file():
+                yield Side(None, str(source.relative_to(path))), Side(None, str(edited.relative_to(path)))
+        return
+    for place, row in _jsonl(path):
+        yield tuple(_side(place, {"image": row[name]}) for name in ("source_image", "edited_image"))
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "pairs": _read_pairs,
+    "sharegpt4v": _read_sharegpt4v,
+    "region_edit": _read_region_edits,
+}
+DATA_FORMATS = ("nli", *READERS)
+
+
+def load_source(path: str | Path, format: str, root: str | Path | None, use_hard_negatives: bool) -> Sequence[Pair]:
+    """The pairs of one file or folder in one of DATA_FORMATS."""
+    if format == "nli":
+        return NLIPairs(path, use_hard_negatives)
+    return PairFile(path, format, root=root, use_hard_negatives=use_hard_negatives)
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, dict]]:
+    """(file and line, row) of each line; what the loop's body misses in a row is told with its place."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path} line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{place} is not json: {error}") from None
+            yield place, _Fields(place, row)
+
+
+class _Fields(dict):
+    """A row whose missing fields are named with their place."""
+
+    def __init__(self, place: str, row):
+        if not isinstance(row, dict):
+            raise ValueError(f"{place} is not an object but {type(row).__name__}")
+        super().__init__(row)
+        self.place = place
+
+    def __missing__(self, name: str):
+        raise ValueError(f'{self.place} lacks "{name}": it has {", ".join(self) or "nothing"}')
+
+
+def _side(place: str, side) -> Side:
+    """Check {"text"?, "image"?}."""
+    text, image = (side.get("text"), side.get("image")) if isinstance(side, dict) else (None, None)
+    if not all(value is None or isinstance(value, str) for value in (text, image)) or not (text or image):
+        raise ValueError(f'{place}: {json.dumps(side)[:80]} is not {{"text" and/or "image"}}')
+    return Side(text, image)
+
+
+class Mixture(Sequence[Pair]):
+    """Several sources as one; `groups` gives each source's indices."""
+
+    def __init__(self, sources: dict[str, Sequence[Pair]]):
+        self.sources = list(sources.values())
+        self.ends = list(accumulate(len(source) for source in self.sources))
+        starts = [0, *self.ends]
+        self.groups = {name: range(start, end) for name, start, end in zip(sources, starts, self.ends)}
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Pair:
+        name, indices = next((name, indices) for name, indices in self.groups.items() if index in indices)
+        source = self.sources[list(self.groups).index(name)]
+        return source[index - indices.start]
+
+
+class Subset(Sequence[Pair]):
+    """`count` pairs of a source, drawn by `seed`: a smaller subset of the same seed is among a larger one's."""
+
+    def __init__(self, source: Sequence[Pair], count: int, seed: int):
+        self.source = source
+        self.indices = random.Random(seed).sample(range(len(source)), len(source))[:count]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.source[self.indices[index]]

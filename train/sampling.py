@@ -1,0 +1,85 @@
+"""In which order the rows of a mixture are trained on; what stands in one step decides its in-batch negatives."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+from lamra.train.arguments import require
+
+
+class MixtureSampler(Sampler[int]):
+    """Row indices of an epoch, drawn by seed and epoch.
+
+    An epoch has as many rows as all sources together. A source whose weight asks for more rows than it has is gone
+    through again in another order.
+
+    Args:
+        groups: the rows of each source.
+        weights: each source's share of the epoch; by default its share of the rows.
+        step: rows of all processes in one step.
+        homogeneous: every step holds rows of one source, and no row twice; otherwise all are shuffled together.
+
+    Raises:
+        ValueError: weights that do not fit the sources, or a source smaller than a homogeneous step.
+    """
+
+    def __init__(
+        self,
+        groups: dict[str, Sequence[int]],
+        *,
+        weights: Sequence[float] | None,
+        step: int,
+        homogeneous: bool,
+        seed: int,
+    ):
+        self.groups, self.step, self.homogeneous, self.seed, self.epoch = groups, step, homogeneous, seed, 0
+        weights = [len(rows) for rows in groups.values()] if weights is None else weights
+        require(
+            len(weights) == len(groups) and all(weight > 0 for weight in weights),
+            "mixture_weights",
+            ",".join(f"{weight:g}" for weight in weights),
+            f"{len(groups)} positive numbers, one for each of {', '.join(groups)}",
+        )
+        small = [name for name, rows in groups.items() if homogeneous and len(rows) < step]
+        if small:
+            raise ValueError(
+                f"--mixture_batches homogeneous: {small[0]} has {len(groups[small[0]])} rows, a step of all processes "
+                f"{step}; use mixed, or a smaller --per_device_train_batch_size"
+            )
+        self.unit = step if homogeneous else 1  # what is dealt out to the sources: steps, or rows
+        self.counts = _shares(weights, sum(map(len, groups.values())) // self.unit)
+
+    def __len__(self) -> int:
+        return sum(self.counts) * self.unit
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self.seed}/{self.epoch}")
+        units = [
+            unit for rows, count in zip(self.groups.values(), self.counts) for unit in self._units(rows, count, rng)
+        ]
+        rng.shuffle(units)
+        return (row for unit in units for row in unit)
+
+    def _units(self, rows: Sequence[int], count: int, rng: random.Random) -> list[list[int]]:
+        units: list[list[int]] = []
+        while len(units) < count:
+            order = rng.sample(rows, len(rows))
+            units += [order[i : i + self.unit] for i in range(0, len(order) - self.unit + 1, self.unit)]
+        return units[:count]
+
+
+def _shares(weights: Sequence[float], total: int) -> list[int]:
+    """`total` divided as `weights` are, whole numbers; what rounding leaves goes to the largest remainders."""
+    exact = [weight / sum(weights) * total for weight in weights]
+    counts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts

@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,24 +24,40 @@ from lamra.collators.messages import embedding_messages
 from lamra.datasets.items import Item
 
 IMAGE_TOKEN = "<|image_pad|>"
+MAX_ASPECT_RATIO = 200  # smart_resize's own limit
 
 
 def open_image(source: str | Path | Image.Image) -> Image.Image:
-    """Decode a picture to RGB.
+    """Decode a picture of any mode to RGB.
 
     Raises:
-        ValueError: the file is missing, truncated or no picture; names it.
+        ValueError: the file is missing, truncated, no picture, a decompression bomb or too thin; names it.
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return _as_rgb(source)
     with _named_faults(source), Image.open(source) as image:
-        return image.convert("RGB")
+        _check_shape(*image.size)
+        return _as_rgb(image)
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
     """Width and height, from the file's header alone; raises as `open_image`."""
     with _named_faults(path), Image.open(path) as image:
+        _check_shape(*image.size)
         return image.size
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts at 255, and all but black turns white
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    return image.convert("RGB")
+
+
+def _check_shape(width: int, height: int) -> None:
+    if min(width, height) < 1 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"{width} x {height} pixels, an aspect ratio beyond {MAX_ASPECT_RATIO}")
 
 
 @contextmanager
@@ -49,7 +66,7 @@ def _named_faults(path: str | Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise ValueError(f"picture {path} does not exist") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a hostile file makes Pillow raise nearly anything: struct.error, IndexError, ...
         raise ValueError(f"picture {path} cannot be read ({error}): repair or replace the file") from None
 
 
@@ -149,7 +166,7 @@ class Processor:
         images = [open_image(image) for image in item.images]
         try:
             return dict(self.image_processor(images, return_tensors="pt"))
-        except ValueError as error:  # an aspect ratio beyond 200
+        except ValueError as error:  # a picture given as such, not as a file, with an aspect ratio beyond 200
             raise ValueError(f"picture of item {item.id!r}: {error}") from None
 
     def _token_ids(self, item: Item, image_grid_thw: Tensor | None) -> list[int]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from lamra.collators.processing import Processor
 from lamra.datasets.items import Pair
@@ -16,6 +21,86 @@ class RetrievalCollator:
 
     def __call__(self, pairs: list[Pair]) -> dict:
         """Embedder's keyword arguments, "num_queries", the number of pairs B, and "ids", the queries' ids."""
-        items = [pair.query for pair in pairs] + [pair.target for pair in pairs]
-        items += [negative for pair in pairs for negative in pair.negatives]
-        return {**self.processor(items), "num_queries": len(pairs), "ids": [pair.query.id for pair in pairs]}
+        return self.batch(pairs, [self.encode(pair) for pair in pairs])
+
+    def encode(self, pair: Pair) -> list[dict]:
+        """What Processor.encode makes of query, target and hard negatives; raises as it does."""
+        return [self.processor.encode(item) for item in (pair.query, pair.target, *pair.negatives)]
+
+    def batch(self, pairs: list[Pair], encoded: list[list[dict]]) -> dict:
+        inputs = self.processor.pad(in_batch_order(encoded))
+        return {**inputs, "num_queries": len(pairs), "ids": [pair.query.id for pair in pairs]}
+
+
+@dataclass
+class TrainingCollator:
+    """Numbers of rows of `pairs` to a batch without faulty pairs.
+
+    A pair with a picture that cannot be read (or another fault that Processor.encode tells) is replaced by the next
+    row that can be used and is not in this process's batch. That depends on the data and the batch alone, not on
+    workers or on what was met before, so a resumed run replaces alike. Another process may hold the same row in the
+    same step: "contents" lets the loss tell, and neither copy is the other's negative.
+
+    Args:
+        most_faults: after more in one batch it gives up, and the batch holds "faults" only.
+        mask_duplicates: "contents" are equal for all items that look the same, not only for those of the same row.
+    """
+
+    processor: Processor
+    pairs: Sequence[Pair]
+    most_faults: int
+    mask_duplicates: bool = False
+
+    def __call__(self, rows: list[int]) -> dict:
+        """RetrievalCollator's batch, and:
+
+        "contents": (B + M,) int64 of queries, targets and hard negatives, equal where the items are.
+        "faults": (row, reason) of each pair that was left out.
+        """
+        collator, used = RetrievalCollator(self.processor), set(rows)
+        taken: list[int] = []
+        pairs: list[Pair] = []
+        encoded: list[list[dict]] = []
+        faults: list[tuple[int, str]] = []
+        for row in rows:
+            for candidate in self._candidates(row, used):
+                try:
+                    pair = self.pairs[candidate]
+                    encoded.append(collator.encode(pair))
+                    pairs.append(pair)
+                    taken.append(candidate)
+                    break
+                except ValueError as error:
+                    faults.append((candidate, str(error)))
+                if len(faults) > self.most_faults:
+                    return {"faults": faults}
+        return {**collator.batch(pairs, encoded), "contents": self._contents(taken, encoded), "faults": faults}
+
+    def _candidates(self, row: int, used: set[int]) -> Iterator[int]:
+        """`row` and the rows after it, first those that are not in this batch."""
+        yield row
+        enough = min(len(self.pairs), len(used) + self.most_faults + 1)
+        later = [(row + step) % len(self.pairs) for step in range(1, enough)]
+        for candidate in sorted(later, key=used.__contains__):
+            used.add(candidate)
+            yield candidate
+
+    def _contents(self, rows: list[int], encoded: list[list[dict]]) -> Tensor:
+        if self.mask_duplicates:
+            return torch.tensor([content_hash(one) for one in in_batch_order(encoded)])
+        negatives = sum(len(one) - 2 for one in encoded)
+        return torch.tensor([2 * row for row in rows] + [2 * row + 1 for row in rows] + [-1] * negatives)
+
+
+def in_batch_order(encoded: list[list]) -> list:
+    """Lists of query, target, hard negatives to one list: all queries, all targets, all hard negatives."""
+    queries, targets, negatives = [one[0] for one in encoded], [one[1] for one in encoded], [one[2:] for one in encoded]
+    return queries + targets + [negative for few in negatives for negative in few]
+
+
+def content_hash(encoded: dict) -> int:
+    """64 bits of what the model sees of an item: its tokens and its pixels."""
+    digest = hashlib.blake2b(repr(encoded["input_ids"]).encode(), digest_size=8)
+    if encoded["pixel_values"] is not None:
+        digest.update(encoded["pixel_values"].numpy().tobytes())
+    return int.from_bytes(digest.digest(), "little", signed=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lamra.datasets.items import Item
+from lamra.datasets.items import Item, path_inside
 
 CAPTIONS_PER_IMAGE = 5  # LamRA_Eval's layout says it nowhere else
 
@@ -107,7 +107,9 @@ def _karpathy_captions(entries: list, image_folder: Path, text_path: Path) -> di
 def _picture(image_folder: Path, text_path: Path, filename: str, filepath: str) -> str:
     """The picture's path below image_folder: COCO's pictures lie there, or in val2014 and train2014 below it."""
     nested = PurePosixPath(filepath, filename)
-    if nested.is_absolute() or ".." in nested.parts:
-        raise ValueError(f"picture {nested} in {text_path} leaves {image_folder}: give a path inside that folder")
+    try:
+        path_inside(image_folder, nested)
+    except ValueError as error:
+        raise ValueError(f"{text_path}: {error}") from None
     flat = (image_folder / filename).is_file() or not (image_folder / nested).is_file()
     return filename if flat else str(nested)

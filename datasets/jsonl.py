@@ -1,20 +1,25 @@
-"""Items from a jsonl file: lines {"id", "text"?, "image"?}, image paths relative to the file."""
+"""Items from a jsonl file: lines {"id", "text"?, "image"?}, image paths relative to the file or to a folder."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from lamra.datasets.items import Item
+from lamra.datasets.items import Item, path_inside
 
 
-def load_items(path: str | Path) -> list[Item]:
+def load_items(path: str | Path, image_root: str | Path | None = None) -> list[Item]:
     """Read all items, in order.
 
+    Args:
+        image_root: the folder that holds all pictures; by default that of the file.
+
     Raises:
-        ValueError: the file is missing or empty, or a line is malformed or repeats an id; names file and line.
+        ValueError: the file is missing or empty, or a line is malformed, repeats an id or names a picture outside of
+            image_root; names file and line.
     """
     path = Path(path)
+    image_root = path.parent if image_root is None else Path(image_root)
     if not path.is_file():
         raise ValueError(f"--input {path} does not exist")
     items, seen = [], set()
@@ -25,11 +30,11 @@ def load_items(path: str | Path) -> list[Item]:
             try:
                 row = json.loads(line)
                 identifier = str(row["id"])
-                images = (path.parent / row["image"],) if row.get("image") else ()
+                images = (path_inside(image_root, row["image"]),) if row.get("image") else ()
                 if images and not images[0].is_file():
                     raise ValueError(f"picture {images[0]} does not exist")
                 items.append(Item(identifier, row.get("text"), images))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise ValueError(f'{path} line {number} is not {{"id", "text" and/or "image"}}: {error}') from None
             if identifier in seen:
                 raise ValueError(f"{path} line {number} repeats the id {identifier!r}: ids must be unique")

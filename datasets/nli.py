@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -22,16 +23,26 @@ class NLIPairs:
     def __init__(self, path: str | Path, use_hard_negatives: bool = False):
         self.columns = ["sent0", "sent1"] + ["hard_neg"] * use_hard_negatives
         try:
-            # keep_default_na=False: pandas would turn "None" and "NA" into NaN, and an f-string that into "nan".
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+                # keep_default_na=False: pandas would turn "None" and "NA" into NaN, and an f-string that into "nan".
+                # index_col=False: it would take the first of too many columns for row names, and shift the others.
+                frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
         except FileNotFoundError:
             raise ValueError(f"the csv {path} does not exist: bash scripts/download.sh nli gets it") from None
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        except (
+            pd.errors.ParserError,
+            pd.errors.ParserWarning,
+            pd.errors.EmptyDataError,
+            UnicodeDecodeError,
+            OSError,
+        ) as error:
             raise ValueError(f"{path} cannot be read as a csv: {' '.join(str(error).split())}") from None
         missing = [column for column in self.columns if column not in frame.columns]
         if missing:
+            header = " ".join(", ".join(frame.columns).split())
             raise ValueError(
-                f"{path} lacks the column {', '.join(missing)}: its header is {', '.join(frame.columns)}, "
+                f"{path} lacks the column {', '.join(missing)}: its header is {header[:200]}, "
                 "expected sent0,sent1,hard_neg"
             )
         frame = frame[self.columns]

@@ -20,6 +20,9 @@ from lamra.train.entrypoint import run
 @dataclass
 class EmbedArguments(RetrieverArguments):
     input: str = field(default="", metadata={"help": "items.jsonl"})
+    image_root: str | None = field(
+        default=None, metadata={"help": "folder of all pictures; paths are relative to it; default: that of --input"}
+    )
     output: str = field(default="", metadata={"help": "out.npz: ids (N,), embeddings (N, D) float32 of unit norm"})
 
     def __post_init__(self):
@@ -30,7 +33,7 @@ class EmbedArguments(RetrieverArguments):
 
 def main() -> None:
     (args,) = parse(EmbedArguments)
-    items = load_items(args.input)
+    items = load_items(args.input, args.image_root)
     embeddings = load_retriever(args).encode(items, "embed")  # (N, D)
     if PartialState().is_main_process:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)

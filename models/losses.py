@@ -19,7 +19,7 @@ class InfoNCE(NamedTuple):
     accuracy: Tensor  # (), share of queries whose own target scores highest among all targets of all ranks
 
 
-def info_nce(query: Tensor, target: Tensor, temperature: float) -> InfoNCE:
+def info_nce(query: Tensor, target: Tensor, temperature: float, contents: Tensor | None = None) -> InfoNCE:
     """InfoNCE (van den Oord et al., arXiv 1807.03748) of local queries against the targets of all ranks.
 
     More than QUERIES_PER_BLOCK queries are scored in blocks that the backward pass recomputes, so that memory grows
@@ -30,19 +30,45 @@ def info_nce(query: Tensor, target: Tensor, temperature: float) -> InfoNCE:
         target: (M, D) unit embeddings, M >= B: row i < B is query i's positive, later rows are hard negatives.
             All ranks hold the same M.
         temperature: divides the cosine similarities; 0.05 in LamRA.
+        contents: (B + M,) int64 of query and target rows, equal where two items are. A target is no negative of a query
+            that it equals, whose positive it equals, or whose equal it is the positive of.
     """
     targets = all_gather_with_grad(target).float()  # (W * M, D)
     labels = torch.arange(len(query), device=query.device) + process_rank() * len(target)  # (B,)
+    if contents is not None:
+        of_query, of_target = contents.split([len(query), len(target)])
+        # Beside each target the query that it is the positive of; a hard negative stands for itself.
+        contents = torch.stack([of_target, torch.cat([of_query, of_target[len(query) :]])], dim=1)  # (M, 2)
+        contents = all_gather_with_grad(contents)  # (W * M, 2)
     blocks = list(zip(query.float().split(QUERIES_PER_BLOCK), labels.split(QUERIES_PER_BLOCK)))
     if len(blocks) == 1:
-        losses = [_block_loss(*blocks[0], targets, temperature)]
+        losses = [_block_loss(*blocks[0], targets, contents, temperature)]
     else:
-        losses = [checkpoint(_block_loss, *block, targets, temperature, use_reentrant=False) for block in blocks]
+        losses = [
+            checkpoint(_block_loss, *block, targets, contents, temperature, use_reentrant=False) for block in blocks
+        ]
     loss, hits = (torch.stack(column).sum() / len(query) for column in zip(*losses))
     return InfoNCE(loss, hits.detach())
 
 
-def _block_loss(query: Tensor, labels: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _block_loss(
+    query: Tensor, labels: Tensor, targets: Tensor, contents: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Sums over a block of queries (b, D): the loss, and how often the own target scores highest."""
     scores = query @ targets.T / temperature  # (b, W * M), float32 also when the model is bf16
+    if contents is not None:
+        scores = scores.masked_fill(_false_negatives(labels, contents), -torch.inf)
     return F.cross_entropy(scores, labels, reduction="sum"), (scores.argmax(dim=1) == labels).float().sum()
+
+
+def _false_negatives(labels: Tensor, contents: Tensor) -> Tensor:
+    """(b, W * M): which targets, other than the own, equal the query, equal its target, or belong to an equal query.
+
+    Args:
+        labels: (b,) each query's own target.
+        contents: (W * M, 2) of each target, and of the query that it is the positive of.
+    """
+    target, query = contents.unbind(dim=1)  # (W * M,)
+    own_target, own_query = contents[labels].unsqueeze(1).unbind(dim=2)  # (b, 1)
+    equal = (target == own_query) | (target == own_target) | (query == own_query)  # (b, W * M)
+    return equal.scatter(1, labels.unsqueeze(1), False)

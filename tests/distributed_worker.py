@@ -34,6 +34,12 @@ def main(folder: Path) -> None:
     result.loss.backward()
     gradients = {f"grad.{name}": p.grad for name, p in model.module.named_parameters() if p.grad is not None}
 
+    equal = load_file(folder / "equal.safetensors")
+    rows = [equal[name].chunk(world)[rank].clone().requires_grad_() for name in ("query", "target", "negative")]
+    contents = torch.cat([equal[f"{name}_content"].chunk(world)[rank] for name in ("query", "target", "negative")])
+    masked = info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5, contents=contents)
+    masked.loss.backward()
+
     x = torch.full((2, 3), float(rank), requires_grad=True)
     gathered = all_gather_with_grad(x)
     (gathered * torch.arange(2 * world).unsqueeze(1)).sum().backward()
@@ -41,6 +47,9 @@ def main(folder: Path) -> None:
         {
             "loss": result.loss.detach(),
             "accuracy": result.accuracy,
+            "masked_loss": masked.loss.detach(),
+            "masked_accuracy": masked.accuracy,
+            **{f"masked_grad{i}": row.grad for i, row in enumerate(rows)},
             "gathered": gathered.detach(),
             "grad_of_x": x.grad,
             **gradients,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from lamra.datasets.items import path_inside
 from lamra.datasets.nli import NLIPairs
 from lamra.eval import embed, zeroshot
 from lamra.models import loading
@@ -17,6 +21,8 @@ from lamra.models.settings import Settings
 from lamra.train import merge_lora, train_nli
 from lamra.train.arguments import TrainingArguments
 from lamra.train.entrypoint import run
+
+FOLDERS = ("benchmarks", "collators", "datasets", "eval", "models", "train")
 
 
 @pytest.fixture
@@ -53,6 +59,7 @@ def no_model(monkeypatch):
         ("a,b\n1,2\n", "lacks the column sent0, sent1: its header is a, b"),
         ('sent0,sent1\n"a,b\n', "cannot be read as a csv"),
         ("sent0,sent1\na,b\na,b,c,d\n", "line 3"),
+        ("sent0,sent1\nx,a,b\ny,c,d\n", "cannot be read as a csv: Length of header"),
         (b"sent0,sent1\n\xff\xfe,b\n", "cannot be read as a csv"),
         ("sent0,sent1\na,b\n", "at most the 1 pairs of"),
     ],
@@ -75,6 +82,38 @@ def test_words_that_pandas_takes_for_nothing_are_sentences(tmp_path):
     assert pairs.dropped == 1
     with_negatives = NLIPairs(path, use_hard_negatives=True)
     assert with_negatives.dropped == 2 and with_negatives[0].negatives[0].text == "x"
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_csv_as_spreadsheets_write_it(tmp_path, mark):
+    path = tmp_path / "data.csv"
+    path.write_bytes(mark + b'"sent0",sent1\r\n"a, ""b""\nc",d\r\n' + b"x" * 300_000 + b",e\x00f\r\n")
+    assert [(p.query.text, p.target.text) for p in NLIPairs(path)] == [('a, "b"\nc', "d"), ("x" * 300_000, "e\0f")]
+
+
+PIECES = [b'"', b",", b"\n", b"\r", b"\0", b"a", b" ", b"\xc3\xa9", b"\xff", b"\\", b"NA", b"sent0", b"\xef\xbb\xbf"]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.binary(max_size=80) | st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join),
+    header=st.sampled_from([b"", b"sent0,sent1,hard_neg\n", b"\xef\xbb\xbfsent1,sent0\r\n"]),
+    use_hard_negatives=st.booleans(),
+)
+def test_any_csv_is_sentences_or_one_sentence(tmp_path, content, header, use_hard_negatives):
+    path = tmp_path / "fuzz.csv"
+    path.write_bytes(header + content)
+    try:
+        pairs = list(NLIPairs(path, use_hard_negatives))
+    except ValueError as error:
+        assert str(path) in str(error) and len(str(error).splitlines()) == 1
+        return
+    assert pairs
+    for pair in pairs:
+        assert len(pair.negatives) == use_hard_negatives
+        assert all(
+            isinstance(item.text, str) and item.text.strip() for item in (pair.query, pair.target, *pair.negatives)
+        )
 
 
 @pytest.mark.parametrize(
@@ -183,6 +222,10 @@ def test_embed_and_merge(fails, no_model, tiny_model, tmp_path):
         ("[1]", "line 1 is not"),
         ('{"id": 1, "text": "a"}\n{', "line 2 is not"),
         ('{"id": 1, "image": "no.png"}', "no.png does not exist"),
+        ('{"id": 1, "image": "/etc/hostname"}', 'line 1 is not {"id", "text" and/or "image"}: the path /etc/'),
+        ('{"id": 1, "image": "pictures/../../x.png"}', f"leaves {tmp_path}: give one inside that folder"),
+        (json.dumps({"id": 1, "image": "a\0b"}), "line 1 is not"),
+        (json.dumps({"id": 1, "image": "a" * 5000}), "line 1 is not"),
         ("", "has no items"),
     ):
         lines.write_text(content)
@@ -190,6 +233,40 @@ def test_embed_and_merge(fails, no_model, tiny_model, tmp_path):
     assert "does not exist" in fails(embed.main, model_id=tiny_model, input=tmp_path / "no", output=out)
     assert "--output out.npz" in fails(embed.main, model_id=tiny_model, input=lines, output="out.txt")
     assert "a folder with adapter_config.json" in fails(merge_lora.main, model_id=tiny_model, save_path=tmp_path / "m")
+
+
+def test_paths_stay_in_their_folder(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    root.symlink_to(elsewhere)  # a data folder may be a link, and hold links
+    (elsewhere / "link").symlink_to("/etc")
+    assert path_inside(root, "a/b.png") == path_inside(root, root / "a" / "b.png") == root / "a" / "b.png"
+    assert path_inside(root, "./link/hostname") == root / "link" / "hostname"
+    for name in (
+        "",
+        ".",
+        "..",
+        "../root",
+        "a/../../x",
+        "a/../b",
+        "/",
+        "/etc/passwd",
+        tmp_path / "root2" / "a",
+        elsewhere,
+    ):
+        with pytest.raises(ValueError, match=f"the path .* leaves {root}: give one inside that folder"):
+            path_inside(root, name)
+
+
+def test_nothing_executes_what_it_reads():
+    """No code from a model folder, no pickle of a user's, no shell string, nowhere in the project."""
+    forbidden = re.compile(
+        r"trust_remote_code\s*=\s*True|torch\.load\(|pickle\.load|shell=True|os\.system|(?<![.\w])(eval|exec)\(|yaml\.load\("
+    )
+    sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 30
+    for path in [*sources, ROOT / "demo.py"]:
+        assert not forbidden.search(path.read_text()), path
 
 
 def test_through_the_script(world, tiny_model):

@@ -74,9 +74,9 @@ WRONG = {
     "twice": ({"images": [entry("0.png", "a")] * 2}, r"picture 0\.png occurs twice in .*text\.json"),
     "no filename": ({"images": [{"split": "test"}]}, r"text\.json is not Karpathy's layout \(KeyError\('filename'\)\)"),
     "not an object": ({"images": ["0.png"]}, r"text\.json is not Karpathy's layout"),
-    "above the folder": ({"images": [entry("../0.png", "a")]}, r"picture \.\./0\.png in .*text\.json leaves .*images"),
-    "absolute": ({"images": [entry("/etc/hostname", "a")]}, r"picture /etc/hostname in .* leaves"),
-    "filepath above": ({"images": [entry("0.png", "a", filepath="..")]}, r"picture \.\./0\.png in .* leaves"),
+    "above the folder": ({"images": [entry("../0.png", "a")]}, r"text\.json: the path \.\./0\.png leaves .*images"),
+    "absolute": ({"images": [entry("/etc/hostname", "a")]}, r"the path /etc/hostname leaves"),
+    "filepath above": ({"images": [entry("0.png", "a", filepath="..")]}, r"the path \.\./0\.png leaves"),
     "pictures missing": (
         {"images": [entry(name, "a") for name in ("0.png", "x.jpg", "y.jpg")]},
         r"2 of the 3 pictures of .*text\.json are missing in .*images, first x\.jpg: extract the pictures again",

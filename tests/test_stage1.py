@@ -121,15 +121,16 @@ def test_the_output_folder_is_kept_and_a_run_goes_on(trained, world, tiny_model,
 
 def test_merged_model_embeds_the_same(trained, world, tmp_path):
     items = tmp_path / "items.jsonl"
-    picture = world / "test" / "images" / "0.png"
-    rows = [{"id": "t", "text": "A red circle."}, {"id": "p", "image": str(picture)}]
-    rows.append({"id": "both", "text": "now in blue", "image": str(picture)})
+    pictures = world / "test" / "images"
+    rows = [{"id": "t", "text": "A red circle."}, {"id": "p", "image": "0.png"}]
+    rows.append({"id": "both", "text": "now in blue", "image": str(pictures / "0.png")})
     items.write_text("\n".join(map(json.dumps, rows)))
     run_script("bash", "scripts/merge_lora.sh", MODEL_ID=trained, SAVE_PATH=tmp_path / "merged", DTYPE="fp32")
     found = []
     for model in (trained, tmp_path / "merged"):
         out = tmp_path / f"{model.name}.npz"
-        run_script("python", "eval/embed.py", "--model_id", model, "--input", items, "--output", out)
+        files = ("--input", items, "--image_root", pictures, "--output", out)
+        run_script("python", "eval/embed.py", "--model_id", model, *files)
         found.append(np.load(out))
     assert found[0]["ids"].tolist() == ["t", "p", "both"]
     assert found[0]["embeddings"].dtype == np.float32

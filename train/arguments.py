@@ -114,6 +114,13 @@ class TrainingArguments(transformers.TrainingArguments):
         default="stop", metadata={"help": "stop, or skip the update, if loss or gradient is not finite"}
     )
     max_nonfinite: int = field(default=10, metadata={"help": "with --on_nonfinite skip: so many updates at most"})
+    mask_duplicates: bool = field(
+        default=False, metadata={"help": "equal items of a step are no negatives of one another (LamRA: they are)"}
+    )
+    max_skipped_share: float = field(
+        default=0.001,
+        metadata={"help": "stop if more pairs than this share of the data cannot be used; one always may"},
+    )
     dry_run: bool = field(default=False, metadata={"help": "build everything, print what would run, and stop"})
 
     # Upstream's values where they differ from Hugging Face's defaults.
@@ -143,6 +150,9 @@ class TrainingArguments(transformers.TrainingArguments):
             "1 or more",
         )
         require(self.model_max_length > 0, "model_max_length", self.model_max_length, "1 or more")
+        require(
+            0 <= self.max_skipped_share < 1, "max_skipped_share", self.max_skipped_share, "a share from 0 to below 1"
+        )
         require(self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip")
         require(self.grad_cache_chunk >= 0, "grad_cache_chunk", self.grad_cache_chunk, "0 (off) or a number of prompts")
         if self.use_liger_kernel:  # the Trainer would only log that it cannot

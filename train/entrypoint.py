@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import time
 import traceback
@@ -13,10 +15,12 @@ from pathlib import Path
 import torch.distributed as dist
 
 PROJECT = Path(__file__).resolve().parents[1]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run(main: Callable[[], None]) -> None:
     """Call `main` and exit: 0, or 1 after one line on stderr for a ValueError that this project raised."""
+    end_with_launcher()
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' word to their developers
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when a data worker forks
     try:
@@ -26,8 +30,15 @@ def run(main: Callable[[], None]) -> None:
         if PROJECT not in raised_in.parents or ".venv" in raised_in.parts:
             raise
         if int(os.environ.get("RANK", 0)) > 0:
-            time.sleep(3)  # the first process says the same, and the launcher then ends this one before it repeats it
-        print(f"error: {error}", file=sys.stderr, flush=True)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(10)  # the first process says the same, and the launcher then ends this one before it repeats it
+        print(f"\nerror: {error}", file=sys.stderr, flush=True)  # on a line of its own, below a progress bar
         sys.exit(1)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end_with_launcher() -> None:
+    """A launcher that is killed takes its processes along, so that none writes beside the run that is started next."""
+    if "RANK" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from lamra.collators.processing import Processor
-from lamra.collators.retrieval import RetrievalCollator
+from lamra.collators.retrieval import TrainingCollator
 from lamra.models.loading import DEFAULT_POSITION_IDS, architecture, model_folder
 from lamra.models.settings import Settings
 from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
@@ -24,8 +24,10 @@ from lamra.train.checkpoints import (
     write_run_record,
 )
 from lamra.train.dry_run import print_dry_run
+from lamra.train.limits import explained
 from lamra.train.preemption import EXIT_STATUS, Preemption
 from lamra.train.sampling import MixtureSampler, SetEpoch
+from lamra.train.skipped import SkippedPairs
 from lamra.train.trainer import ContrastiveTrainer
 
 
@@ -74,14 +76,16 @@ class Stage:
         if self.resume:
             check_unchanged(self.resume, record, allow_changes=args.allow_changes)
         preemption, sampler = Preemption(), self._sampler(pairs)
+        skipped = SkippedPairs(args.output_dir, len(pairs), args.max_skipped_share, resume=bool(self.resume))
         trainer = ContrastiveTrainer(
             model=build_embedder(self.folder, model_args, args, self.settings.position_ids),
             args=args,
             settings=self.settings,
             record=record,
+            skipped=skipped,
             processing_class=self.processor,
-            data_collator=RetrievalCollator(self.processor),
-            train_dataset=pairs,
+            data_collator=TrainingCollator(self.processor, pairs, skipped.most, args.mask_duplicates),
+            train_dataset=range(len(pairs)),  # the collator looks them up
             sampler=sampler,
             eval_dataset=eval_pairs,
             callbacks=[preemption, SetEpoch(sampler, pairs)],
@@ -95,13 +99,15 @@ class Stage:
         if args.process_index == 0:
             write_run_record(args.output_dir, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, data)
             preempted.unlink(missing_ok=True)
-        trainer.train(resume_from_checkpoint=self.resume)
+        with explained(trainer):
+            trainer.train(resume_from_checkpoint=self.resume)
         if preemption.happened:
             if args.process_index == 0:
                 preempted.touch()
             note(f"asked to stop: checkpoint-{trainer.state.global_step} is complete; go on with --resume auto")
             sys.exit(EXIT_STATUS)
-        trainer.save_model()
+        with explained(trainer):
+            trainer.save_model()
         note(done.format(output_dir=args.output_dir))
 
     def _sampler(self, pairs: Dataset) -> MixtureSampler | None:

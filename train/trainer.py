@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -21,20 +23,25 @@ from lamra.models.losses import info_nce
 from lamra.models.settings import Settings
 from lamra.train.arguments import note
 from lamra.train.checkpoints import checkpoints, commit_checkpoint, load_weights, save_model
+from lamra.train.limits import DiskGuard
+from lamra.train.skipped import SkippedPairs, of_all_processes
 from lamra.train.throughput import flops_per_token, peak_flops
 
 
 class ContrastiveTrainer(Trainer):
-    """Trains an Embedder with InfoNCE on batches of collators.retrieval.RetrievalCollator.
+    """Trains an Embedder with InfoNCE on batches of collators.retrieval.TrainingCollator.
 
-    `processing_class` is the Processor; `settings` and `record` are written with every checkpoint; `sampler` orders
-    the rows of a mixture.
+    `processing_class` is the Processor; `settings` and `record` are written with every checkpoint; `skipped` counts the
+    pairs that cannot be used; `sampler` orders the rows of a mixture.
     """
 
-    def __init__(self, *args, settings: Settings, record: dict, sampler: Sampler | None = None, **kwargs):
+    def __init__(
+        self, *args, settings: Settings, record: dict, skipped: SkippedPairs, sampler: Sampler | None = None, **kwargs
+    ):
         self._sampler = sampler
         super().__init__(*args, **kwargs)
-        self.settings, self.record = settings, record
+        self.settings, self.record, self.skipped_pairs = settings, record, skipped
+        self.disk = DiskGuard()
         self._skipped = 0
         self._peak, self._flops_per_token = peak_flops(self.args.device), flops_per_token(self.model)
         self._reset_throughput()
@@ -43,23 +50,34 @@ class ContrastiveTrainer(Trainer):
         return self._sampler or super()._get_train_sampler(train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
-        num_queries, self._rows = inputs.pop("num_queries"), inputs.pop("ids")
-        embeddings = model(**inputs)  # (M, D): queries, then targets
-        loss, accuracy = info_nce(embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature)
-        if self.args.on_nonfinite == "stop":
-            self._stop_unless_finite(loss.detach(), "loss")
+        self._count_faults(inputs.pop("faults"))
+        num_queries, self._rows, contents = (inputs.pop(name) for name in ("num_queries", "ids", "contents"))
+        embeddings = model(**inputs)  # (B + M, D): queries, then targets
+        loss, accuracy = info_nce(
+            embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature, contents
+        )
+        if self.args.on_nonfinite == "stop" and not self._finite_everywhere(loss.detach()):
+            finite = embeddings[: 2 * num_queries].isfinite().all(dim=1).view(2, -1).all(dim=0).tolist()
+            self._stop("loss", [row for row, is_finite in zip(self._rows, finite) if not is_finite])
         self._accuracy += accuracy
         self._tokens += inputs["attention_mask"].sum()
         self._pairs += num_queries
         self._batches += 1
         return loss
 
+    def _count_faults(self, faults: list[tuple[int, str]]) -> None:
+        found = torch.tensor(len(faults), device=self.args.device)
+        if dist.is_initialized():
+            dist.all_reduce(found)
+        if found:
+            self.skipped_pairs.add(faults, self.state.global_step + 1)
+
     def _get_grad_norm(self, model, grad_norm=None):
         # Called before the update; under DeepSpeed after one that it skipped by itself if a gradient was not finite.
         norm = super()._get_grad_norm(model, grad_norm)
         if not math.isfinite(norm):
             if self.args.on_nonfinite == "stop":
-                self._stop_unless_finite(torch.tensor(float(norm), device=self.args.device), "gradient norm")
+                self._stop("gradient norm", self._rows)
             self._skipped += 1
             if self._skipped > self.args.max_nonfinite:
                 raise ValueError(
@@ -70,20 +88,19 @@ class ContrastiveTrainer(Trainer):
             model.zero_grad()  # without gradients the optimizer changes nothing
         return norm
 
-    def _stop_unless_finite(self, value: Tensor, name: str) -> None:
+    def _finite_everywhere(self, value: Tensor) -> bool:
         bad = (~torch.isfinite(value)).float()
         if dist.is_initialized():
             dist.all_reduce(bad)
-        if bad:
-            rows = (
-                f", rows {', '.join(self._rows[:8])} and {max(0, len(self._rows) - 8)} more"
-                if not value.isfinite()
-                else ""
-            )
-            raise ValueError(
-                f"step {self.state.global_step + 1}: {name} is {value.item()} on rank {self.args.process_index}{rows}; "
-                f"nothing was updated. {self._last_good()}"
-            )
+        return not bad
+
+    def _stop(self, what: str, suspects: list[str]) -> NoReturn:
+        rows = of_all_processes(suspects) or of_all_processes(self._rows)
+        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+        raise ValueError(
+            f"step {self.state.global_step + 1}: {what} is not finite, with rows {', '.join(rows[:8])}{more}; "
+            f"nothing was updated. {self._last_good()}"
+        )
 
     def _last_good(self) -> str:
         saved = checkpoints(Path(self.args.output_dir))
@@ -147,25 +164,37 @@ class ContrastiveTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            save_model(self.model, self.processing_class, self.settings, output_dir or self.args.output_dir, state_dict)
+            with self.disk():
+                folder = output_dir or self.args.output_dir
+                save_model(self.model, self.processing_class, self.settings, folder, state_dict)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        self.disk.stop_if_full(self.args.device)
+
+    @property
+    def partial_dir(self) -> Path:
+        """Where a checkpoint is written, beside its place, until it is complete."""
+        return Path(self.args.output_dir) / ".partial"
 
     def _get_output_dir(self, trial=None) -> str:
-        """Where the Trainer writes a checkpoint: beside its place, until it is complete."""
-        return str(Path(self.args.output_dir) / ".partial")
+        return str(self.partial_dir)
 
     def _save_checkpoint(self, model, trial=None) -> None:
-        partial_dir = Path(self._get_output_dir())
         if self.args.process_index == 0:
-            shutil.rmtree(partial_dir, ignore_errors=True)
+            shutil.rmtree(self.partial_dir, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
+        # DeepSpeed's part has collective calls of its own: there the guard is around each of its files.
+        with nullcontext() if self.is_deepspeed_enabled else self.disk():
+            super()._save_checkpoint(model, trial)
+        self.disk.stop_if_full(self.args.device)
         if self.args.process_index == 0:
             name = f"checkpoint-{self.state.global_step}"
             final = Path(self.args.output_dir) / name
-            commit_checkpoint(partial_dir / name, final, record=self.record, keep=self.args.save_total_limit)
-            shutil.rmtree(partial_dir, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+            with self.disk():
+                commit_checkpoint(self.partial_dir / name, final, record=self.record, keep=self.args.save_total_limit)
+                shutil.rmtree(self.partial_dir, ignore_errors=True)
+        self.disk.stop_if_full(self.args.device)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         load_weights(self.model, resume_from_checkpoint)
@@ -174,6 +203,7 @@ class ContrastiveTrainer(Trainer):
         engine, train_dataloader = super()._prepare_for_training(max_steps, train_dataloader, None)
         if self.is_deepspeed_enabled:  # frozen base weights, 15 GB at 7B, are no part of a checkpoint
             engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+            engine.checkpoint_engine.save = self.disk.saving(engine.checkpoint_engine.save)
         if resume_from_checkpoint is not None:
             if self.is_deepspeed_enabled:
                 deepspeed_load_checkpoint(engine, resume_from_checkpoint, load_module_strict=False)

@@ -1,0 +1,116 @@
+"""When the disk or the GPU is full: one sentence with the numbers and the way out, and every process ends."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+
+from lamra.train.arguments import TrainingArguments
+from lamra.train.checkpoints import checkpoints
+
+GIB, MIB = 2**30, 2**20
+DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
+# What safetensors and torch.save say where Python has an error number.
+NO_SPACE = re.compile(
+    r"os error (27|28|122)\b|No space left|File too large|PytorchStreamWriter failed|inline_container.*unexpected pos"
+)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error of DISK_ERRORS says that a disk, a quota or a limit on files is full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return bool(NO_SPACE.search(str(error)))
+
+
+class DiskGuard:
+    """Keeps a full disk in mind until all processes can stop at the same place.
+
+    A process that raises in the middle of saving would leave the others waiting for it in a collective call.
+    """
+
+    def __init__(self):
+        self.full = False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        try:
+            yield
+        except DISK_ERRORS as error:
+            if not is_disk_full(error):
+                raise
+            self.full = True
+
+    def saving(self, save: Callable) -> Callable:
+        """`save(state_dict, path)`, but without a file where there was no room for all of it."""
+
+        def guarded(state_dict, path):
+            with self():
+                return save(state_dict, path)
+            Path(path).unlink(missing_ok=True)
+
+        return guarded
+
+    def stop_if_full(self, device: torch.device) -> None:
+        """Raise OSError on every process if the disk of any is full; all must call this."""
+        full = torch.tensor(float(self.full), device=device)
+        if dist.is_initialized():
+            dist.all_reduce(full)
+        if full:
+            raise OSError(errno.ENOSPC, "the disk is full, on this process or another")
+
+
+@contextmanager
+def explained(trainer) -> Iterator[None]:
+    """Turn a full GPU or disk during a ContrastiveTrainer's work into a ValueError with the numbers and the way out."""
+    args = trainer.args
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        on_cuda = args.device.type == "cuda"
+        total = torch.cuda.get_device_properties(args.device).total_memory if on_cuda else 0
+        allocated = torch.cuda.max_memory_allocated(args.device) if on_cuda else 0
+        raise ValueError(memory_sentence(args, trainer.state.global_step + 1, total, allocated)) from None
+    except DISK_ERRORS as error:
+        if not is_disk_full(error):
+            raise
+        shutil.rmtree(trainer.partial_dir, ignore_errors=True)
+        raise ValueError(disk_sentence(Path(args.output_dir), trainer.state.global_step)) from None
+
+
+def disk_sentence(folder: Path, step: int) -> str:
+    """What to say when a checkpoint of `step` does not fit on the disk of `folder`."""
+    saved = checkpoints(folder)
+    needed = sum(path.stat().st_size for path in saved[0].rglob("*")) / MIB if saved else 0
+    free = shutil.disk_usage(folder).free / MIB
+    need = f"a checkpoint needs {needed:.1f}" if saved else "or a quota is reached"
+    way_out = f"go on from {saved[0]} with --resume auto" if saved else "start again"
+    return (
+        f"step {step}: --output_dir {folder} cannot be written: {free:.1f} MiB free, {need}; make room, and {way_out}"
+    )
+
+
+def memory_sentence(args: TrainingArguments, step: int, total: float, allocated: float) -> str:
+    """What to say when CUDA is out of memory, and which settings need less and give the same result.
+
+    Args:
+        total, allocated: bytes of the device, and the most that this process had allocated.
+    """
+    prompts = args.grad_cache_chunk or 2 * args.per_device_train_batch_size
+    way_out = [] if args.gradient_checkpointing else ["GRADIENT_CHECKPOINTING=True"]
+    way_out += [f"GRAD_CACHE_CHUNK={prompts // 2} (halve it again if that is too much)"] if prompts > 1 else []
+    way_out += ["DS_STAGE=zero3"] if args.world_size > 1 and "zero3" not in str(args.deepspeed) else []
+    return (
+        f"step {step}: CUDA is out of memory on rank {args.process_index}: the device has {total / GIB:.1f} GiB, "
+        f"{allocated / GIB:.1f} GiB were allocated at the most, with PER_DEVICE_BATCH_SIZE="
+        f"{args.per_device_train_batch_size}, GRAD_CACHE_CHUNK={args.grad_cache_chunk}, GRADIENT_CHECKPOINTING="
+        f"{args.gradient_checkpointing}; the batch can stay: set {', then '.join(way_out)}"
+    )

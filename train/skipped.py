@@ -1,0 +1,65 @@
+"""Pairs that training leaves out because a picture cannot be read: logged once, counted over all processes, limited."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch.distributed as dist
+
+from lamra.train.arguments import note
+
+FILE_NAME = "skipped.jsonl"
+
+
+class SkippedPairs:
+    """The different pairs of the data set that could not be used so far, in all epochs and on all processes.
+
+    `most` of them may be, max_skipped_share of the data set rounded up: one pair of a small data set never stops a run,
+    unless the share is 0. Each is a line {"step", "row", "reason"} of skipped.jsonl in the output folder.
+    """
+
+    def __init__(self, folder: str | Path, pairs: int, share: float, *, resume: bool):
+        self.file, self.pairs, self.share = Path(folder, FILE_NAME), pairs, share
+        self.most = min(math.ceil(share * pairs), pairs - 1)
+        self.rows = set()
+        if resume and self.file.is_file():
+            lines = self.file.read_text().splitlines()
+            self.rows = {json.loads(line)["row"] for line in lines if line.endswith("}")}  # a full disk cuts the last
+        elif _is_first_process():
+            self.file.unlink(missing_ok=True)  # an earlier run's
+
+    def add(self, faults: list[tuple[int, str]], step: int) -> None:
+        """Log what is new among all processes' (row, reason). All must call this, and hold the same rows afterwards.
+
+        Raises:
+            ValueError: more than `most` pairs cannot be used; names the last.
+        """
+        for row, reason in of_all_processes(faults):
+            if row in self.rows:
+                continue
+            self.rows.add(row)
+            note(f"row {row} is left out: {reason}")
+            if _is_first_process():
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.file, "a") as file:
+                    file.write(json.dumps({"step": step, "row": row, "reason": reason}) + "\n")
+            if len(self.rows) > self.most:
+                raise ValueError(
+                    f"step {step}: {len(self.rows)} of {self.pairs} pairs cannot be used, --max_skipped_share "
+                    f"{self.share} allows {self.most}: repair what {self.file} lists, or allow more; the last: {reason}"
+                )
+
+
+def _is_first_process() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def of_all_processes(mine: list) -> list:
+    """The lists of all processes in rank order, joined; all must call this."""
+    if not dist.is_initialized():
+        return mine
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    return [one for part in gathered for one in part]

@@ -27,15 +27,14 @@ MANIFEST = "manifest.json"
 PREEMPTED = "preempted"  # an empty file in the output folder of a run that was asked to stop
 
 # Flags that decide a run's result. Others (logging, saving, workers, padding, recomputing) do not.
-DECISIVE = set(
-    """
-    seed data_seed per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps learning_rate
-    lr_scheduler_type warmup_steps weight_decay max_grad_norm optim adam_beta1 adam_beta2 adam_epsilon bf16 fp16 deepspeed
-    grad_cache_chunk mask_duplicates model_max_length use_hard_negatives data_format max_train_samples mixture_weights
-    mixture_batches use_lora q_lora use_vision_lora lora_r lora_alpha lora_dropout train_vision_encoder
-    train_vision_projector
-    """.split()
-)
+DECISIVE = {
+    "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "adam_beta1",
+    "adam_beta2", "adam_epsilon", "bf16", "fp16", "deepspeed", "grad_cache_chunk", "mask_duplicates",
+    "model_max_length", "data_format", "max_train_samples", "mixture_weights", "mixture_batches", "use_hard_negatives",
+    "use_lora", "q_lora", "use_vision_lora", "lora_r", "lora_alpha", "lora_dropout", "train_vision_encoder",
+    "train_vision_projector",
+}  # fmt: skip
 
 # What the tensors of a checkpoint, or their division among processes, are made of.
 CANNOT_CHANGE = {"world_size", "base_model", "deepspeed", "use_lora", "lora_r", "use_vision_lora"}

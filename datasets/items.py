@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -33,3 +33,14 @@ class Pair:
     query: Item
     target: Item
     negatives: tuple[Item, ...] = ()
+
+
+def path_inside(root: str | Path, name: str) -> Path:
+    """The file `name` below `root`, for names that stand in a data file.
+
+    Raises:
+        ValueError: the name is absolute or climbs out with "..".
+    """
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError(f"picture {name} leaves {root}: give a path inside that folder")
+    return Path(root, name)

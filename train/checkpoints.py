@@ -38,7 +38,16 @@ DECISIVE |= {
     "optim",
 }
 DECISIVE |= {"adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "deepspeed", "grad_cache_chunk"}
-DECISIVE |= {"model_max_length", "use_hard_negatives", "use_lora", "q_lora", "use_vision_lora", "lora_r", "lora_alpha"}
+DECISIVE |= {
+    "model_max_length",
+    "use_hard_negatives",
+    "hard_negatives",
+    "use_lora",
+    "q_lora",
+    "use_vision_lora",
+    "lora_r",
+    "lora_alpha",
+}
 DECISIVE |= {"lora_dropout", "train_vision_encoder", "train_vision_projector"}
 
 # What the tensors of a checkpoint, or their division among processes, are made of.

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from lamra.eval.encode import encode
@@ -23,6 +23,17 @@ from lamra.train.checkpoints import checkpoints, commit_checkpoint, load_weights
 from lamra.train.throughput import flops_per_token, peak_flops
 
 
+class SetEpoch(TrainerCallback):
+    """Tell the dataset which epoch begins. accelerate does not where its own sampler takes the call (1.15)."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int(state.epoch or 0))
+
+
 class ContrastiveTrainer(Trainer):
     """Trains an Embedder with InfoNCE on batches of collators.retrieval.RetrievalCollator.
 
@@ -32,6 +43,7 @@ class ContrastiveTrainer(Trainer):
     def __init__(self, *args, settings: Settings, record: dict, **kwargs):
         super().__init__(*args, **kwargs)
         self.settings, self.record = settings, record
+        self.add_callback(SetEpoch(self.train_dataset))
         self._skipped = 0
         self._peak, self._flops_per_token = peak_flops(self.args.device), flops_per_token(self.model)
         self._reset_throughput()

@@ -63,7 +63,7 @@ PROMPTS = {
 }
 
 
-def build_mbeir(folder: str | Path, seed: int, *, train: int = 1500, gallery: int = 200) -> None:
+def build_mbeir(folder: str | Path, seed: int, *, train: int = 1000, gallery: int = 200) -> None:
     """Write `gallery` scenes each as val and test, `train` scenes to train on; the same seed writes the same bytes."""
     folder, rng, seen = Path(folder), random.Random(f"mbeir {seed}"), set()
     files = MBEIRFiles(folder)
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the miniature M-BEIR.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default="data/miniature_mbeir")
-    parser.add_argument("--train", type=int, default=1500, help="scenes to train on, five queries each")
+    parser.add_argument("--train", type=int, default=1000, help="scenes to train on, five queries each")
     parser.add_argument("--gallery", type=int, default=200, help="scenes of each of val and test")
     args = parser.parse_args()
     if (args.folder / DONE).is_file():

@@ -59,6 +59,11 @@ def id_key(identifier: str) -> int:
     return int(match[1]) << NUMBER_BITS | int(match[2])
 
 
+def key_id(key: int) -> str:
+    """The id of an integer key."""
+    return f"{dataset_of(int(key))}:{int(key) & (1 << NUMBER_BITS) - 1}"
+
+
 def dataset_of(key):
     """The dataset number of an integer key, or of an array of them."""
     return key >> NUMBER_BITS
@@ -118,8 +123,7 @@ class Rows(Sequence[Item]):
         return MODALITIES[self.modalities[row]]
 
     def id(self, row: int) -> str:
-        key = int(self.keys[row])
-        return f"{dataset_of(key)}:{key & (1 << NUMBER_BITS) - 1}"
+        return key_id(self.keys[row])
 
     def rows_of(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n,) rows of integer keys; -1 where there is none."""
@@ -157,9 +161,8 @@ class Rows(Sequence[Item]):
         (repeated,) = np.nonzero(in_order[1:] == in_order[:-1])
         if len(repeated):
             first, second = sorted(table[3, repeated[0] : repeated[0] + 2])
-            self.keys = table[1]
             raise ValueError(
-                f"{self.path} line {second + 1} repeats the id {self.id(first)!r} of line {first + 1}: "
+                f"{self.path} line {second + 1} repeats the id {key_id(table[1, first])!r} of line {first + 1}: "
                 "ids must be unique"
             )
         self._write_index(index, table)

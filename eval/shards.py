@@ -92,13 +92,13 @@ def encode_to_shards(
     folder = Path(folder)
     manifest = {**manifest, "items": len(items), "shard_size": shard_size}
     _check_manifest(folder, manifest)
-    files = [folder / f"{number:05d}.npy" for number in range(-(-len(items) // shard_size))]
-    starts = range(0, len(items), shard_size)
-    for file, start in zip(files, starts):
-        rows = range(start, min(start + shard_size, len(items)))
-        if _is_complete(file, len(rows)):
-            continue
-        place = f"{description} {files.index(file) + 1}/{len(files)}" if len(files) > 1 else description
+    parts = [range(start, min(start + shard_size, len(items))) for start in range(0, len(items), shard_size)]
+    files = [folder / f"{number:05d}.npy" for number in range(len(parts))]
+    # One process looks: on a network disk another may remember for a while that a file was not there.
+    complete = [PartialState().is_main_process and _is_complete(file, len(rows)) for file, rows in zip(files, parts)]
+    for number in [i for i, there in enumerate(broadcast_object_list(complete)) if not there]:
+        rows, file = parts[number], files[number]
+        place = f"{description} {number + 1}/{len(files)}" if len(files) > 1 else description
         embeddings = retriever.encode([items[row] for row in rows], place)  # (n, D), the same on every process
         if PartialState().is_main_process:
             unfinished = file.with_suffix(".tmp")

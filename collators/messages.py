@@ -14,9 +14,14 @@ INSTRUCTION_TEXT_TO_IMAGE = "Find me an everyday image that matches the given ca
 INSTRUCTION_IMAGE_TO_TEXT = "Find an image caption describing the following everyday image."
 
 
+def instructed_text(item: Item) -> str:
+    """An item's own part of its prompt: the instruction, then the text."""
+    return " ".join(part for part in (item.instruction, item.text) if part)
+
+
 def embedding_messages(item: Item) -> list[dict]:
     """The user turn whose generation prompt ends at the token that becomes the item's embedding."""
-    text = " ".join(part for part in (item.instruction, item.text) if part)
+    text = instructed_text(item)
     if not item.images:
         prompt = text + SUMMARIZE_TEXT
     elif text:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from lamra.collators.messages import embedding_messages
+from lamra.collators.messages import embedding_messages, instructed_text
 from lamra.datasets.items import Item
 
 IMAGE_TOKEN = "<|image_pad|>"
@@ -77,6 +78,7 @@ class Processor:
         folder: a model or checkpoint folder with tokenizer, chat template and preprocessor_config.json.
         min_pixels, max_pixels: a picture is resized to an area between these, sides multiples of 28.
         max_length: longest prompt in tokens; a longer one loses the end of its text, never its image or its frame.
+        text_max_tokens: instruction and text together are cut after so many tokens; None does not cut.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Processor:
         min_pixels: int = 4 * 28 * 28,
         max_pixels: int = 300 * 28 * 28,
         max_length: int = 1024,
+        text_max_tokens: int | None = None,
     ):
         folder = Path(folder)
         try:
@@ -102,7 +105,7 @@ class Processor:
             if not template.is_file():
                 raise ValueError(f"{folder} has no chat template (chat_template.jinja or chat_template.json)")
             self.tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
-        self.max_length = max_length
+        self.max_length, self.text_max_tokens = max_length, text_max_tokens
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write everything that `Processor(folder)` reads."""
@@ -119,7 +122,7 @@ class Processor:
         Raises:
             ValueError: a picture cannot be read, or the prompt is longer than max_length even without its text.
         """
-        pixels = self._pixels(item)
+        item, pixels = self._cut(item), self._pixels(item)
         ids = self._token_ids(item, pixels.get("image_grid_thw"))
         if len(ids) > self.max_length:
             ids = self._token_ids(self._shortened(item, len(ids) - self.max_length), pixels.get("image_grid_thw"))
@@ -134,7 +137,8 @@ class Processor:
             width, height = image.size if isinstance(image, Image.Image) else picture_size(image)
             resized = smart_resize(height, width, factor, *limits)
             pictures += resized[0] * resized[1] // factor**2 - 1
-        return min(len(self.tokenizer(self.render(embedding_messages(item)))["input_ids"]) + pictures, self.max_length)
+        prompt = self.render(embedding_messages(self._cut(item)))
+        return min(len(self.tokenizer(prompt)["input_ids"]) + pictures, self.max_length)
 
     @cached_property
     def prefix_ids(self) -> list[int]:
@@ -179,6 +183,17 @@ class Processor:
             text += IMAGE_TOKEN * tokens + part
         return self.tokenizer(text)["input_ids"]
 
+    def _cut(self, item: Item) -> Item:
+        """`item` with at most text_max_tokens tokens of instruction and text."""
+        whole = instructed_text(item)
+        if not item.text or self.text_max_tokens is None or len(whole.encode()) <= self.text_max_tokens:
+            return item  # a token is a byte or more
+        offsets = self.tokenizer(whole, return_offsets_mapping=True)["offset_mapping"]
+        if len(offsets) <= self.text_max_tokens:
+            return item
+        lost = len(whole) - offsets[self.text_max_tokens - 1][1]
+        return replace(item, text=item.text[: max(1, len(item.text) - lost)])
+
     def _shortened(self, item: Item, excess: int) -> Item:
         """`item` without the last tokens of its text, `excess` or a few more: cutting may split a merged token."""
         offsets = self.tokenizer(item.text or "", return_offsets_mapping=True)["offset_mapping"]
@@ -187,4 +202,4 @@ class Processor:
             raise ValueError(
                 f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise --model_max_length"
             )
-        return Item(item.id, item.text[: offsets[keep - 1][1]], item.images, item.instruction)
+        return replace(item, text=item.text[: offsets[keep - 1][1]])

@@ -67,8 +67,9 @@ def encode(
     first = {row: item for item, row in zip(reversed(items), reversed(row_of_item))}
     unique = [first[row] for row in range(len(different))]
 
-    batches = token_batches([processor.length(item) for item in unique], max_tokens_per_batch, embedder.padding_free)
     world, rank = (dist.get_world_size() if dist.is_initialized() else 1), process_rank()
+    lengths = _lengths(processor, unique, world, rank, embedder.device)
+    batches = token_batches(lengths, max_tokens_per_batch, embedder.padding_free)
     # Every process makes the same number of forwards (ZeRO-3 gathers weights in each): the last may be a repetition.
     steps = -(-len(batches) // world)
     mine = [batches[min(step * world + rank, len(batches) - 1)] for step in range(steps)]
@@ -97,6 +98,15 @@ def encode(
             progress.update(min(len(indices) * world, len(unique) - progress.n))
     embedder.train(training)
     return _in_order(parts, len(unique))[row_of_item]
+
+
+def _lengths(processor: Processor, items: Sequence[Item], world: int, rank: int, device: torch.device) -> list[int]:
+    """Tokens of each item: every process reads the pictures' headers of its share."""
+    mine = [processor.length(item) for item in items[rank::world]]
+    mine += [0] * (-(-len(items) // world) - len(mine))
+    lengths = all_gather_with_grad(torch.tensor(mine, device=device))
+    lengths = lengths.view(world, -1)  # item i at [i % world, i // world]
+    return lengths.T.flatten()[: len(items)].tolist()
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int, padding_free: bool) -> list[list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -58,6 +58,22 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
     unfinished.write_text(text)
     os.replace(unfinished, path)
     return path
+
+
+def write_ranking(path: str | Path, rows: Iterable[tuple[str, Sequence[str], Sequence[float]]]) -> None:
+    """One line {qid, did, score, rank} for each candidate of each query, rank 1 first.
+
+    Args:
+        rows: for each query its id, its candidates' ids, best first, and their scores.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    with open(unfinished, "w", encoding="utf-8") as file:
+        for qid, dids, scores in rows:
+            for rank, (did, score) in enumerate(zip(dids, scores), start=1):
+                file.write(json.dumps({"qid": qid, "did": did, "score": score, "rank": rank}) + "\n")
+    os.replace(unfinished, path)
 
 
 def plot_recalls(path: str | Path, rows: Rows) -> None:

@@ -85,6 +85,7 @@ def load_retriever(args: RetrieverArguments) -> Retriever:
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
         max_length=args.model_max_length,
+        text_max_tokens=settings.text_max_tokens,
     )
     workers = default_workers() if args.num_workers is None else args.num_workers
     budget = args.max_tokens_per_batch or (32768 if on_cuda else 4096)

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from lamra.models.distributed import all_gather_with_grad, process_rank
 
 
 def top_k(
-    query: Tensor, gallery: Tensor | np.ndarray, k: int, block_size: int = 16384, query_block_size: int = 1024
+    query: Tensor,
+    gallery: Tensor | np.ndarray,
+    k: int,
+    block_size: int = 16384,
+    query_block_size: int = 1024,
+    rows: range | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k gallery items of highest inner product with each query, best first; ties go to the lower gallery index.
 
@@ -25,7 +34,8 @@ def top_k(
     Args:
         query: (Q, D).
         gallery: (N, D), anything that gives (n, D) arrays or tensors by slicing: a tensor on any device, numpy.memmap.
-        k: capped at N.
+        k: capped at the number of rows.
+        rows: the part of the gallery to look at, by default all of it; indices are the whole gallery's.
 
     Returns:
         (Q, k) float32 scores and (Q, k) int64 gallery indices.
@@ -37,11 +47,12 @@ def top_k(
         raise ValueError(f"k={k}, block_size={block_size}, query_block_size={query_block_size}: at least 1 each")
     if query.ndim != 2 or len(gallery.shape) != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} must be (Q, D) and (N, D)")
+    rows = range(len(gallery)) if rows is None else rows
     scores = torch.empty(len(query), 0, device=query.device)
     indices = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
     with torch.no_grad(), _full_float32():
-        for start in range(0, len(gallery), block_size):
-            block = _as_float32(gallery[start : start + block_size], query.device)  # (n, D)
+        for start in range(rows.start, rows.stop, block_size):
+            block = _as_float32(gallery[start : min(start + block_size, rows.stop)], query.device)  # (n, D)
             parts = [_block_top_k(q.float() @ block.T, k) for q in query.split(query_block_size)]
             # What was kept so far has the lower indices and stands first: the stable sort leaves ties to it.
             merged = torch.cat([scores, torch.cat([s for s, _ in parts])], dim=1)  # (Q, up to 2k)
@@ -49,6 +60,65 @@ def top_k(
             scores, order = merged.sort(dim=1, descending=True, stable=True)
             scores, indices = scores[:, :k], merged_indices.gather(1, order[:, :k])  # (Q, k)
     return scores, indices
+
+
+class Blocks(NamedTuple):
+    """How much a search holds in memory at a time."""
+
+    queries: int  # that look at the gallery together; it is read once for each such group
+    block_size: int
+    query_block_size: int
+
+    @classmethod
+    def within(cls, memory: float, dimension: int, k: int) -> Blocks:
+        """What fits into `memory` bytes, beside the program itself: half for queries, a quarter for the gallery.
+
+        Raises:
+            ValueError: not even one query and one candidate at a time fit.
+        """
+        a_query = 4 * dimension + 6 * 12 * k  # float32; the best so far, joined with a block's and sorted
+        a_candidate = 2 * 4 * dimension  # as it is read, and as it is multiplied
+        a_score = 4 * 4  # float32, and three more where ties are told apart
+        block_size = int(memory / 4 / a_candidate)
+        blocks = cls(int(memory / 2 / a_query), block_size, int(memory / 4 / a_score / max(block_size, 1)))
+        if min(blocks) < 1:
+            needed = max(2 * a_query, 4 * a_candidate, 4 * a_score * max(block_size, 1))
+            raise ValueError(f"--search_memory {memory / 2**30:g} GiB is too little: give {needed / 2**30:g} or more")
+        return blocks
+
+
+def search(
+    query: Tensor | np.ndarray, gallery: Tensor | np.ndarray, k: int, blocks: Blocks, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """`top_k` shared out: each process looks at its part of the gallery. Equal on any number of processes.
+
+    Args:
+        query: (Q, D), like the gallery anything that can be sliced, the same on every process.
+
+    Returns:
+        (Q, k) float32 scores and (Q, k) int64 gallery indices on the CPU, the same on every process.
+    """
+    world, rank = (dist.get_world_size() if dist.is_initialized() else 1), process_rank()
+    part = range(len(gallery) * rank // world, len(gallery) * (rank + 1) // world)
+    found = []
+    for start in range(0, len(query), blocks.queries):
+        together = _as_float32(query[start : start + blocks.queries], device)  # (q, D)
+        best = top_k(together, gallery, k, blocks.block_size, blocks.query_block_size, part)
+        found.append([column.cpu() for column in _merge_ranks(*best, k)])
+    scores, indices = (torch.cat(column)[:, : len(gallery)] for column in zip(*found))
+    return scores, indices
+
+
+def _merge_ranks(scores: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The best k (q, k) of what all ranks found. Their parts ascend, so that a stable sort keeps the rule for ties."""
+    missing = (0, k - scores.shape[1])  # a part with fewer than k candidates
+    scores = torch.nn.functional.pad(scores, missing, value=-torch.inf)  # (q, k)
+    indices = torch.nn.functional.pad(indices, missing, value=-1)
+    scores, indices = (
+        all_gather_with_grad(x).view(-1, *x.shape).transpose(0, 1).flatten(1) for x in (scores, indices)
+    )  # (q, ranks * k)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return scores[:, :k], indices.gather(1, order[:, :k])
 
 
 def _block_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT
 from lamra.datasets.caption import CaptionedImages, load_captioned_images
 from lamra.datasets.items import Item
 from lamra.eval.metrics import retrieval_recalls
-from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_metrics
+from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_metrics, write_ranking
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
 from lamra.train.arguments import parse, require
@@ -78,13 +77,10 @@ def with_instruction(items: list[Item], instruction: str | None) -> list[Item]:
 
 
 def save_ranking(path: Path, query: Tensor, queries: list[Item], gallery: Tensor, candidates: list[Item]) -> None:
-    """One line {qid, did, score, rank} for each of a query's best candidates, rank 1 first."""
+    """Each query's best candidates, see report.write_ranking."""
     scores, indices = top_k(query, gallery, RERANK_DEPTH)  # (Q, k)
-    with open(path, "w", encoding="utf-8") as file:
-        for item, row_scores, row_indices in zip(queries, scores.tolist(), indices.tolist()):
-            for rank, (score, index) in enumerate(zip(row_scores, row_indices), start=1):
-                line = {"qid": item.id, "did": candidates[index].id, "score": score, "rank": rank}
-                file.write(json.dumps(line) + "\n")
+    rows = zip(queries, indices.tolist(), scores.tolist())
+    write_ranking(path, ((query.id, [candidates[i].id for i in best], score) for query, best, score in rows))
 
 
 def show(data_name: str, data: CaptionedImages, metrics: dict[str, float]) -> None:

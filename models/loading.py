@@ -39,6 +39,8 @@ def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
     if model_id not in MODELS:
         raise ValueError(f"--model_id {model_id!r} is unknown: choose one of {', '.join(MODELS)}")
     folder = Path(model_local_path or f"checkpoints/hf_models/{MODELS[model_id]}")
+    if is_adapter(folder):
+        raise ValueError(f"{folder} is an adapter, not a whole model: MODEL_ID={folder} bash scripts/merge_lora.sh")
     if not (folder / "config.json").is_file():
         how = (
             "bash scripts/quickstart.sh makes it" if model_id == "miniature" else f"bash scripts/download.sh {model_id}"
@@ -56,6 +58,28 @@ def architecture(folder: str | Path) -> str:
     if model_type not in ARCHITECTURES:
         raise ValueError(f"{folder} holds a {model_type!r} model: only {' and '.join(ARCHITECTURES)} are supported")
     return model_type
+
+
+def settings_to_train(
+    folder: str | Path, *, text_max_tokens: int | None, temperature: float, **flags: int | str | None
+) -> Settings:
+    """Settings for training on top of the model in `folder`: a merged LamRA model goes on with what it remembers.
+
+    Args:
+        flags: position_ids, min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
+
+    Raises:
+        ValueError: a flag contradicts the model, or min_pixels exceeds max_pixels.
+    """
+    settings = Settings.read(folder)
+    if settings:
+        settings.with_flags(folder, **flags)
+    else:
+        given = {name: value for name, value in flags.items() if value is not None}
+        settings = Settings(str(folder), **({"position_ids": DEFAULT_POSITION_IDS[architecture(folder)]} | given))
+    if not 0 < settings.min_pixels <= settings.max_pixels:
+        raise ValueError(f"--min_pixels {settings.min_pixels}: expected 1 to --max_pixels ({settings.max_pixels})")
+    return replace(settings, base_model=str(folder), text_max_tokens=text_max_tokens, temperature=temperature)
 
 
 def attention_implementation(requested: str | None, device: torch.device | str, dtype: torch.dtype) -> str:

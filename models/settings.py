@@ -17,6 +17,7 @@ class Settings:
         base_model: folder of the base model under an adapter; for a merged model, the folder it was merged from.
         position_ids: "sequential" or "mrope", see embedder.Embedder.
         min_pixels, max_pixels: a picture is resized to sides that are multiples of 28 with an area between these.
+        text_max_tokens: instruction and text together are cut after so many tokens; None does not cut.
         temperature: of the contrastive loss; scales scores and changes no ranking.
     """
 
@@ -25,6 +26,7 @@ class Settings:
     min_pixels: int = 4 * 28 * 28
     max_pixels: int = 300 * 28 * 28
     temperature: float = 0.05
+    text_max_tokens: int | None = None
 
     def write(self, folder: str | Path) -> None:
         (Path(folder) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")

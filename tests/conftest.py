@@ -17,7 +17,9 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lamra.datasets.miniature import build_world
+from lamra.models import loading
 from lamra.train.build_miniature import build_config, build_tokenizer
+from lamra.train.entrypoint import run
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -109,6 +111,30 @@ def tiny_model(world, tmp_path_factory) -> Path:
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """Call an entrypoint with flags, expect exit 1, return the sentence on stderr."""
+
+    def call(main, *flags, **named):
+        arguments = [*flags, *(part for name, value in named.items() for part in (f"--{name}", value))]
+        monkeypatch.setattr(sys, "argv", ["entrypoint", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            run(main)
+        assert exit_.value.code == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ")
+        return error
+
+    return call
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Loading a model is a test failure."""
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("lamra.train.build.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 def script_environment(variables: dict) -> dict[str, str]:

@@ -25,30 +25,6 @@ from lamra.train.entrypoint import run
 FOLDERS = ("benchmarks", "collators", "datasets", "eval", "models", "train")
 
 
-@pytest.fixture
-def fails(monkeypatch, capsys):
-    """Call an entrypoint with flags, expect exit 1, return the sentence on stderr."""
-
-    def call(main, *flags, **named):
-        arguments = [*flags, *(part for name, value in named.items() for part in (f"--{name}", value))]
-        monkeypatch.setattr(sys, "argv", ["entrypoint", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            run(main)
-        assert exit_.value.code == 1
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("error: ")
-        return error
-
-    return call
-
-
-@pytest.fixture
-def no_model(monkeypatch):
-    """Loading a model is a test failure."""
-    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    monkeypatch.setattr("lamra.train.build.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-
-
 @pytest.mark.parametrize(
     ("csv", "words"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -99,7 +100,7 @@ def test_a_mixture_finds_its_rows():
 
 
 def sampler(homogeneous, weights=None, **changes):
-    groups = {"a": range(0, 40), "b": range(40, 60), "c": range(60, 100)}
+    groups = {"a": range(0, 40), "b": range(40, 60), "c": np.arange(60, 100)}
     return MixtureSampler(groups, **(dict(weights=weights, step=8, homogeneous=homogeneous, seed=0) | changes))
 
 

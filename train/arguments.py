@@ -34,19 +34,13 @@ class ModelArguments:
     )
     padding_free: bool = field(default=True, metadata={"help": "one row of tokens instead of a padded rectangle"})
     last_token_only: bool = field(default=True, metadata={"help": "the last layer computes pooled tokens only"})
-    min_pixels: int = field(default=4 * 28 * 28, metadata={"help": "smallest area of a picture"})
-    max_pixels: int = field(default=300 * 28 * 28, metadata={"help": "largest area of a picture"})
+    min_pixels: int | None = field(default=None, metadata={"help": "smallest area of a picture; default 4*28*28"})
+    max_pixels: int | None = field(default=None, metadata={"help": "largest area of a picture; default 300*28*28"})
 
     def __post_init__(self):
         require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
         require(self.lora_r > 0, "lora_r", self.lora_r, "a positive rank")
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a value from 0 to below 1")
-        require(
-            0 < self.min_pixels <= self.max_pixels,
-            "min_pixels",
-            self.min_pixels,
-            f"1 to --max_pixels ({self.max_pixels})",
-        )
         if self.q_lora and not self.use_lora:
             raise ValueError("--q_lora True needs --use_lora True: 4-bit weights cannot be trained themselves")
         if self.use_vision_lora and self.train_vision_encoder:
@@ -93,6 +87,9 @@ class TrainingArguments(transformers.TrainingArguments):
 
     output_dir: str | None = field(default="checkpoints/run", metadata={"help": "where adapter and checkpoints go"})
     model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
+    text_max_tokens: int | None = field(
+        default=None, metadata={"help": "cut instruction and text after so many tokens (LamRA: 480 in stage 2)"}
+    )
     temperature: float = field(default=0.05, metadata={"help": "divides the similarities"})
     mixture_weights: str | None = field(
         default=None, metadata={"help": "share of each of several data sources, 1,1,2; default: their sizes"}
@@ -153,6 +150,8 @@ class TrainingArguments(transformers.TrainingArguments):
         require(
             0 <= self.max_skipped_share < 1, "max_skipped_share", self.max_skipped_share, "a share from 0 to below 1"
         )
+        cut = self.text_max_tokens
+        require(cut is None or cut > 0, "text_max_tokens", cut, "1 or more")
         require(self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip")
         require(self.grad_cache_chunk >= 0, "grad_cache_chunk", self.grad_cache_chunk, "0 (off) or a number of prompts")
         if self.use_liger_kernel:  # the Trainer would only log that it cannot

@@ -32,8 +32,8 @@ DECISIVE = {
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "adam_beta1",
     "adam_beta2", "adam_epsilon", "bf16", "fp16", "deepspeed", "grad_cache_chunk", "mask_duplicates",
     "model_max_length", "data_format", "max_train_samples", "mixture_weights", "mixture_batches", "use_hard_negatives",
-    "use_lora", "q_lora", "use_vision_lora", "lora_r", "lora_alpha", "lora_dropout", "train_vision_encoder",
-    "train_vision_projector",
+    "hard_negatives", "use_lora", "q_lora", "use_vision_lora", "lora_r", "lora_alpha", "lora_dropout",
+    "train_vision_encoder", "train_vision_projector",
 }  # fmt: skip
 
 # What the tensors of a checkpoint, or their division among processes, are made of.

@@ -71,7 +71,8 @@ class MixtureSampler(Sampler[int]):
     def _units(self, rows: Sequence[int], count: int, rng: random.Random) -> list[list[int]]:
         units: list[list[int]] = []
         while len(units) < count:
-            order = rng.sample(rows, len(rows))
+            order = [int(row) for row in rows]
+            rng.shuffle(order)
             units += [order[i : i + self.unit] for i in range(0, len(order) - self.unit + 1, self.unit)]
         return units[:count]
 

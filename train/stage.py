@@ -11,8 +11,7 @@ from transformers import set_seed
 
 from lamra.collators.processing import Processor
 from lamra.collators.retrieval import TrainingCollator
-from lamra.models.loading import DEFAULT_POSITION_IDS, architecture, model_folder
-from lamra.models.settings import Settings
+from lamra.models.loading import model_folder, settings_to_train
 from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
 from lamra.train.build import build_embedder
 from lamra.train.checkpoints import (
@@ -40,11 +39,12 @@ class Stage:
         self.folder = model_folder(model_args.model_id, model_args.model_local_path)
         prepare_output(args.output_dir, force=args.force, resume=args.resume)
         self.resume = checkpoint_to_resume(args.output_dir, args.resume) if args.resume else None
-        self.settings = Settings(
-            base_model=str(self.folder),
-            position_ids=model_args.position_ids or DEFAULT_POSITION_IDS[architecture(self.folder)],
+        self.settings = settings_to_train(
+            self.folder,
+            position_ids=model_args.position_ids,
             min_pixels=model_args.min_pixels,
             max_pixels=model_args.max_pixels,
+            text_max_tokens=args.text_max_tokens,
             temperature=args.temperature,
         )
         self.processor = Processor(
@@ -52,6 +52,7 @@ class Stage:
             min_pixels=self.settings.min_pixels,
             max_pixels=self.settings.max_pixels,
             max_length=args.model_max_length,
+            text_max_tokens=self.settings.text_max_tokens,
         )
 
     def train(self, pairs: Dataset, eval_pairs: Dataset | None, data_args, data: dict, done: str) -> None:

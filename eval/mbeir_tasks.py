@@ -1,0 +1,73 @@
+"""M-BEIR's 16 test tasks: their files, what they count in the average, and what the paper reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """One retrieval task.
+
+    Attributes:
+        candidate: modality of what its queries look for.
+        paper: recall of LamRA-Ret (Qwen2-VL-7B, arXiv 2412.01720) in percent, local pool, at `k`.
+        k: the recall that counts in the average.
+    """
+
+    name: str
+    candidate: str
+    paper: float
+    k: int = 5
+
+    def queries(self, split: str) -> Path:
+        return Path("query", split, f"mbeir_{self._stem(split)}.jsonl")
+
+    def qrels(self, split: str) -> Path:
+        return Path("qrels", split, f"mbeir_{self._stem(split)}_qrels.txt")
+
+    def pool(self, split: str, kind: str) -> Path:
+        """The task's own candidates, or those of all tasks together for kind "global"."""
+        if kind == "global":
+            return Path("cand_pool/global", f"mbeir_union_{split}_cand_pool.jsonl")
+        own = self._stem(split) if self.name.endswith("_test") else self.name  # one pool for all splits, but for COCO
+        return Path("cand_pool/local", f"mbeir_{own}_cand_pool.jsonl")
+
+    def _stem(self, split: str) -> str:
+        return f"{self.name.removesuffix('_test')}_{split}"
+
+
+TASKS = (
+    Task("visualnews_task0", "image", 41.6),
+    Task("mscoco_task0_test", "image", 81.5),
+    Task("fashion200k_task0", "image", 28.7, k=10),
+    Task("webqa_task1", "text", 86.0),
+    Task("edis_task2", "image,text", 62.6),
+    Task("webqa_task2", "image,text", 81.2),
+    Task("visualnews_task3", "text", 39.6),
+    Task("mscoco_task3_test", "text", 90.6),
+    Task("fashion200k_task3", "text", 30.4, k=10),
+    Task("nights_task4", "image", 32.1),
+    Task("oven_task6", "text", 54.1),
+    Task("infoseek_task6", "text", 52.1),
+    Task("fashioniq_task7", "image", 33.2, k=10),
+    Task("cirr_task7", "image", 53.1),
+    Task("oven_task8", "image,text", 76.2),
+    Task("infoseek_task8", "image,text", 63.3),
+)
+PAPER_AVERAGE = {"local": 56.6, "global": 54.9}
+
+
+def choose_tasks(names: str) -> list[Task]:
+    """Tasks by name, separated by commas or blanks, in the table's order; "all" for all.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    wanted = names.replace(",", " ").split()
+    known = [task.name for task in TASKS]
+    unknown = [name for name in wanted if name not in (*known, "all")]
+    if unknown or not wanted:
+        raise ValueError(f"--tasks {' '.join(unknown) or names!r} is unknown: choose all, or of {', '.join(known)}")
+    return [task for task in TASKS if "all" in wanted or task.name in wanted]

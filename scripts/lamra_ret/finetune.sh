@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Stage 2: instruction tuning on M-BEIR, on top of the merged stage-1 model (scripts/merge_lora.sh). Edit the values or
+# set them in the environment:
+#   NUM_GPUS=4 GRAD_CACHE_CHUNK=16 PER_DEVICE_BATCH_SIZE=240 bash scripts/lamra_ret/finetune.sh --seed 1
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
+
+# Machines and processes. Without a GPU, NUM_GPUS is the number of CPU processes.
+# On each of the two machines: NNODES=2 NODE_RANK=0 (1 on the other) MASTER_ADDR=the first machine.
+NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
+NNODES=${NNODES:-1} # the practice: 2, with 8 GPUs each
+NODE_RANK=${NODE_RANK:-0}
+MASTER_ADDR=${MASTER_ADDR:-localhost}
+MASTER_PORT=${MASTER_PORT:-29500} # used when NNODES > 1
+
+# Model
+MODEL_ID=${MODEL_ID:-qwen2-vl-7b}
+MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-./checkpoints/${MODEL_ID}_LamRA_Ret_Pretrain_merged}
+TRAIN_VISION_ENCODER=${TRAIN_VISION_ENCODER:-False}
+USE_VISION_LORA=${USE_VISION_LORA:-False}
+TRAIN_VISION_PROJECTOR=${TRAIN_VISION_PROJECTOR:-False}
+USE_LORA=${USE_LORA:-True}
+Q_LORA=${Q_LORA:-False}
+LORA_R=${LORA_R:-128}
+LORA_ALPHA=${LORA_ALPHA:-256}
+
+# Data
+DATA_PATH=${DATA_PATH:-./data/M-BEIR}
+EVAL_QUERIES=${EVAL_QUERIES:-None}      # below DATA_PATH, to measure after each epoch
+EVAL_POOL=${EVAL_POOL:-}                # their candidates
+HARD_NEGATIVES=${HARD_NEGATIVES:-0}     # of each query
+TEXT_MAX_TOKENS=${TEXT_MAX_TOKENS:-480} # of instruction and text; images do not count
+
+# Optimisation. The global batch, 16 x 60 = 960, is the number of in-batch negatives.
+DS_STAGE=${DS_STAGE:-zero2} # zero2, zero3, or none for plain data parallel
+PER_DEVICE_BATCH_SIZE=${PER_DEVICE_BATCH_SIZE:-60}
+GRAD_ACCUM=${GRAD_ACCUM:-1}
+NUM_EPOCHS=${NUM_EPOCHS:-1}
+LR=${LR:-1e-4}
+MODEL_MAX_LEN=${MODEL_MAX_LEN:-1024}
+BF16=${BF16:-True}
+GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-True}
+GRAD_CACHE_CHUNK=${GRAD_CACHE_CHUNK:-0} # prompts embedded at a time; 0: all. Any batch in the memory of a chunk
+
+# Output
+RUN_ID=${RUN_ID:-${MODEL_ID}_LamRA_Ret}
+OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN_ID}
+
+if [ "$DS_STAGE" = none ]; then deepspeed=; else deepspeed=./ds_configs/$DS_STAGE.json; fi
+
+launch torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" train/train_mbeir.py \
+  --model_id "$MODEL_ID" \
+  --model_local_path "$MODEL_LOCAL_PATH" \
+  --data_path "$DATA_PATH" \
+  --eval_queries "$EVAL_QUERIES" \
+  ${EVAL_POOL:+--eval_pool "$EVAL_POOL"} \
+  --hard_negatives "$HARD_NEGATIVES" \
+  --text_max_tokens "$TEXT_MAX_TOKENS" \
+  --output_dir "$OUTPUT_DIR" \
+  --report_to tensorboard \
+  --run_name "$RUN_ID" \
+  ${deepspeed:+--deepspeed "$deepspeed"} \
+  --bf16 "$BF16" \
+  --num_train_epochs "$NUM_EPOCHS" \
+  --per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE" \
+  --per_device_eval_batch_size "$PER_DEVICE_BATCH_SIZE" \
+  --gradient_accumulation_steps "$GRAD_ACCUM" \
+  --eval_strategy epoch \
+  --save_strategy epoch \
+  --save_total_limit 2 \
+  --learning_rate "$LR" \
+  --weight_decay 0. \
+  --warmup_ratio 0.03 \
+  --lr_scheduler_type cosine \
+  --logging_steps 1 \
+  --tf32 True \
+  --model_max_length "$MODEL_MAX_LEN" \
+  --gradient_checkpointing "$GRADIENT_CHECKPOINTING" \
+  --grad_cache_chunk "$GRAD_CACHE_CHUNK" \
+  --dataloader_num_workers 4 \
+  --train_vision_encoder "$TRAIN_VISION_ENCODER" \
+  --use_vision_lora "$USE_VISION_LORA" \
+  --train_vision_projector "$TRAIN_VISION_PROJECTOR" \
+  --use_lora "$USE_LORA" \
+  --q_lora "$Q_LORA" \
+  --lora_r "$LORA_R" \
+  --lora_alpha "$LORA_ALPHA" \
+  "$@"

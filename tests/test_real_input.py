@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script
+from PIL import Image
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lamra.datasets.caption import load_captioned_images
@@ -118,3 +121,49 @@ def test_mbeir(shared, real_model, tmp_path):
         assert all(metrics["global"][task][k] <= recall for k, recall in metrics["local"][task].items())
     lines = (tmp_path / "out" / "test_global" / "ranking_mscoco_task3_test.jsonl").read_text().splitlines()
     assert len(lines) == 30 * 50 and set(json.loads(lines[0])) == {"qid", "did", "score", "rank"}
+
+
+def test_the_study_on_photographs(shared, real_model, tmp_path):
+    """Two crops of a photograph stand in for a region edit, Flickr8k's captions for long ones."""
+    data, name = shared / "data", f"test_{tmp_path.name}"
+    photographs = json.loads((data / "flickr8k" / "dataset_flickr8k.json").read_text())["images"][:20]
+    edits, captions = [], []
+    for i, photograph in enumerate(photographs):
+        with Image.open(data / "flickr8k" / "images" / photograph["filename"]) as image:
+            width, height = image.size
+            image.crop((0, 0, width * 3 // 4, height)).save(tmp_path / f"{i}_0.jpg")
+            image.crop((width // 4, 0, width, height)).save(tmp_path / f"{i}_1.jpg")
+        edits.append({"source_image": f"{i}_0.jpg", "edited_image": f"{i}_1.jpg"})
+        caption = " ".join(sentence["raw"] for sentence in photograph["sentences"])
+        captions.append({"image": f"{i}_0.jpg", "conversations": [{"from": "gpt", "value": caption}]})
+    (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    study = dict(
+        STUDY=name,
+        MODEL_LOCAL_PATH=real_model,
+        NUM_GPUS=1,
+        DS_STAGE="none",
+        BF16=False,
+        STEPS=4,
+        SEEDS=0,
+        KINDS=os.environ.get("KINDS", "image image-text"),  # text is trained on above, a mixture in test_study.py
+        PER_DEVICE_BATCH_SIZE=4,
+        TEXT_DATA=data / "nli_sample.csv",
+        IMAGE_DATA=tmp_path / "edits.jsonl",
+        IMAGE_TEXT_DATA=tmp_path / "captions.json",
+        DATASETS=os.environ.get("DATASETS", "coco"),
+        FLICKR_IMAGES=data / "flickr8k" / "images",
+        FLICKR_TEXTS=data / "flickr8k" / "dataset_flickr8k.json",
+        COCO_IMAGES=data / "coco" / "images",
+        COCO_TEXTS=data / "coco" / "dataset_coco.json",
+    )
+    try:
+        result = run_script("bash", "scripts/study/data_types.sh", timeout=600, **study)
+        print(result.stdout[-3000:])
+        frame = pd.read_csv(ROOT / "results" / name / "results.csv")
+        kinds, galleries = study["KINDS"].split(), study["DATASETS"].split()
+        assert set(frame["kind"]) == {"none", *kinds} and set(frame["data"]) == set(galleries)
+        assert len(frame) == (1 + len(kinds)) * len(galleries) * 6 and frame["recall"].between(0, 1).all()
+    finally:
+        for folder in ("results", "checkpoints"):
+            shutil.rmtree(ROOT / folder / name, ignore_errors=True)

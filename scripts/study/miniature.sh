@@ -14,7 +14,7 @@ export TEXT_DATA=$WORLD/text.csv IMAGE_DATA=$WORLD/region_edit.jsonl IMAGE_TEXT_
 export FLICKR_IMAGES=$WORLD/flickr/images FLICKR_TEXTS=$WORLD/flickr/captions.json
 export COCO_IMAGES=$WORLD/coco/images COCO_TEXTS=$WORLD/coco/dataset.json
 export DS_STAGE=none BF16=False GRADIENT_CHECKPOINTING=False LORA_R=16 LORA_ALPHA=32
-export STEPS=${STEPS:-62} PER_DEVICE_BATCH_SIZE=${PER_DEVICE_BATCH_SIZE:-64} LR=${LR:-1e-3}
+export STEPS=${STEPS:-40} PER_DEVICE_BATCH_SIZE=${PER_DEVICE_BATCH_SIZE:-64} LR=${LR:-1e-3}
 
 bash scripts/study/data_types.sh
 KINDS=${SCALE_KINDS:-text} bash scripts/study/data_scale.sh

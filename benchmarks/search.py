@@ -19,16 +19,16 @@ from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards
 
 GLOBAL_POOL = 5_600_000
-SHARD = 100_000
+SHARD_BYTES = 2**26
 
 
 def make_pool(folder: Path, rows: int, dimension: int) -> Shards:
     """Random unit vectors, written shard by shard."""
-    rng, files = np.random.default_rng(0), []
-    for start in range(0, rows, SHARD):
-        part = rng.standard_normal((min(SHARD, rows - start), dimension), dtype=np.float32)
+    rng, files, shard = np.random.default_rng(0), [], SHARD_BYTES // (4 * dimension)
+    for start in range(0, rows, shard):
+        part = rng.standard_normal((min(shard, rows - start), dimension), dtype=np.float32)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
-        files.append(folder / f"{start // SHARD:05d}.npy")
+        files.append(folder / f"{start // shard:05d}.npy")
         np.save(files[-1], part)
     return Shards(files)
 

@@ -189,7 +189,7 @@ class Rows(Sequence[Item]):
             with open(unfinished, "wb") as file:
                 np.save(file, table)
             for old in self.path.parent.glob(f".{self.path.name}.*-*.npy"):
-                old.unlink()
+                old.unlink(missing_ok=True)
             os.replace(unfinished, index)
         except OSError as error:
             raise ValueError(

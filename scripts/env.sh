@@ -41,8 +41,13 @@ rendezvous() {
   fi
 }
 
-# accelerate launch's arguments for NUM_GPUS processes on this machine (any free port).
+# accelerate launch's arguments for NUM_GPUS processes on this machine (any free port), or on each of several.
 accelerate_processes() {
-  echo "--num_machines 1 --num_processes $NUM_GPUS --mixed_precision no --dynamo_backend no"
-  if [ "$NUM_GPUS" -gt 1 ]; then echo "--multi_gpu --main_process_port 0"; fi # also starts CPU processes
+  local machines=${NNODES:-1}
+  echo "--num_machines $machines --num_processes $((machines * NUM_GPUS)) --mixed_precision no --dynamo_backend no"
+  if [ "$machines" -gt 1 ]; then
+    echo "--multi_gpu --machine_rank $NODE_RANK --main_process_ip $MASTER_ADDR --main_process_port $MASTER_PORT"
+  elif [ "$NUM_GPUS" -gt 1 ]; then
+    echo "--multi_gpu --main_process_port 0" # also starts CPU processes
+  fi
 }

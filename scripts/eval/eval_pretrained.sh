@@ -4,8 +4,9 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 
-# Processes. Without a GPU, NUM_GPUS is the number of CPU processes.
+# Processes of one machine. Without a GPU, NUM_GPUS is the number of CPU processes.
 NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
+NNODES=1
 
 # Model
 MODEL_ID=${MODEL_ID:-./checkpoints/qwen2-vl-7b_LamRA_Ret_Pretrain}

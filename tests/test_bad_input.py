@@ -168,7 +168,7 @@ def test_embed_and_merge(fails, no_model, tiny_model, tmp_path):
     assert "a folder with adapter_config.json" in fails(merge_lora.main, model_id=tiny_model, save_path=tmp_path / "m")
 
 
-def test_through_the_script(world, tiny_model):
+def test_through_the_script(world, tiny_model, tmp_path):
     """As a user meets it: under torchrun, the sentence stands once, and the exit status is not 0."""
     result = run_script(
         *("bash", "scripts/lamra_ret/pretrain.sh"),
@@ -176,6 +176,7 @@ def test_through_the_script(world, tiny_model):
         MODEL_ID="miniature",
         MODEL_LOCAL_PATH=tiny_model,
         TRAIN_DATA_PATH="/no/such.csv",
+        OUTPUT_DIR=tmp_path / "run",  # the default one may hold the quickstart's run
         NUM_GPUS=2,
         DS_STAGE="none",
     )

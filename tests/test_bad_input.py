@@ -262,7 +262,7 @@ def test_nothing_executes_what_it_reads():
         assert not forbidden.search(path.read_text()), path
 
 
-def test_through_the_script(world, tiny_model):
+def test_through_the_script(world, tiny_model, tmp_path):
     """As a user meets it: under torchrun, the sentence stands once, and the exit status is not 0."""
     result = run_script(
         *("bash", "scripts/lamra_ret/pretrain.sh"),
@@ -270,6 +270,7 @@ def test_through_the_script(world, tiny_model):
         MODEL_ID="miniature",
         MODEL_LOCAL_PATH=tiny_model,
         TRAIN_DATA_PATH="/no/such.csv",
+        OUTPUT_DIR=tmp_path / "run",  # the default one may hold the quickstart's run
         NUM_GPUS=2,
         DS_STAGE="none",
     )

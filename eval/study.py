@@ -1,7 +1,7 @@
 """The study's report: which pre-training data, and how much of it. Read from the metrics.json of its runs.
 
-python eval/study.py --study NAME: results/NAME/{results.csv, table.md, data_types.png, data_scale.png}, and each run's
-settings and recalls as hparams in its TensorBoard folder.
+python eval/study.py --study NAME writes results/NAME/{results.csv, table.md, data_types.png, data_scale.png}, and each
+run's settings and recalls as hparams into its TensorBoard folder. --titles names the galleries.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from lamra.train.entrypoint import run
 
 KINDS = {"none": "base model", "text": "text", "image": "image", "image-text": "image-text", "mixture": "mixture"}
 RUN = re.compile(r"(?P<kind>.+)-(?P<percent>\d+)-seed(?P<seed>\d+)")
-DATA = {"flickr": "Flickr30K", "coco": "COCO"}  # titles of the folders that scripts/study/env.sh makes
+DATA = ("flickr", "coco")  # the folders that scripts/study/env.sh makes, in the order to show
 
 
 def read_results(folder: Path) -> pd.DataFrame:
-    """One row a number: kind, percent, seed, data, direction, k, recall.
+    """One row a number: kind, percent, seed, data (one of DATA), direction, k, recall.
 
     Raises:
         ValueError: there is no finished run.
@@ -41,7 +41,7 @@ def read_results(folder: Path) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     kinds = [*KINDS, *sorted(set(frame["kind"]) - set(KINDS))]
     frame["kind"] = pd.Categorical(frame["kind"], kinds, ordered=True)
-    frame["data"] = pd.Categorical(frame["data"], [*DATA, *sorted(set(frame["data"]) - set(DATA))], ordered=True)
+    frame["data"] = pd.Categorical(frame["data"], [name for name in DATA if name in set(frame["data"])], ordered=True)
     return frame.sort_values(["kind", "percent", "seed", "data", "direction", "k"], ignore_index=True)
 
 
@@ -94,10 +94,9 @@ def conclusions(frame: pd.DataFrame) -> list[tuple[str, str]]:
 def write_table(path: Path, frame: pd.DataFrame) -> str:
     """table.md: R@1 of every kind and size in each gallery and direction, mean ± standard deviation over seeds."""
     columns = [(data, direction) for data in frame["data"].cat.categories for direction in DIRECTIONS]
-    columns = [column for column in columns if column[0] in set(frame["data"])]
     cells = spread(frame[frame["k"] == 1], ["kind", "percent", "data", "direction"])
     mean = spread(overall(frame), ["kind", "percent"])
-    heads = [f"{DATA.get(data, data)} {DIRECTIONS[direction]}" for data, direction in columns]
+    heads = [f"{data}, {DIRECTIONS[direction]}" for data, direction in columns]
     lines = ["| data | size | seeds | " + " | ".join(heads) + " | mean |", "|---" * (len(columns) + 4) + "|"]
     for (kind, percent), row in mean.iterrows():
         found = [cells.loc[(kind, percent, *column)] for column in columns if (kind, percent, *column) in cells.index]
@@ -114,7 +113,7 @@ def plot_kinds(path: Path, frame: pd.DataFrame) -> None:
     """R@1 of each kind at full size: a panel a direction, a colour a gallery, error bars and dots over seeds."""
     frame = frame[(frame["k"] == 1) & frame["percent"].isin([0, 100])]
     kinds = [kind for kind in frame["kind"].cat.categories if kind in set(frame["kind"])]
-    galleries = [data for data in frame["data"].cat.categories if data in set(frame["data"])]
+    galleries = frame["data"].cat.categories
     figure, panels = figure_of(len(DIRECTIONS))
     width = 0.8 / len(galleries)
     for panel, (direction, title) in zip(panels, DIRECTIONS.items()):
@@ -122,7 +121,7 @@ def plot_kinds(path: Path, frame: pd.DataFrame) -> None:
             part = frame[(frame["direction"] == direction) & (frame["data"] == data)]
             groups = spread(part, ["kind"]).reindex(kinds)
             left = [x - 0.4 + (i + 0.5) * width for x in range(len(kinds))]
-            panel.bar(left, groups["mean"], 0.94 * width, color=COLOURS[i], label=DATA.get(data, data))
+            panel.bar(left, groups["mean"], 0.94 * width, color=COLOURS[i], label=data)
             panel.errorbar(left, groups["mean"], groups["std"], fmt="none", ecolor="black", elinewidth=1, capsize=2)
             for x, kind in zip(left, kinds):
                 runs = part[part["kind"] == kind]["recall"]
@@ -149,9 +148,7 @@ def plot_sizes(path: Path, frame: pd.DataFrame) -> None:
             panel.errorbar(
                 groups.index, groups["mean"], groups["std"], color=colour, marker="o", capsize=3, label=title
             )
-        panel.set(
-            title=f"{KINDS.get(kind, kind)}, {DATA.get(data, data)}", xlabel="share of the data (%)", xscale="log"
-        )
+        panel.set(title=f"{KINDS.get(kind, kind)}, {data}", xlabel="share of the data (%)", xscale="log")
         ticks = sorted(frame["percent"].unique())
         panel.set_xticks(ticks, ticks)
         panel.minorticks_off()
@@ -180,11 +177,13 @@ def write_hparams(checkpoints: Path, frame: pd.DataFrame) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", default="study", help="name below results/ and checkpoints/")
+    parser.add_argument("--titles", nargs=len(DATA), default=["Flickr30K", "COCO"], help=f"of {' and '.join(DATA)}")
     args = parser.parse_args()
 
     folder = Path("results", args.study)
     frame = read_results(folder)
     frame.to_csv(folder / "results.csv", index=False)
+    frame["data"] = frame["data"].cat.rename_categories(dict(zip(DATA, args.titles)))
     plot_kinds(folder / "data_types.png", frame)
     plot_sizes(folder / "data_scale.png", frame)
     write_hparams(Path("checkpoints", args.study), frame)

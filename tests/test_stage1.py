@@ -102,7 +102,7 @@ def on_two_machines(world, tiny_model, output):
             run.result()
 
 
-def test_the_output_folder_is_kept_and_a_run_goes_on(trained, world, tiny_model, tmp_path):
+def test_a_finished_run_is_not_written_over(trained, world, tiny_model):
     refused = run_script(
         *("python", "train/train_nli.py", "--model_id", "miniature", "--model_local_path", tiny_model),
         *("--data_path", world / "nli.csv", "--output_dir", trained, "--per_device_train_batch_size", 8),
@@ -110,13 +110,6 @@ def test_the_output_folder_is_kept_and_a_run_goes_on(trained, world, tiny_model,
     )
     assert refused.returncode == 1
     assert f"--output_dir {trained} holds a finished run" in refused.stderr and "--resume auto" in refused.stderr
-
-    half = tmp_path / "half"
-    pretrain(world, tiny_model, half, "--save_steps", STEPS // 2, "--save_strategy", "steps")
-    for later in (f"checkpoint-{STEPS}/trainer_state.json", "lamra.json"):
-        (half / later).unlink()
-    pretrain(world, tiny_model, half, "--resume", "auto")
-    np.testing.assert_array_equal(curve(half), curve(trained))
 
 
 def test_merged_model_embeds_the_same(trained, world, tmp_path):
@@ -142,14 +135,13 @@ def test_merged_model_embeds_the_same(trained, world, tmp_path):
         assert {str(merged.get_tensor(name).dtype) for name in merged.keys()} == {"torch.bfloat16"}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("mode", ["pretrained", "finetuned"])
-def test_evaluation_does_not_depend_on_the_number_of_processes(trained, world, tmp_path, mode):
+def test_evaluation_does_not_depend_on_the_number_of_processes(trained, world, tmp_path):
     written = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
         result = run_script(
             *("bash", "scripts/eval/eval_pretrained.sh", "--output_dir", output, "--save_for_rerank", "True"),
-            *("--mode", mode),
+            *("--mode", "finetuned"),  # four sets to encode: with and without instruction
             MODEL_ID=trained,
             NUM_GPUS=processes,
             MAX_TOKENS_PER_BATCH=200,  # 11 pictures and 55 captions do not divide

@@ -42,7 +42,7 @@ def test_the_table_by_hand(results):
     frame = study.read_results(results)
     assert len(frame) == 9 * 4
     table = study.write_table(results / "table.md", frame).splitlines()
-    assert table[0] == "| data | size | seeds | Flickr30K image retrieval | Flickr30K text retrieval | mean |"
+    assert table[0] == "| data | size | seeds | flickr, image retrieval | flickr, text retrieval | mean |"
     assert table[2] == "| base model | - | 1 | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |"
     # 0.50 and 0.52: mean 0.51, deviation 0.01 * sqrt(2); the means over directions are 0.60 and 0.61
     assert table[4] == "| text | 100 % | 2 | 0.510 ± 0.014 | 0.700 ± 0.000 | 0.605 ± 0.007 |"

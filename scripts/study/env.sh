@@ -19,6 +19,8 @@ MIXTURE_BATCHES=${MIXTURE_BATCHES:-mixed}
 
 # Galleries: as in scripts/eval/eval_pretrained.sh
 export DATASETS=${DATASETS:-flickr coco}
+FLICKR_TITLE=${FLICKR_TITLE:-Flickr30K}
+COCO_TITLE=${COCO_TITLE:-COCO}
 
 STUDY=${STUDY:-study} # checkpoints/$STUDY and results/$STUDY
 
@@ -52,11 +54,13 @@ study_run() {
   fi
   for dataset in $DATASETS; do
     if [ ! -e "$results/$dataset/metrics.json" ]; then
-      DATASETS=$dataset MODEL_ID=$run bash scripts/eval/eval_pretrained.sh --output_dir "$results/$dataset"
+      local title=${dataset^^}_TITLE
+      DATASETS=$dataset MODEL_ID=$run bash scripts/eval/eval_pretrained.sh \
+        --output_dir "$results/$dataset" --data_name "${!title}"
     fi
   done
 }
 
 report() {
-  "$PYTHON" eval/study.py --study "$STUDY"
+  "$PYTHON" eval/study.py --study "$STUDY" --titles "$FLICKR_TITLE" "$COCO_TITLE"
 }

@@ -109,6 +109,16 @@ def test_any_csv_is_sentences_or_one_sentence(tmp_path, content, header, use_har
         ({"eval_strategy": "sometimes"}, "--eval_strategy/--eval-strategy: invalid choice: 'sometimes'"),
         ({"q_lora": True}, "--q_lora True needs a CUDA GPU"),
         ({"use_vision_lora": True, "train_vision_encoder": True}, "exclude each other"),
+        ({"data_format": "nil"}, "--data_format nil: expected of nli, pairs, sharegpt4v, region_edit"),
+        ({"data_format": "nli,pairs"}, "--data_format nli,pairs: expected one format, or one for each of"),
+        ({"data_format": "pairs"}, "nli.csv line 1 is not json"),
+        ({"data_format": "sharegpt4v"}, "nli.csv is not ShareGPT4V's json"),
+        ({"mixture_weights": "1,x"}, "--mixture_weights 1,x: expected numbers with commas, such as 1,1,2"),
+        ({"mixture_weights": "1,2"}, "--mixture_weights 1,2: expected several sources, such as --data_path A,B,C"),
+        ({"mixture_batches": "odd"}, "--mixture_batches odd: expected mixed or homogeneous"),
+        ({"max_train_samples": 401}, "--max_train_samples 401: expected at most the 400 rows there are"),
+        ({"max_train_samples": 1.5}, "--max_train_samples 1.5: expected a number of rows, or a share below 1"),
+        ({"use_liger_kernel": True}, "--use_liger_kernel True: Liger 0.8.5 cannot patch"),
         ({"resume": "auto"}, "--resume auto: nothing complete to go on from (no checkpoint-N in"),
     ],
 )
@@ -119,6 +129,13 @@ def test_training_flags(fails, world, tiny_model, tmp_path, flags, words):
     if "model_id" not in flags:
         defaults["model_local_path"] = tiny_model
     assert words in fails(train_nli.main, **(defaults | dict(per_device_train_batch_size=8) | flags))
+
+
+def test_weights_that_do_not_match_the_sources(fails, no_model, world, tiny_model, tmp_path):
+    both = f"{world / 'nli.csv'},{world / 'nli_eval.csv'}"
+    flags = dict(model_id="miniature", model_local_path=tiny_model, output_dir=tmp_path / "o", data_path=both)
+    error = fails(train_nli.main, **flags, per_device_train_batch_size=8, mixture_weights="1,2,3")
+    assert "--mixture_weights 1,2,3: expected 2 positive numbers, one for each of" in error
 
 
 def test_more_processes_than_gpus(monkeypatch):
@@ -245,7 +262,7 @@ def test_nothing_executes_what_it_reads():
         assert not forbidden.search(path.read_text()), path
 
 
-def test_through_the_script(world, tiny_model):
+def test_through_the_script(world, tiny_model, tmp_path):
     """As a user meets it: under torchrun, the sentence stands once, and the exit status is not 0."""
     result = run_script(
         *("bash", "scripts/lamra_ret/pretrain.sh"),
@@ -253,6 +270,7 @@ def test_through_the_script(world, tiny_model):
         MODEL_ID="miniature",
         MODEL_LOCAL_PATH=tiny_model,
         TRAIN_DATA_PATH="/no/such.csv",
+        OUTPUT_DIR=tmp_path / "run",  # the default one may hold the quickstart's run
         NUM_GPUS=2,
         DS_STAGE="none",
     )

@@ -112,8 +112,8 @@ def test_the_index_is_built_once_for_each_state_of_the_file(tmp_path, monkeypatc
         ({"did": "1:2", "txt": 3, "img_path": None, "modality": "text"}, "txt and img_path must be strings or null"),
         ({"did": "two", "txt": "a", "img_path": None, "modality": "text"}, "the id 'two' is not \"dataset:number\""),
         ({"did": "1:1", "txt": "b", "img_path": None, "modality": "text"}, "line 2 repeats the id '1:1' of line 1"),
-        ({"did": "1:2", "txt": None, "img_path": "../x.png", "modality": "image"}, "picture ../x.png leaves"),
-        ({"did": "1:2", "txt": None, "img_path": "/x.png", "modality": "image"}, "picture /x.png leaves"),
+        ({"did": "1:2", "txt": None, "img_path": "../x.png", "modality": "image"}, "the path ../x.png leaves"),
+        ({"did": "1:2", "txt": None, "img_path": "/x.png", "modality": "image"}, "the path /x.png leaves"),
     ],
 )
 def test_bad_rows(tmp_path, second, words):

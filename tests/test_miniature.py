@@ -7,14 +7,17 @@ import json
 import random
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lamra.collators.processing import Processor
-from lamra.datasets import miniature
+from lamra.datasets import miniature, miniature_study
+from lamra.datasets.caption import load_captioned_images
 from lamra.datasets.items import Item
 from lamra.datasets.miniature import GRID, Shape
+from lamra.datasets.pairs import load_source
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
 from lamra.train.build_miniature import Corpus, Recipe, ensure, next_token_loss
@@ -164,3 +167,40 @@ def test_second_build_does_nothing_and_another_recipe_builds_again(built):
     assert files(folder) == before  # seeded, model included
     assert ensure(Recipe(**{**vars(recipe), "seed": 1}), world, folder)
     assert files(folder)["model.safetensors"] != before["model.safetensors"]
+
+
+def test_the_studys_data_are_of_four_kinds_and_another_domain(tmp_path, monkeypatch):
+    monkeypatch.setattr(miniature_study, "PICTURES_TO_KNOW", 4)
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        miniature_study.build_study_world(folder, 0, gallery_pictures=3, rows=5)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    text, image, image_text = (
+        load_source(tmp_path / "a" / name, format, None, False)
+        for name, format in (
+            ("text.csv", "nli"),
+            ("region_edit.jsonl", "region_edit"),
+            ("image_text.json", "sharegpt4v"),
+        )
+    )
+    assert len(text) == len(image) == len(image_text) == 5
+    assert all(len(pair.target.text) < len(pair.query.text) for pair in text)  # an entailed sentence says less
+    assert all(pair.target.text.startswith("The image features") for pair in image_text)
+    for pair in image:
+        before, after = (np.asarray(Image.open(side.images[0]), int) for side in (pair.query, pair.target))
+        changed = (abs(before - after).max(axis=2) > 40).mean()
+        assert 0 < changed < 0.3  # one shape, or two cells where it moved
+        assert before.mean() < 128  # dark; the evaluation's pictures are pale
+    with Image.open(tmp_path / "a" / "flickr" / "images" / "0.png") as everyday:
+        assert np.asarray(everyday.convert("L")).mean() > 128
+    assert len(load_captioned_images(tmp_path / "a/coco/images", tmp_path / "a/coco/dataset.json").texts) == 15
+
+
+def test_a_hypothesis_follows_from_its_premise():
+    rng = random.Random(0)
+    for _ in range(50):
+        scene = miniature_study.random_scene(rng)
+        for shape in scene:
+            assert miniature_study.PLACES[shape.cell] in miniature_study.premise(scene, rng).lower()
+        sentence = miniature_study.hypothesis(scene, rng).lower()
+        said = [place for place in miniature_study.PLACES if place in sentence]
+        assert len(said) == 2 and {miniature_study.PLACES.index(place) for place in said} <= {s.cell for s in scene}

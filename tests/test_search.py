@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import run_script
 from safetensors.torch import load_file
 from search_worker import KS, SIZES, found_in
 from test_metrics import full_sort, with_ties
 
-from lamra.eval.search import Blocks
+from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards
 
 
@@ -46,3 +47,16 @@ def test_blocks_stay_within_the_memory_or_say_what_is_needed():
         assert 0.4 * memory < held + blocks.queries * 6 * 12 * 50 <= memory
     with pytest.raises(ValueError, match="--search_memory 1e-05 GiB is too little: give 0.00"):
         Blocks.within(1e-5 * 2**30, dimension=3584, k=50)
+
+
+def test_faiss_finds_the_same():
+    """faiss's exact index is an independent implementation of the same search."""
+    faiss = pytest.importorskip("faiss", reason="faiss is absent: the search is not compared with it")
+    generator = torch.Generator().manual_seed(0)
+    query, gallery = (F.normalize(torch.randn(n, 64, generator=generator), dim=1) for n in (50, 3000))
+    index = faiss.IndexFlatIP(64)
+    index.add(gallery.numpy())
+    scores, ids = index.search(query.numpy(), 20)
+    found, indices = search(query, gallery, 20, Blocks(queries=7, block_size=256, query_block_size=5))
+    assert (indices.numpy() == ids).all()
+    np.testing.assert_allclose(found, scores, atol=1e-6)

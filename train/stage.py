@@ -131,7 +131,8 @@ class Stage:
         args, groups = self.args, getattr(pairs, "groups", {})
         if args.mixture_weights is None and args.mixture_batches == "mixed":
             return None
-        require(len(groups) > 1, "mixture_batches", args.mixture_batches, "several sources: --data_path A,B,C")
+        flag = "mixture_batches" if args.mixture_weights is None else "mixture_weights"
+        require(len(groups) > 1, flag, getattr(args, flag), "several sources, such as --data_path A,B,C")
         return MixtureSampler(
             groups,
             weights=args.mixture_weights and [float(weight) for weight in args.mixture_weights.split(",")],

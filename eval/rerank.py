@@ -104,7 +104,8 @@ class Judge:
         common, deciding = self.yes_no
         prompts = [self.prompts.pointwise(query, candidate) for candidate in candidates]
         ids = [prompt["input_ids"] + common for prompt in prompts]
-        known = self._shared_tokens(ids, query) if self.share_prefix and len(ids) > 1 else 0
+        share = self.share_prefix and self.model.padding_free and len(ids) > 1
+        known = self._shared_tokens(ids, query) if share else 0
         prefix = None
         if known:
             prefix = self.model.prefix_of(*self._on_device(torch.tensor(ids[0][:known]), *_pictures(query)))

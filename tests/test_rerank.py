@@ -27,6 +27,7 @@ from lamra.models.loading import load_reranker, settings_to_rerank
 from lamra.models.settings import Settings
 from lamra.train import train_rerank
 from lamra.train.entrypoint import run as entrypoint
+from lamra.train.limits import memory_sentence
 
 TASKS = "mscoco_task0_test,infoseek_task6"  # text to picture, picture and text to text
 
@@ -195,7 +196,7 @@ def test_shared_prefix_and_batches_change_nothing(tiny_model, mbeir, position_id
         Item("w", "A red circle"),
     ]
     judge = judge_of(tiny_model, position_ids)
-    plain = judge_of(tiny_model, position_ids, padding_free=False, share_prefix=False)
+    plain = judge_of(tiny_model, position_ids, padding_free=False)
     small = judge_of(tiny_model, position_ids, budget=400)
     shown = [judge.prompts.shown(item) for item in candidates]
     for query in map(judge.prompts.shown, of):
@@ -420,6 +421,12 @@ def test_what_is_refused(fails, trained, mbeir, rankings, mined, tiny_model, tmp
         ({"mined": bad, "init": "/nowhere"}, "no model in /nowhere"),
     ):
         assert words in fails(train_rerank.main, **training | change)
+
+
+def test_memory_without_in_batch_negatives_is_saved_by_accumulation():
+    args = train_rerank.RerankTrainingArguments(output_dir="x", use_cpu=True, gradient_checkpointing=True)
+    sentence = memory_sentence(args, 5, total=80 * 2**30, allocated=79 * 2**30)
+    assert sentence.endswith("the batch can stay: set PER_DEVICE_BATCH_SIZE=1 GRAD_ACCUM=8")
 
 
 def test_a_reranker_goes_its_own_way_from_a_retriever(tiny_model, tmp_path):

@@ -168,11 +168,15 @@ def load_model(
     return model
 
 
-def freeze(model: nn.Module, *, language: bool, vision_encoder: bool, vision_projector: bool) -> None:
-    """Leave gradients on for the named parts of a stock model only (the language model never trains its lm_head)."""
+def freeze(
+    model: nn.Module, *, language: bool, vision_encoder: bool, vision_projector: bool, lm_head: bool = False
+) -> None:
+    """Leave gradients on for the named parts of a stock model only; an embedder has no use for its lm_head."""
     model.requires_grad_(False)
     if language:
         model.model.language_model.requires_grad_(True)
+    if lm_head:  # only then: it may be the token embeddings themselves
+        model.lm_head.requires_grad_(True)
     if vision_encoder:
         model.model.visual.requires_grad_(True)
     model.model.visual.merger.requires_grad_(vision_projector)

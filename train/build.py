@@ -37,14 +37,16 @@ def build_reranker(
     folder: Path, model_args: ModelArguments, training_args: TrainingArguments, position_ids: str
 ) -> Reranker:
     return Reranker(
-        load_to_train(folder, model_args, training_args),
+        load_to_train(folder, model_args, training_args, lm_head=True),
         position_ids,
         padding_free=model_args.padding_free,
         selective_checkpointing=training_args.selective_checkpointing,
     )
 
 
-def load_to_train(folder: Path, model_args: ModelArguments, training_args: TrainingArguments) -> nn.Module:
+def load_to_train(
+    folder: Path, model_args: ModelArguments, training_args: TrainingArguments, lm_head: bool = False
+) -> nn.Module:
     """Load the base model of `folder` and leave gradients on exactly where the flags say."""
     dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
     model = load_model(
@@ -70,6 +72,7 @@ def load_to_train(folder: Path, model_args: ModelArguments, training_args: Train
             language=True,
             vision_encoder=model_args.train_vision_encoder,
             vision_projector=model_args.train_vision_projector,
+            lm_head=lm_head,
         )
     if not training_args.deepspeed:  # DeepSpeed keeps float32 master weights itself
         for parameter in model.parameters():

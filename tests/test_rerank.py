@@ -26,6 +26,8 @@ from lamra.eval.rerank import Judge, reranked
 from lamra.models.loading import load_reranker, settings_to_rerank
 from lamra.models.settings import Settings
 from lamra.train import train_rerank
+from lamra.train.arguments import ModelArguments
+from lamra.train.build import build_embedder, build_reranker
 from lamra.train.entrypoint import run as entrypoint
 from lamra.train.limits import memory_sentence
 
@@ -427,6 +429,16 @@ def test_memory_without_in_batch_negatives_is_saved_by_accumulation():
     args = train_rerank.RerankTrainingArguments(output_dir="x", use_cpu=True, gradient_checkpointing=True)
     sentence = memory_sentence(args, 5, total=80 * 2**30, allocated=79 * 2**30)
     assert sentence.endswith("the batch can stay: set PER_DEVICE_BATCH_SIZE=1 GRAD_ACCUM=8")
+
+
+def test_what_is_trained_in_full(tiny_model):
+    """Without LoRA a reranker learns the words of its answers too; an embedder has no use for them."""
+    args = train_rerank.RerankTrainingArguments(output_dir="x", use_cpu=True)
+    flags = ModelArguments(use_lora=False)
+    for build, trained in ((build_reranker, True), (build_embedder, False)):
+        model = build(tiny_model, flags, args, "mrope").stock
+        assert model.lm_head.weight.requires_grad is trained and model.get_input_embeddings().weight.requires_grad
+        assert not any(parameter.requires_grad for parameter in model.model.visual.parameters())
 
 
 def test_a_reranker_goes_its_own_way_from_a_retriever(tiny_model, tmp_path):

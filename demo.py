@@ -1,14 +1,15 @@
 """Find pictures in a folder by words or by another picture: the smallest use of a trained model.
 
-python demo.py --model_id DIR --folder PICTURES --text "two dogs in the snow"
+python demo.py --model_id DIR --folder PICTURES --text "two dogs in the snow" [--rerank RERANKER]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lamra.datasets.items import Item
+from lamra.eval.rerank import load_judge, reranked
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
 from lamra.train.arguments import parse
@@ -23,6 +24,7 @@ class DemoArguments(RetrieverArguments):
     text: str | None = field(default=None, metadata={"help": "what to look for, in words"})
     image: str | None = field(default=None, metadata={"help": "what to look for, as a picture; alone or with --text"})
     top: int = field(default=10, metadata={"help": "how many to show"})
+    rerank: str | None = field(default=None, metadata={"help": "folder of a reranker that looks at these once more"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -41,10 +43,26 @@ def main() -> None:
         raise ValueError(f"--folder {args.folder} holds no picture ({', '.join(sorted(PICTURES))})")
     retriever = load_retriever(args)
     gallery = retriever.encode([Item(str(path), images=(path,)) for path in paths], "pictures")  # (N, D)
-    query = retriever.encode([Item("query", args.text, (args.image,) if args.image else ())], "query")  # (1, D)
-    scores, indices = top_k(query, gallery, args.top)
-    for rank, (score, index) in enumerate(zip(scores[0].tolist(), indices[0].tolist()), start=1):
-        print(f"{rank:3d}  {score:.4f}  {paths[index]}")
+    query = Item("query", args.text, (args.image,) if args.image else ())
+    scores, indices = top_k(retriever.encode([query], "query"), gallery, args.top)  # (1, top) each
+    found = [(score, paths[index]) for score, index in zip(scores[0].tolist(), indices[0].tolist())]
+    if args.rerank:
+        show_reranked(args, query, found)
+        return
+    for rank, (score, path) in enumerate(found, start=1):
+        print(f"{rank:3d}  {score:.4f}  {path}")
+
+
+def show_reranked(args: DemoArguments, query: Item, found: list[tuple[float, Path]]) -> None:
+    """Both scores of each picture, and the place that it had before."""
+    judge = load_judge(replace(args, model_id=args.rerank, original_model_id=None, model_max_length=2048))
+    shown = [judge.prompts.shown(Item(str(path), images=(path,))) for _, path in found]
+    yes = judge.pointwise(judge.prompts.shown(query), shown)
+    scores = [score for score, _ in found]
+    order, fused = reranked(scores, yes, "pointwise", weight=1.0)
+    print("rank  was   score = similarity + P(Yes)")
+    for rank, (place, score) in enumerate(zip(order, fused), start=1):
+        print(f"{rank:4d} {place + 1:4d}  {score:.4f} = {scores[place]:10.4f} + {yes[place]:.4f}  {found[place][1]}")
 
 
 if __name__ == "__main__":

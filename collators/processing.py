@@ -122,11 +122,13 @@ class Processor:
         Raises:
             ValueError: a picture cannot be read, or the prompt is longer than max_length even without its text.
         """
-        item, pixels = self._cut(item), self._pixels(item)
-        ids = self._token_ids(item, pixels.get("image_grid_thw"))
+        item, pixels = self.cut(item, self.text_max_tokens), self.pixels(item)
+        grids = pixels["image_grid_thw"]
+        ids = self.token_ids(embedding_messages(item), grids, item.id)
         if len(ids) > self.max_length:
-            ids = self._token_ids(self._shortened(item, len(ids) - self.max_length), pixels.get("image_grid_thw"))
-        return {"input_ids": ids, "pixel_values": None, "image_grid_thw": None, **pixels}
+            item = self._shortened(item, len(ids) - self.max_length)
+            ids = self.token_ids(embedding_messages(item), grids, item.id)
+        return {"input_ids": ids, **pixels}
 
     def length(self, item: Item) -> int:
         """Tokens that `encode` makes of an item, from the headers of its pictures."""
@@ -137,7 +139,7 @@ class Processor:
             width, height = image.size if isinstance(image, Image.Image) else picture_size(image)
             resized = smart_resize(height, width, factor, *limits)
             pictures += resized[0] * resized[1] // factor**2 - 1
-        prompt = self.render(embedding_messages(self._cut(item)))
+        prompt = self.render(embedding_messages(self.cut(item, self.text_max_tokens)))
         return min(len(self.tokenizer(prompt)["input_ids"]) + pictures, self.max_length)
 
     @cached_property
@@ -164,34 +166,40 @@ class Processor:
                 batch[name] = torch.cat(parts)
         return batch
 
-    def _pixels(self, item: Item) -> dict[str, Tensor]:
+    def pixels(self, item: Item) -> dict[str, Tensor | None]:
+        """{"pixel_values": (P, C), "image_grid_thw": (images, 3)} of an item's pictures, None each without any."""
         if not item.images:
-            return {}
+            return {"pixel_values": None, "image_grid_thw": None}
         images = [open_image(image) for image in item.images]
         try:
             return dict(self.image_processor(images, return_tensors="pt"))
         except ValueError as error:  # a picture given as such, not as a file, with an aspect ratio beyond 200
             raise ValueError(f"picture of item {item.id!r}: {error}") from None
 
-    def _token_ids(self, item: Item, image_grid_thw: Tensor | None) -> list[int]:
-        parts = self.render(embedding_messages(item)).split(IMAGE_TOKEN)
-        if len(parts) != len(item.images) + 1:
-            raise ValueError(f"the text of item {item.id!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it")
+    def token_ids(self, messages: list[dict], image_grid_thw: Tensor | None, name: str) -> list[int]:
+        """The rendered messages with as many image tokens as the grids of their pictures ask for.
+
+        Raises:
+            ValueError: a text contains the image token; `name` says whose.
+        """
+        parts = self.render(messages).split(IMAGE_TOKEN)
+        if len(parts) != (0 if image_grid_thw is None else len(image_grid_thw)) + 1:
+            raise ValueError(f"the text of item {name!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it")
         text = parts[0]
         for i, part in enumerate(parts[1:]):
             tokens = int(image_grid_thw[i].prod()) // self.image_processor.merge_size**2
             text += IMAGE_TOKEN * tokens + part
         return self.tokenizer(text)["input_ids"]
 
-    def _cut(self, item: Item) -> Item:
-        """`item` with at most text_max_tokens tokens of instruction and text."""
+    def cut(self, item: Item, most: int | None) -> Item:
+        """`item` with at most so many tokens of instruction and text; None does not cut."""
         whole = instructed_text(item)
-        if not item.text or self.text_max_tokens is None or len(whole.encode()) <= self.text_max_tokens:
+        if not item.text or most is None or len(whole.encode()) <= most:
             return item  # a token is a byte or more
         offsets = self.tokenizer(whole, return_offsets_mapping=True)["offset_mapping"]
-        if len(offsets) <= self.text_max_tokens:
+        if len(offsets) <= most:
             return item
-        lost = len(whole) - offsets[self.text_max_tokens - 1][1]
+        lost = len(whole) - offsets[most - 1][1]
         return replace(item, text=item.text[: max(1, len(item.text) - lost)])
 
     def _shortened(self, item: Item, excess: int) -> Item:

@@ -57,16 +57,16 @@ class TrainingCollator:
         "contents": (B + M,) int64 of queries, targets and hard negatives, equal where the items are.
         "faults": (row, reason) of each pair that was left out.
         """
-        collator, used = RetrievalCollator(self.processor), set(rows)
+        used = set(rows)
         taken: list[int] = []
-        pairs: list[Pair] = []
+        pairs: list = []
         encoded: list[list[dict]] = []
         faults: list[tuple[int, str]] = []
         for row in rows:
             for candidate in self._candidates(row, used):
                 try:
                     pair = self.pairs[candidate]
-                    encoded.append(collator.encode(pair))
+                    encoded.append(self.encode(pair))
                     pairs.append(pair)
                     taken.append(candidate)
                     break
@@ -74,7 +74,14 @@ class TrainingCollator:
                     faults.append((candidate, str(error)))
                 if len(faults) > self.most_faults:
                     return {"faults": faults}
-        return {**collator.batch(pairs, encoded), "contents": self._contents(taken, encoded), "faults": faults}
+        return {**self.batch(taken, pairs, encoded), "faults": faults}
+
+    def encode(self, pair: Pair) -> list[dict]:
+        return RetrievalCollator(self.processor).encode(pair)
+
+    def batch(self, rows: list[int], pairs: list[Pair], encoded: list[list[dict]]) -> dict:
+        inputs = RetrievalCollator(self.processor).batch(pairs, encoded)
+        return {**inputs, "contents": self._contents(rows, encoded)}
 
     def _candidates(self, row: int, used: set[int]) -> Iterator[int]:
         """`row` and the rows after it, first those that are not in this batch."""

@@ -125,6 +125,10 @@ class Rows(Sequence[Item]):
     def id(self, row: int) -> str:
         return key_id(self.keys[row])
 
+    def name_of(self, key: int) -> str:
+        """What to call an integer key in a sentence: "the query 9:7"."""
+        return f"the {'query' if self.fields is QUERY else 'candidate'} {key_id(key)}"
+
     def rows_of(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n,) rows of integer keys; -1 where there is none."""
         keys = np.asarray(keys, dtype=np.int64)
@@ -340,13 +344,20 @@ class MBEIRPairs(Dataset):
         """Draw anew, as this epoch's draws are."""
         self._epoch.fill_(epoch)
 
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def positives(self, row: int) -> list[int]:
+        """The pool's rows of all positives of a query."""
+        return self.pool.rows_of([id_key(did) for did in self.queries.record(row)["pos_cand_list"]]).tolist()
+
     def __len__(self) -> int:
         return len(self.queries)
 
     def __getitem__(self, row: int) -> Pair:
-        rng = random.Random(f"{self.seed}/{int(self._epoch)}/{row}")
-        record = self.queries.record(row)
-        positives = self.pool.rows_of([id_key(did) for did in record["pos_cand_list"]]).tolist()
+        rng = random.Random(f"{self.seed}/{self.epoch}/{row}")
+        record, positives = self.queries.record(row), self.positives(row)
         positive = rng.choice(positives)
         dataset = dataset_of(int(self.queries.keys[row]))
         prompts = self.instructions.prompts(dataset, self.queries.modality(row), self.pool.modality(positive))

@@ -32,7 +32,7 @@ class _Batches(Dataset):
             return error, None
 
 
-def _one_thread(_worker_id: int) -> None:
+def one_thread(_worker_id: int) -> None:
     torch.set_num_threads(1)
 
 
@@ -80,7 +80,7 @@ def encode(
     prefix_ids = torch.tensor(processor.prefix_ids)
     prefix = embedder.prefix_of(prefix_ids.to(embedder.device)) if share_prefix and embedder.padding_free else None
     loader = DataLoader(
-        _Batches(unique, mine, processor), batch_size=None, num_workers=num_workers, worker_init_fn=_one_thread
+        _Batches(unique, mine, processor), batch_size=None, num_workers=num_workers, worker_init_fn=one_thread
     )
     parts = []
     with tqdm(total=len(unique), desc=description, unit="item", disable=rank > 0) as progress:

@@ -5,12 +5,14 @@ Every pool and every set of queries is encoded once, into <output_dir>/embedding
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
+from lamra.datasets.items import Item
 from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructions, Rows, read_qrels
 from lamra.eval.mbeir_tasks import PAPER_AVERAGE, TASKS, Task, choose_tasks
 from lamra.eval.metrics import recall_at_k
@@ -110,21 +112,22 @@ def open_tasks(args: MBEIRArguments) -> list[TaskData]:
 class Encoder:
     """Embeddings of pools and queries, from this run or an earlier one."""
 
-    def __init__(self, args: MBEIRArguments, retriever: Retriever):
+    def __init__(self, args: RetrieverArguments, retriever: Retriever, default: str = "mbeir"):
         self.args, self.retriever = args, retriever
-        self.folder = Path(args.output_dir or Path("results", run_name(args.model_id), "mbeir"))
-        self._made_by = made_by(args, retriever)
+        self.folder = Path(args.output_dir or Path("results", run_name(args.model_id), default))
+        self._made_by = made_by(args, retriever.settings, retriever.embedder)
 
     def candidates(self, pool: Rows) -> Shards:
-        return self._encode(pool, pool.path, {})
+        return self.encode(pool, pool.path, {})
 
     def queries(self, data: TaskData) -> Shards:
         instructions = sha256(data.instructed.instructions.path)
-        return self._encode(
+        return self.encode(
             data.instructed, data.queries.path, {"instructions": instructions, "seed": data.instructed.seed}
         )
 
-    def _encode(self, items, path: Path, manifest: dict) -> Shards:
+    def encode(self, items: Sequence[Item], path: Path, manifest: dict) -> Shards:
+        """Embeddings of the items of a file; the manifest says what else decides them."""
         return encode_to_shards(
             self.retriever,
             items,

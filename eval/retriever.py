@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,8 @@ from accelerate import PartialState
 
 from lamra.collators.processing import Processor
 from lamra.eval.encode import encode
-from lamra.models.embedder import POSITION_IDS, Embedder
+from lamra.models.backbone import POSITION_IDS
+from lamra.models.embedder import Embedder
 from lamra.models.loading import is_adapter, load_embedder
 from lamra.models.settings import Settings
 from lamra.train.arguments import check_devices, default_workers, require
@@ -67,10 +69,15 @@ class Retriever:
 
 def load_retriever(args: RetrieverArguments) -> Retriever:
     """The model that the flags choose; starts the process group if a launcher asked for one."""
+    return Retriever(*load_with_processor(args, load_embedder), args.share_prefix)
+
+
+def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple:
+    """What `load` (load_embedder or load_reranker) makes of the flags, its processor, settings, budget and workers."""
     state = PartialState(cpu=not torch.cuda.is_available())
     on_cuda = state.device.type == "cuda"
     bf16 = on_cuda and torch.cuda.is_bf16_supported() if args.bf16 is None else args.bf16
-    embedder, settings = load_embedder(
+    model, settings = load(
         args.model_id,
         args.original_model_id,
         dtype=torch.bfloat16 if bf16 else torch.float32,
@@ -89,4 +96,4 @@ def load_retriever(args: RetrieverArguments) -> Retriever:
     )
     workers = default_workers() if args.num_workers is None else args.num_workers
     budget = args.max_tokens_per_batch or (32768 if on_cuda else 4096)
-    return Retriever(embedder, processor, settings, budget, workers, args.share_prefix)
+    return model, processor, settings, budget, workers

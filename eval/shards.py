@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from lamra.datasets.items import Item
 from lamra.eval.retriever import Retriever, RetrieverArguments
 from lamra.models.loading import is_adapter
+from lamra.models.settings import Settings
 from lamra.train.checkpoints import sha256
 
 MANIFEST = "manifest.json"
@@ -53,17 +55,17 @@ class Shards:
         return out
 
 
-def made_by(args: RetrieverArguments, retriever: Retriever) -> dict:
-    """What decides the embeddings of an item: weights, tokenizer, settings and precision."""
+def made_by(args: RetrieverArguments, settings: Settings, model: nn.Module) -> dict:
+    """What decides the embeddings of an item, or a reranker's answers: weights, tokenizer, settings and precision."""
     folders = [Path(args.model_id)]
     if is_adapter(args.model_id):
-        folders.append(Path(args.original_model_id or retriever.settings.base_model))
-    model = [_folder_digest(folders) if PartialState().is_main_process else None]
+        folders.append(Path(args.original_model_id or settings.base_model))
+    digest = [_folder_digest(folders) if PartialState().is_main_process else None]
     return {
-        "model": broadcast_object_list(model)[0],
-        **{name: getattr(retriever.settings, name) for name in SETTINGS},
+        "model": broadcast_object_list(digest)[0],
+        **{name: getattr(settings, name) for name in SETTINGS},
         "model_max_length": args.model_max_length,
-        "dtype": str(next(retriever.embedder.parameters()).dtype),
+        "dtype": str(next(model.parameters()).dtype),
     }
 
 
@@ -91,7 +93,7 @@ def encode_to_shards(
     """
     folder = Path(folder)
     manifest = {**manifest, "items": len(items), "shard_size": shard_size}
-    _check_manifest(folder, manifest)
+    check_manifest(folder, manifest, "embeddings")
     parts = [range(start, min(start + shard_size, len(items))) for start in range(0, len(items), shard_size)]
     files = [folder / f"{number:05d}.npy" for number in range(len(parts))]
     # One process looks: on a network disk another may remember for a while that a file was not there.
@@ -109,7 +111,12 @@ def encode_to_shards(
     return Shards(files)
 
 
-def _check_manifest(folder: Path, manifest: dict) -> None:
+def check_manifest(folder: Path, manifest: dict, content: str) -> None:
+    """Write down what the folder's files are made of and by, or compare it with what an earlier run wrote.
+
+    Raises:
+        ValueError: the folder holds `content` with another manifest; says what differs.
+    """
     path = folder / MANIFEST
     try:
         before = json.loads(path.read_text())
@@ -126,8 +133,8 @@ def _check_manifest(folder: Path, manifest: dict) -> None:
     elif before != manifest:
         other = ", ".join(name for name in manifest if before.get(name) != manifest[name])
         raise ValueError(
-            f"{folder} holds embeddings made otherwise (not the same: {other or 'its fields'}): "
-            "choose another --output_dir, or delete that folder to encode again"
+            f"{folder} holds {content} made otherwise (not the same: {other or 'its fields'}): "
+            "choose another --output_dir, or delete that folder to compute them again"
         )
 
 

@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration,
 
 from lamra.models.embedder import Embedder
 from lamra.models.lora import adapter_base_model, load_adapter
+from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings
 
 ARCHITECTURES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
@@ -28,6 +29,8 @@ MODELS = {
 
 # LamRA's published Qwen2-VL checkpoints were trained with plain positions, its Qwen2.5-VL ones with M-RoPE.
 DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
+RERANKER_POSITION_IDS = "mrope"
+RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate
 
 
 def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
@@ -79,7 +82,38 @@ def settings_to_train(
         settings = Settings(str(folder), **({"position_ids": DEFAULT_POSITION_IDS[architecture(folder)]} | given))
     if not 0 < settings.min_pixels <= settings.max_pixels:
         raise ValueError(f"--min_pixels {settings.min_pixels}: expected 1 to --max_pixels ({settings.max_pixels})")
-    return replace(settings, base_model=str(folder), text_max_tokens=text_max_tokens, temperature=temperature)
+    changed = dict(base_model=str(folder), text_max_tokens=text_max_tokens, role="retriever", rank_style=None)
+    return replace(settings, **changed, temperature=temperature)
+
+
+def settings_to_rerank(
+    folder: str | Path,
+    *,
+    rank_style: str,
+    position_ids: str | None,
+    text_max_tokens: int | None,
+    **pixels: int | None,
+) -> Settings:
+    """Settings for training a reranker on top of the model in `folder`: a LamRA model's pictures keep their sizes.
+
+    Positions do not follow a retriever: LamRA-Rank is trained and asked with Qwen2-VL's own (FACTS: it generates).
+
+    Args:
+        pixels: min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
+
+    Raises:
+        ValueError: a flag contradicts the model, or min_pixels exceeds max_pixels.
+    """
+    position_ids = position_ids or RERANKER_POSITION_IDS
+    before = Settings.read(folder)
+    settings = settings_to_train(
+        folder,
+        position_ids=before.position_ids if before else position_ids,
+        text_max_tokens=text_max_tokens,
+        temperature=Settings.temperature,
+        **pixels,
+    )
+    return replace(settings, position_ids=position_ids, role="reranker", rank_style=rank_style)
 
 
 def attention_implementation(requested: str | None, device: torch.device | str, dtype: torch.dtype) -> str:
@@ -134,11 +168,15 @@ def load_model(
     return model
 
 
-def freeze(model: nn.Module, *, language: bool, vision_encoder: bool, vision_projector: bool) -> None:
-    """Leave gradients on for the named parts of a stock model only (the language model never trains its lm_head)."""
+def freeze(
+    model: nn.Module, *, language: bool, vision_encoder: bool, vision_projector: bool, lm_head: bool = False
+) -> None:
+    """Leave gradients on for the named parts of a stock model only; an embedder has no use for its lm_head."""
     model.requires_grad_(False)
     if language:
         model.model.language_model.requires_grad_(True)
+    if lm_head:  # only then: it may be the token embeddings themselves
+        model.lm_head.requires_grad_(True)
     if vision_encoder:
         model.model.visual.requires_grad_(True)
     model.model.visual.merger.requires_grad_(vision_projector)
@@ -157,20 +195,42 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def load_embedder(
+    folder: str | Path, original_model: str | Path | None = None, *, padding_free: bool = True, **options
+) -> tuple[Embedder, Settings]:
+    """An Embedder for evaluation from an adapter folder, a merged folder or a bare base model.
+
+    Args and Raises: see `load_trained`; a reranker is refused.
+    """
+    model, settings = load_trained(folder, original_model, role="retriever", **options)
+    embedder = Embedder(model, settings.position_ids, padding_free=padding_free)
+    return embedder.eval().requires_grad_(False), settings
+
+
+def load_reranker(
+    folder: str | Path, original_model: str | Path | None = None, *, padding_free: bool = True, **options
+) -> tuple[Reranker, Settings]:
+    """A Reranker for evaluation, as `load_embedder`; a retriever is refused, a bare base model is asked as it is."""
+    model, settings = load_trained(folder, original_model, role="reranker", **options)
+    reranker = Reranker(model, settings.position_ids, padding_free=padding_free)
+    return reranker.eval().requires_grad_(False), settings
+
+
+def load_trained(
     folder: str | Path,
     original_model: str | Path | None = None,
     *,
     dtype: torch.dtype,
+    role: str | None = None,
     device: torch.device | str = "cpu",
     attn_implementation: str | None = None,
     position_ids: str | None = None,
     max_pixels: int | None = None,
-    padding_free: bool = True,
     merge: bool = True,
-) -> tuple[Embedder, Settings]:
-    """An Embedder for evaluation from an adapter folder, a merged folder or a bare base model.
+) -> tuple[nn.Module, Settings]:
+    """The stock or PEFT model of an adapter folder, a merged folder or a bare base model, and how it is to be used.
 
     Args:
+        role: what it must be, "retriever" or "reranker"; None takes either.
         original_model: the base model under an adapter; by default the one the checkpoint names.
         merge: add an adapter to the weights in memory, which then cost nothing more; False keeps it apart.
         position_ids, max_pixels: None takes the checkpoint's, or for a bare base model the default of its kind.
@@ -192,10 +252,11 @@ def load_embedder(
                 "or download it with bash scripts/download.sh"
             )
     if settings:
+        if role:
+            settings.require_role(folder, role)
         settings.with_flags(folder, position_ids=position_ids, max_pixels=max_pixels)
     else:
-        kind = architecture(base)
-        settings = Settings(str(base), position_ids or DEFAULT_POSITION_IDS[kind])
+        settings = default_settings(base, role, position_ids)
         settings = replace(settings, max_pixels=max_pixels) if max_pixels else settings
 
     attn = attention_implementation(attn_implementation, device, dtype)
@@ -203,5 +264,12 @@ def load_embedder(
     if is_adapter(folder):
         model = load_adapter(model, folder)
         model = model.merge_and_unload() if merge else model
-    embedder = Embedder(model, settings.position_ids, padding_free=padding_free).to(device).eval().requires_grad_(False)
-    return embedder, settings
+    return model.to(device), settings
+
+
+def default_settings(base: Path, role: str | None, position_ids: str | None) -> Settings:
+    """Of a published model, which remembers none: those that LamRA's published checkpoints were trained with."""
+    if role == "reranker":
+        style = dict(text_max_tokens=RERANKER_TEXT_MAX_TOKENS, role=role, rank_style="released")
+        return Settings(str(base), position_ids or RERANKER_POSITION_IDS, **style)
+    return Settings(str(base), position_ids or DEFAULT_POSITION_IDS[architecture(base)])

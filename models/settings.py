@@ -19,6 +19,8 @@ class Settings:
         min_pixels, max_pixels: a picture is resized to sides that are multiples of 28 with an area between these.
         text_max_tokens: instruction and text together are cut after so many tokens; None does not cut.
         temperature: of the contrastive loss; scales scores and changes no ranking.
+        role: "retriever" embeds (models.embedder), "reranker" answers (models.reranker).
+        rank_style: a reranker's prompts, see collators.messages.RANK_STYLES; None for a retriever.
     """
 
     base_model: str
@@ -27,6 +29,8 @@ class Settings:
     max_pixels: int = 300 * 28 * 28
     temperature: float = 0.05
     text_max_tokens: int | None = None
+    role: str = "retriever"
+    rank_style: str | None = None
 
     def write(self, folder: str | Path) -> None:
         (Path(folder) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -47,6 +51,19 @@ class Settings:
             raise ValueError(
                 f"{path} is not a checkpoint's settings ({error}); write it again with merge_lora.sh"
             ) from None
+
+    def require_role(self, folder: str | Path, role: str) -> None:
+        """Refuse a checkpoint of the other kind.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if self.role != role:
+            way_out = {
+                "retriever": "give a retriever here, and this folder to scripts/eval/rerank_mbeir.sh",
+                "reranker": "train one with scripts/lamra_rank/train_rerank.sh, or give the base model",
+            }
+            raise ValueError(f"{folder} is a {self.role}, and a {role} is needed: {way_out[role]}")
 
     def with_flags(self, folder: str | Path, **flags) -> Settings:
         """Check flags of the command line against this checkpoint's settings; None means "as the checkpoint says".

@@ -79,7 +79,7 @@ def equal(found, expected):
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("position_ids", ["sequential", "mrope"])
 def test_every_path_equals_the_plain_one(stock, rows, position_ids, monkeypatch):
-    monkeypatch.setattr("lamra.models.embedder.LOW_RANK", 8)  # so that selective checkpointing keeps something here
+    monkeypatch.setattr("lamra.models.backbone.LOW_RANK", 8)  # so that selective checkpointing keeps something here
     batch = batch_of(rows)
     plain = results(stock, batch, position_ids=position_ids, padding_free=False)
     for flags in (

@@ -84,26 +84,68 @@ def test_the_practice(shared, real_model, tmp_path):
         assert metrics["image_retrieval_recall@1"] <= metrics["image_retrieval_recall@10"]
 
 
-def to_mbeir(data, root, pictures_each: int) -> None:
+def to_mbeir(data, root, pictures_each: int, split: str = "test") -> None:
     """Karpathy's captions of Flickr8k and COCO as M-BEIR's files, as VisualNews and as MSCOCO, both ways."""
     files = MBEIRFiles(root)
     for source, name, dataset, suffix in (("flickr8k", "visualnews", 0, ""), ("coco", "mscoco", 9, "_test")):
         captioned = load_captioned_images(data / source / "images", data / source / f"dataset_{source}.json")
         (root / "mbeir_images").mkdir(parents=True, exist_ok=True)
         (root / "mbeir_images" / source).symlink_to(data / source / "images")
-        pools = {task: [global_pool("test"), local_pool(f"{name}_{task}{suffix}")] for task in ("task0", "task3")}
+        pools = {task: [global_pool(split), local_pool(f"{name}_{task}{suffix}")] for task in ("task0", "task3")}
         pictures = [f"mbeir_images/{source}/{item.id}" for item in captioned.images[:pictures_each]]
         captions = [(text, i) for text, i in zip(captioned.texts, captioned.image_of_text) if i < pictures_each]
         images = [files.candidate(dataset, pools["task0"], image=picture) for picture in pictures]
         texts = [files.candidate(dataset, pools["task3"], item.text) for item, _ in captions]
         for item, image in captions:
-            files.query(dataset, f"{name}_task0", "test", [images[image]], text=item.text)
+            files.query(dataset, f"{name}_task0", split, [images[image]], text=item.text)
         for image, picture in enumerate(pictures):
             answers = [text for text, (_, described) in zip(texts, captions) if described == image]
-            files.query(dataset, f"{name}_task3", "test", answers, image=picture)
+            files.query(dataset, f"{name}_task3", split, answers, image=picture)
     files.write()
     (root / INSTRUCTIONS).parent.mkdir()
     shutil.copy(data / "mbeir" / "query_instructions.tsv", root / INSTRUCTIONS)
+
+
+def test_rerank_from_mining_to_a_ranking(shared, real_model, tmp_path):
+    """Photographs and captions both ways: mine, train, retrieve, rerank, each by its script; and the demonstration."""
+    data, root, output = shared / "data", tmp_path / "M-BEIR", tmp_path / "reranker"
+    to_mbeir(data, root, pictures_each=6, split="train")
+    base = dict(DATA_PATH=root, NUM_GPUS=1)
+    mine = ("bash", "scripts/lamra_rank/mine.sh", "--search_depth", 200)
+    run_script(*mine, **base, MODEL_ID=real_model, TOP=10, OUTPUT_DIR=tmp_path / "mined")
+    mined = json.loads((tmp_path / "mined" / "mined.json").read_text())
+    assert len(mined) == 2 * 6 * 6 and all(docs["top100_docs"] for docs in mined.values())
+    run_script(
+        *("bash", "scripts/lamra_rank/train_rerank.sh", "--model_local_path", real_model, "--max_steps", 3),
+        **dict(
+            MODEL_ID="qwen2-vl-2b", MINED=tmp_path / "mined" / "mined.json", OUTPUT_DIR=output, LORA_R=4, GRAD_ACCUM=1
+        ),
+        **(base | dict(DS_STAGE="none", BF16="False")),
+    )
+    few = json.loads((data / "flickr8k" / "dataset_flickr8k.json").read_text())
+    few["images"] = [image for image in few["images"] if image["split"] == "test"][:12]
+    captions, pictures = tmp_path / "few.json", tmp_path / "pictures"
+    captions.write_text(json.dumps(few))
+    pictures.mkdir()
+    for image in few["images"]:
+        (pictures / image["filename"]).symlink_to(data / "flickr8k" / "images" / image["filename"])
+    texts = dict(DATASETS="flickr", FLICKR_IMAGES=pictures, FLICKR_TEXTS=captions)
+    retrieved = tmp_path / "retrieved" / "flickr30k"
+    flags = ("--save_for_rerank", "True", "--output_dir", retrieved)
+    run_script("bash", "scripts/eval/eval_pretrained.sh", *flags, **texts, MODEL_ID=real_model, NUM_GPUS=1)
+    for style in ("pointwise", "listwise"):
+        variables = dict(MODEL_ID=output, RETRIEVED=retrieved.parent, STYLE=style, NUM_GPUS=1)
+        folder = tmp_path / "reranked"
+        printed = run_script("bash", "scripts/eval/rerank_zeroshot.sh", "--output_dir", folder, **texts, **variables)
+        assert f"Flickr30K, {style}, top {10 if style == 'pointwise' else 5}" in printed.stdout
+        for name, queries, candidates in (("image_retrieval", 60, 12), ("text_retrieval", 12, 50)):
+            lines = (folder / style / f"ranking_{name}.jsonl").read_text().splitlines()
+            assert len(lines) == queries * candidates
+    demo = ("python", "demo.py", "--model_id", real_model, "--folder", pictures, "--text", "Two dogs.", "--top", 4)
+    lines = run_script(*demo, "--rerank", output).stdout.splitlines()[-4:]
+    fused = [[float(part) for part in re.findall(r"\d\.\d{4}", line)[:3]] for line in lines]
+    assert fused == sorted(fused, reverse=True) and all(abs(a - b - c) < 2e-4 for a, b, c in fused)
+    assert sorted(int(line.split()[1]) for line in lines) == [1, 2, 3, 4]
 
 
 def test_mbeir(shared, real_model, tmp_path):

@@ -13,7 +13,7 @@ import transformers
 from transformers import HfArgumentParser
 
 from lamra.datasets.pairs import DATA_FORMATS
-from lamra.models.embedder import POSITION_IDS
+from lamra.models.backbone import POSITION_IDS
 
 
 @dataclass
@@ -85,6 +85,7 @@ class DataArguments:
 class TrainingArguments(transformers.TrainingArguments):
     """Hugging Face's training arguments with LamRA's defaults, and what stage 1 adds."""
 
+    contrastive = True  # the loss is one over the whole gathered batch
     output_dir: str | None = field(default="checkpoints/run", metadata={"help": "where adapter and checkpoints go"})
     model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
     text_max_tokens: int | None = field(

@@ -1,10 +1,11 @@
-"""From the model flags to an Embedder ready for training."""
+"""From the model flags to an Embedder or a Reranker ready for training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lamra.models.embedder import Embedder
 from lamra.models.loading import (
@@ -15,12 +16,37 @@ from lamra.models.loading import (
     vision_encoder_modules,
 )
 from lamra.models.lora import add_lora
+from lamra.models.reranker import Reranker
 from lamra.train.arguments import ModelArguments, TrainingArguments
 
 
 def build_embedder(
     folder: Path, model_args: ModelArguments, training_args: TrainingArguments, position_ids: str
 ) -> Embedder:
+    return Embedder(
+        load_to_train(folder, model_args, training_args),
+        position_ids,
+        padding_free=model_args.padding_free,
+        last_token_only=model_args.last_token_only,
+        grad_cache_chunk=training_args.grad_cache_chunk,
+        selective_checkpointing=training_args.selective_checkpointing,
+    )
+
+
+def build_reranker(
+    folder: Path, model_args: ModelArguments, training_args: TrainingArguments, position_ids: str
+) -> Reranker:
+    return Reranker(
+        load_to_train(folder, model_args, training_args, lm_head=True),
+        position_ids,
+        padding_free=model_args.padding_free,
+        selective_checkpointing=training_args.selective_checkpointing,
+    )
+
+
+def load_to_train(
+    folder: Path, model_args: ModelArguments, training_args: TrainingArguments, lm_head: bool = False
+) -> nn.Module:
     """Load the base model of `folder` and leave gradients on exactly where the flags say."""
     dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
     model = load_model(
@@ -46,6 +72,7 @@ def build_embedder(
             language=True,
             vision_encoder=model_args.train_vision_encoder,
             vision_projector=model_args.train_vision_projector,
+            lm_head=lm_head,
         )
     if not training_args.deepspeed:  # DeepSpeed keeps float32 master weights itself
         for parameter in model.parameters():
@@ -55,11 +82,4 @@ def build_embedder(
     training_args.ddp_find_unused_parameters = (
         model_args.use_vision_lora or model_args.train_vision_encoder or model_args.train_vision_projector
     )
-    return Embedder(
-        model,
-        position_ids,
-        padding_free=model_args.padding_free,
-        last_token_only=model_args.last_token_only,
-        grad_cache_chunk=training_args.grad_cache_chunk,
-        selective_checkpointing=training_args.selective_checkpointing,
-    )
+    return model

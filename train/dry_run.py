@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from lamra.train.trainer import ContrastiveTrainer
+from lamra.train.trainer import ContrastiveTrainer, StageTrainer
 
 GIB = 2**30
 
 
-def print_dry_run(trainer: ContrastiveTrainer) -> None:
+def print_dry_run(trainer: StageTrainer) -> None:
     """Print global batch, steps, trainable parameters, one decoded batch and a memory estimate per process."""
-    args, embedder = trainer.args, trainer.model
-    parameters = list(embedder.parameters())
+    args = trainer.args
+    parameters = list(trainer.model.parameters())
     size = {p: getattr(p, "ds_numel", p.numel()) for p in parameters}  # ZeRO-3 leaves empty tensors behind
     trained = sum(size[p] for p in parameters if p.requires_grad)
     total = sum(size.values())
@@ -18,23 +18,24 @@ def print_dry_run(trainer: ContrastiveTrainer) -> None:
     steps_per_epoch = -(-batches // args.gradient_accumulation_steps)
     steps = args.max_steps if args.max_steps > 0 else int(steps_per_epoch * args.num_train_epochs)
     in_batch = args.per_device_train_batch_size * args.world_size
+    against = f", each against {in_batch} targets" if isinstance(trainer, ContrastiveTrainer) else ""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(args.per_device_train_batch_size)])
     print(
         f"global batch          {in_batch * args.gradient_accumulation_steps} pairs = "
         f"{args.per_device_train_batch_size} x {args.world_size} processes x {args.gradient_accumulation_steps} "
-        f"accumulated, each against {in_batch} targets\n"
+        f"accumulated{against}\n"
         f"steps                 {steps} = {steps_per_epoch} an epoch x {args.num_train_epochs:g} epochs, "
         f"{len(trainer.train_dataset)} pairs\n"
         f"trainable parameters  {trained:,} of {total:,} ({trained / total:.2%})\n"
         f"first batch           {tuple(batch['input_ids'].shape)} tokens, {int(batch['attention_mask'].sum())} useful\n"
         f"memory a process      about {memory_estimate(trainer, size, batch) / GIB:.2f} GiB, an estimate"
     )
-    for name, row in (("query", 0), ("target", batch["num_queries"])):
+    for name, row in trainer.shown(batch).items():
         ids = batch["input_ids"][row][: batch["attention_mask"][row].sum()]
         print(f"--- first {name}\n{trainer.processing_class.tokenizer.decode(ids)}")
 
 
-def memory_estimate(trainer: ContrastiveTrainer, size: dict, batch: dict) -> float:
+def memory_estimate(trainer: StageTrainer, size: dict, batch: dict) -> float:
     """Bytes a process needs: weights, gradients and Adam's two moments, activations kept for the backward pass.
 
     Activations are counted as in Korthikanti et al. (arXiv 2205.05198) without the attention matrix that flash

@@ -70,7 +70,7 @@ class DiskGuard:
 
 @contextmanager
 def explained(trainer) -> Iterator[None]:
-    """Turn a full GPU or disk during a ContrastiveTrainer's work into a ValueError with the numbers and the way out."""
+    """Turn a full GPU or disk during a StageTrainer's work into a ValueError with the numbers and the way out."""
     args = trainer.args
     try:
         yield
@@ -106,7 +106,11 @@ def memory_sentence(args: TrainingArguments, step: int, total: float, allocated:
     """
     prompts = args.grad_cache_chunk or 2 * args.per_device_train_batch_size
     way_out = [] if args.gradient_checkpointing else ["GRADIENT_CHECKPOINTING=True"]
-    way_out += [f"GRAD_CACHE_CHUNK={prompts // 2} (halve it again if that is too much)"] if prompts > 1 else []
+    if args.contrastive and prompts > 1:
+        way_out.append(f"GRAD_CACHE_CHUNK={prompts // 2} (halve it again if that is too much)")
+    elif args.per_device_train_batch_size > 1:  # without in-batch negatives, accumulation gives the same
+        batch, accumulated = args.per_device_train_batch_size // 2, 2 * args.gradient_accumulation_steps
+        way_out.append(f"PER_DEVICE_BATCH_SIZE={batch} GRAD_ACCUM={accumulated}")
     way_out += ["DS_STAGE=zero3"] if args.world_size > 1 and "zero3" not in str(args.deepspeed) else []
     return (
         f"step {step}: CUDA is out of memory on rank {args.process_index}: the device has {total / GIB:.1f} GiB, "

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from lamra.collators.processing import Processor
-from lamra.models.loading import is_adapter, load_embedder
+from lamra.models.loading import is_adapter, load_trained
 from lamra.train.arguments import parse, require
 from lamra.train.entrypoint import run
 
@@ -33,11 +33,11 @@ class MergeArguments:
 def main() -> None:
     (args,) = parse(MergeArguments)
     # Added in float32 and rounded once, whatever the folder is written in.
-    embedder, settings = load_embedder(args.model_id, args.original_model_id, dtype=torch.float32, merge=True)
+    model, settings = load_trained(args.model_id, args.original_model_id, dtype=torch.float32, merge=True)
     processor = Processor(
         args.original_model_id or settings.base_model, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
     )
-    model = embedder.model.to(DTYPES[args.dtype])
+    model = model.to(DTYPES[args.dtype])
     model.save_pretrained(args.save_path)
     processor.save_pretrained(args.save_path)
     settings.write(args.save_path)

@@ -1,4 +1,4 @@
-"""What every contrastive stage does around its own data: check first, then build, train, save."""
+"""What every stage does around its own data: check first, then build, train, save."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import set_seed
 from lamra.collators.processing import Processor
 from lamra.collators.retrieval import TrainingCollator
 from lamra.models.loading import model_folder, settings_to_train
+from lamra.models.settings import Settings
 from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
 from lamra.train.build import build_embedder
 from lamra.train.checkpoints import (
@@ -27,11 +28,17 @@ from lamra.train.limits import explained
 from lamra.train.preemption import EXIT_STATUS, Preemption
 from lamra.train.sampling import MixtureSampler, SetEpoch
 from lamra.train.skipped import SkippedPairs
-from lamra.train.trainer import ContrastiveTrainer
+from lamra.train.trainer import ContrastiveTrainer, StageTrainer
 
 
 class Stage:
-    """One training run. Making it checks what is cheap to check, so that a mistake is told before data are read."""
+    """One training run. Making it checks what is cheap to check, so that a mistake is told before data are read.
+
+    The contrastive stages are this class; train_rerank.py puts another model, collator and trainer in their places.
+    """
+
+    trainer_class: type[StageTrainer] = ContrastiveTrainer
+    build = staticmethod(build_embedder)
 
     def __init__(self, model_args: ModelArguments, args: TrainingArguments):
         set_seed(args.seed)
@@ -39,14 +46,7 @@ class Stage:
         self.folder = model_folder(model_args.model_id, model_args.model_local_path)
         prepare_output(args.output_dir, force=args.force, resume=args.resume)
         self.resume = checkpoint_to_resume(args.output_dir, args.resume) if args.resume else None
-        self.settings = settings_to_train(
-            self.folder,
-            position_ids=model_args.position_ids,
-            min_pixels=model_args.min_pixels,
-            max_pixels=model_args.max_pixels,
-            text_max_tokens=args.text_max_tokens,
-            temperature=args.temperature,
-        )
+        self.settings = self.settings_to_train()
         self.processor = Processor(
             self.folder,
             min_pixels=self.settings.min_pixels,
@@ -54,6 +54,21 @@ class Stage:
             max_length=args.model_max_length,
             text_max_tokens=self.settings.text_max_tokens,
         )
+
+    def settings_to_train(self) -> Settings:
+        """What the checkpoints will remember."""
+        model_args = self.model_args
+        return settings_to_train(
+            self.folder,
+            position_ids=model_args.position_ids,
+            min_pixels=model_args.min_pixels,
+            max_pixels=model_args.max_pixels,
+            text_max_tokens=self.args.text_max_tokens,
+            temperature=self.args.temperature,
+        )
+
+    def collator(self, pairs: Dataset, most_faults: int) -> TrainingCollator:
+        return TrainingCollator(self.processor, pairs, most_faults, self.args.mask_duplicates)
 
     def train(self, pairs: Dataset, eval_pairs: Dataset | None, data_args, data: dict, done: str) -> None:
         """Train on `pairs`, and save; or, with --dry_run, print what would be done.
@@ -78,14 +93,14 @@ class Stage:
             check_unchanged(self.resume, record, allow_changes=args.allow_changes)
         preemption, sampler = Preemption(), self._sampler(pairs)
         skipped = SkippedPairs(args.output_dir, len(pairs), args.max_skipped_share, resume=bool(self.resume))
-        trainer = ContrastiveTrainer(
-            model=build_embedder(self.folder, model_args, args, self.settings.position_ids),
+        trainer = self.trainer_class(
+            model=self.build(self.folder, model_args, args, self.settings.position_ids),
             args=args,
             settings=self.settings,
             record=record,
             skipped=skipped,
             processing_class=self.processor,
-            data_collator=TrainingCollator(self.processor, pairs, skipped.most, args.mask_duplicates),
+            data_collator=self.collator(pairs, skipped.most),
             train_dataset=range(len(pairs)),  # the collator looks them up
             sampler=sampler,
             eval_dataset=eval_pairs,

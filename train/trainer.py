@@ -1,4 +1,4 @@
-"""ContrastiveTrainer connects embedder and loss; everything else is Hugging Face's Trainer."""
+"""What every training here adds to Hugging Face's Trainer; ContrastiveTrainer connects embedder and loss."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from lamra.train.skipped import SkippedPairs, of_all_processes
 from lamra.train.throughput import flops_per_token, peak_flops
 
 
-class ContrastiveTrainer(Trainer):
-    """Trains an Embedder with InfoNCE on batches of collators.retrieval.TrainingCollator.
+class StageTrainer(Trainer):
+    """Complete checkpoints, faults that end in a sentence, throughput. A subclass gives compute_loss and `shown`.
 
     `processing_class` is the Processor; `settings` and `record` are written with every checkpoint; `skipped` counts the
     pairs that cannot be used; `sampler` orders the rows of a mixture.
@@ -48,22 +48,6 @@ class ContrastiveTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         return self._sampler or super()._get_train_sampler(train_dataset)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
-        self._count_faults(inputs.pop("faults"))
-        num_queries, self._rows, contents = (inputs.pop(name) for name in ("num_queries", "ids", "contents"))
-        embeddings = model(**inputs)  # (B + M, D): queries, then targets
-        loss, accuracy = info_nce(
-            embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature, contents
-        )
-        if self.args.on_nonfinite == "stop" and not self._finite_everywhere(loss.detach()):
-            finite = embeddings[: 2 * num_queries].isfinite().all(dim=1).view(2, -1).all(dim=0).tolist()
-            self._stop("loss", [row for row, is_finite in zip(self._rows, finite) if not is_finite])
-        self._accuracy += accuracy
-        self._tokens += inputs["attention_mask"].sum()
-        self._pairs += num_queries
-        self._batches += 1
-        return loss
 
     def _count_faults(self, faults: list[tuple[int, str]]) -> None:
         found = torch.tensor(len(faults), device=self.args.device)
@@ -107,9 +91,9 @@ class ContrastiveTrainer(Trainer):
         return f"The last checkpoint is {saved[0]}" if saved else "There is no checkpoint yet"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add in-batch accuracy, pairs/s and useful tokens/s of all ranks, and MFU where the device's peak is known.
+        """Add accuracy, pairs/s and useful tokens/s of all ranks, and MFU where the device's peak is known.
 
-        Useful tokens are those that can influence an embedding: padding is not counted, nor anything computed twice.
+        Useful tokens are those that can influence the loss: padding is not counted, nor anything computed twice.
         """
         if "loss" in logs and self._batches:
             seconds = time.perf_counter() - self._since
@@ -125,40 +109,18 @@ class ContrastiveTrainer(Trainer):
             self._reset_throughput()
         super().log(logs, start_time)
 
+    def _count(self, accuracy: Tensor, tokens: Tensor, rows: int) -> None:
+        """Add a batch to what `log` shows next: its accuracy, useful tokens and rows of the data."""
+        self._accuracy += accuracy
+        self._tokens += tokens
+        self._pairs += rows
+        self._batches += 1
+
     def _reset_throughput(self) -> None:
         self._accuracy = torch.zeros((), device=self.args.device)
         self._tokens = torch.zeros((), dtype=torch.long, device=self.args.device)
         self._pairs = self._batches = 0
         self._since = time.perf_counter()
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """In-batch accuracy (blocks of one global batch) and R@1 (each query against all targets) on a set of pairs."""
-        pairs = list(self.eval_dataset if eval_dataset is None else eval_dataset)
-        query, target = (
-            encode(
-                self.model,
-                self.processing_class,
-                items,
-                max_tokens_per_batch=max(self.args.model_max_length, self.args.per_device_eval_batch_size * 64),
-                num_workers=self.args.dataloader_num_workers,
-                share_prefix=False,  # computed apart, it would miss the Trainer's autocast
-                description=f"evaluate {name}",
-            )  # (N, D)
-            for name, items in (("queries", [p.query for p in pairs]), ("targets", [p.target for p in pairs]))
-        )
-        own = torch.arange(len(pairs))
-        block = self.args.per_device_train_batch_size * self.args.world_size
-        in_batch = torch.cat(
-            [top_k(query[i : i + block], target[i : i + block], 1)[1][:, 0] + i for i in range(0, len(pairs), block)]
-        )
-        metrics = {
-            f"{metric_key_prefix}_accuracy": (in_batch == own).float().mean().item(),
-            f"{metric_key_prefix}_recall@1": (top_k(query, target, 1)[1][:, 0] == own).float().mean().item(),
-        }
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._since = time.perf_counter()  # training throughput does not count the evaluation
-        return metrics
 
     # Hugging Face's Trainer knows how to save and load a PeftModel, but not one inside an Embedder.
 
@@ -210,3 +172,53 @@ class ContrastiveTrainer(Trainer):
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
         return engine, train_dataloader
+
+
+class ContrastiveTrainer(StageTrainer):
+    """Trains an Embedder with InfoNCE on batches of collators.retrieval.TrainingCollator."""
+
+    def shown(self, batch: dict) -> dict[str, int]:
+        """Rows of a batch that --dry_run decodes."""
+        return {"query": 0, "target": batch["num_queries"]}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
+        self._count_faults(inputs.pop("faults"))
+        num_queries, self._rows, contents = (inputs.pop(name) for name in ("num_queries", "ids", "contents"))
+        embeddings = model(**inputs)  # (B + M, D): queries, then targets
+        loss, accuracy = info_nce(
+            embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature, contents
+        )
+        if self.args.on_nonfinite == "stop" and not self._finite_everywhere(loss.detach()):
+            finite = embeddings[: 2 * num_queries].isfinite().all(dim=1).view(2, -1).all(dim=0).tolist()
+            self._stop("loss", [row for row, is_finite in zip(self._rows, finite) if not is_finite])
+        self._count(accuracy, inputs["attention_mask"].sum(), num_queries)
+        return loss
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """In-batch accuracy (blocks of one global batch) and R@1 (each query against all targets) on a set of pairs."""
+        pairs = list(self.eval_dataset if eval_dataset is None else eval_dataset)
+        query, target = (
+            encode(
+                self.model,
+                self.processing_class,
+                items,
+                max_tokens_per_batch=max(self.args.model_max_length, self.args.per_device_eval_batch_size * 64),
+                num_workers=self.args.dataloader_num_workers,
+                share_prefix=False,  # computed apart, it would miss the Trainer's autocast
+                description=f"evaluate {name}",
+            )  # (N, D)
+            for name, items in (("queries", [p.query for p in pairs]), ("targets", [p.target for p in pairs]))
+        )
+        own = torch.arange(len(pairs))
+        block = self.args.per_device_train_batch_size * self.args.world_size
+        in_batch = torch.cat(
+            [top_k(query[i : i + block], target[i : i + block], 1)[1][:, 0] + i for i in range(0, len(pairs), block)]
+        )
+        metrics = {
+            f"{metric_key_prefix}_accuracy": (in_batch == own).float().mean().item(),
+            f"{metric_key_prefix}_recall@1": (top_k(query, target, 1)[1][:, 0] == own).float().mean().item(),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._since = time.perf_counter()  # training throughput does not count the evaluation
+        return metrics

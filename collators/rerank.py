@@ -1,0 +1,134 @@
+"""A query with candidates to LamRA-Rank's prompts, answers and batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lamra.collators.messages import NO, YES, listwise_answer, listwise_messages, pointwise_messages
+from lamra.collators.processing import Processor
+from lamra.collators.retrieval import TrainingCollator
+from lamra.datasets.items import Item
+from lamra.datasets.rerank import RerankExample
+
+IGNORED = -100  # a label that no loss counts
+QUESTION = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An item whose pictures are prepared, for as many prompts as it stands in."""
+
+    item: Item
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+
+
+@dataclass
+class RankPrompts:
+    """Builds prompts in one of messages.RANK_STYLES.
+
+    An encoded prompt is what Processor.encode gives, and "answer": the number of its last tokens that are the answer
+    with its end of turn, 0 where none is given.
+    """
+
+    processor: Processor
+    style: str
+
+    def shown(self, item: Item) -> Shown:
+        return Shown(item, **self.processor.pixels(item))
+
+    def pointwise(self, query: Shown, candidate: Shown, answer: str | None = None) -> dict:
+        """Whether a candidate is what the query looks for; raises as `listwise`."""
+        return self._encode([query, candidate], lambda q, c: pointwise_messages(self.style, q, c), answer)
+
+    def listwise(self, query: Shown, candidates: Sequence[Shown], answer: str | None = None) -> dict:
+        """Which of the candidates is best.
+
+        Raises:
+            ValueError: the prompt is longer than the processor's max_length even with next to no text.
+        """
+        return self._encode([query, *candidates], lambda q, *c: listwise_messages(self.style, q, c), answer)
+
+    def answer_ids(self, answer: str, messages: list[dict] = QUESTION) -> list[int]:
+        """What the chat template puts after the generation prompt when this is the answer, to the end of the turn.
+
+        Raises:
+            ValueError: the template does not continue its generation prompt.
+        """
+        turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        prompt = self.processor.render(messages)
+        whole = self.processor.tokenizer.apply_chat_template([*messages, turn], tokenize=False)
+        if not whole.startswith(prompt):
+            raise ValueError("the chat template does not begin an assistant's turn as its generation prompt ends")
+        return self.processor.tokenizer(whole[len(prompt) :].rstrip())["input_ids"]
+
+    def choices(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
+        """The tokens that all answers begin with, and the one in which each first differs from the others.
+
+        Raises:
+            ValueError: the tokenizer does not tell them apart by one token.
+        """
+        ids = [self.answer_ids(answer) for answer in answers]
+        common = os.path.commonprefix(ids)
+        deciding = [answer[len(common)] for answer in ids]
+        if len(set(deciding)) < len(answers):
+            raise ValueError(f"the tokenizer does not tell {', '.join(answers)} apart by one token: use Qwen2-VL's own")
+        return common, deciding
+
+    def _encode(self, parts: list[Shown], messages_of: Callable[..., list[dict]], answer: str | None) -> dict:
+        pixels = _joined([part.pixel_values for part in parts])
+        grids = _joined([part.image_grid_thw for part in parts])
+        query = parts[0].item.id
+        most = self.processor.text_max_tokens or self.processor.max_length
+        while most:
+            messages = messages_of(*(self.processor.cut(part.item, most) for part in parts))
+            answer_ids = self.answer_ids(answer, messages) if answer else []
+            ids = self.processor.token_ids(messages, grids, query) + answer_ids
+            if len(ids) <= self.processor.max_length:
+                return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": grids, "answer": len(answer_ids)}
+            most //= 2  # every text alike, so that no candidate is favoured
+        raise ValueError(
+            f"the query {query!r} with {len(parts) - 1} candidates needs more than {self.processor.max_length} tokens "
+            "without its texts: raise --model_max_length, or lower --max_pixels"
+        )
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None
+
+
+@dataclass
+class RerankTrainingCollator(TrainingCollator):
+    """Numbers of rows of RerankExamples to one batch: a Yes, a No and a list for each; see TrainingCollator."""
+
+    style: str = "released"
+
+    def encode(self, example: RerankExample) -> list[dict]:
+        prompts = RankPrompts(self.processor, self.style)
+        query, positive, negative = map(prompts.shown, (example.query, example.positive, example.negative))
+        others = [prompts.shown(item) for item in example.others]
+        listed = [*others[: example.place], positive, *others[example.place :]]
+        return [
+            prompts.pointwise(query, positive, YES),
+            prompts.pointwise(query, negative, NO),
+            prompts.listwise(query, listed, listwise_answer(example.place + 1)),
+        ]
+
+    def batch(self, rows: list[int], examples: list[RerankExample], encoded: list[list[dict]]) -> dict:
+        """Reranker's keyword arguments but `asked`, "ids" of the queries, and:
+
+        "labels": (B, L), IGNORED but for the tokens of the answers.
+        """
+        prompts = [one for three in encoded for one in three]
+        inputs = self.processor.pad(prompts)
+        labels = torch.full_like(inputs["input_ids"], IGNORED)  # (B, L)
+        for row, one in zip(labels, prompts):
+            answer = slice(len(one["input_ids"]) - one["answer"], len(one["input_ids"]))
+            row[answer] = torch.tensor(one["input_ids"][answer])
+        return {**inputs, "labels": labels, "ids": [example.query.id for example in examples]}

@@ -1,0 +1,261 @@
+"""A reranker's answers about the candidates of rankings, on any number of processes, kept in files; and what follows.
+
+A query is the unit: its answer comes from forwards that hold no other query, so that it is the same on any number of
+processes and after a restart. Nothing is generated: an answer is read from the logits of one token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from lamra.collators.messages import MOST_CANDIDATES, NO, YES, listwise_answer
+from lamra.collators.processing import Processor
+from lamra.collators.rerank import RankPrompts, Shown
+from lamra.datasets.items import Item
+from lamra.datasets.rerank import ranked_candidates
+from lamra.eval.encode import one_thread, token_batches
+from lamra.eval.retriever import RetrieverArguments, load_with_processor
+from lamra.eval.shards import check_manifest
+from lamra.models.loading import load_reranker
+from lamra.models.reranker import Reranker
+from lamra.models.settings import Settings
+
+STYLES = ("pointwise", "listwise")
+
+
+@dataclass
+class RankingTask:
+    """A ranking, what its ids stand for, and which candidates are right.
+
+    Attributes:
+        asked: the queries of the ranking, as places in `queries`.
+        found: for each of them its candidates, best first, as places in `candidates`.
+        scores: the retriever's, of the same.
+        answers: for each of them the places of the right candidates.
+    """
+
+    queries: Sequence[Item]
+    candidates: Sequence[Item]
+    asked: list[int]
+    found: list[list[int]]
+    scores: list[list[float]]
+    answers: list[list[int]] = field(default_factory=list)
+
+
+def read_ranking(path: str | Path) -> dict[str, tuple[list[str], list[float]]]:
+    """qid -> the ids of its candidates, best first, and their scores.
+
+    Raises:
+        ValueError: as ranked_candidates, or a query has a candidate twice.
+    """
+    lines: dict[str, list] = {}
+    for line in ranked_candidates(path):
+        lines.setdefault(line.qid, []).append(line)
+    ranking = {}
+    for qid, found in lines.items():
+        found.sort(key=lambda line: line.rank)
+        dids = [line.did for line in found]
+        if len(set(dids)) < len(dids):
+            raise ValueError(f"{path} has a candidate of the query {qid} twice: a ranking names each once")
+        ranking[qid] = dids, [line.score for line in found]
+    return ranking
+
+
+@dataclass
+class Judge:
+    """A reranker that answers about one query at a time."""
+
+    model: Reranker
+    processor: Processor
+    settings: Settings
+    max_tokens_per_batch: int
+    num_workers: int
+    share_prefix: bool
+
+    def __post_init__(self):
+        self.prompts = RankPrompts(self.processor, self.settings.rank_style)
+        self.yes_no = self.prompts.choices([YES, NO])
+        self.numbers = self.prompts.choices([listwise_answer(n + 1) for n in range(MOST_CANDIDATES)])
+        self.tokens = self.queries = 0  # computed and answered about so far
+        self.seconds = 0.0
+
+    def answer(self, style: str, query: Shown, candidates: Sequence[Shown]) -> list:
+        """P(Yes) of each candidate for "pointwise", the candidates' places best first for "listwise"."""
+        return (self.pointwise if style == "pointwise" else self.listwise)(query, candidates)
+
+    @torch.no_grad()
+    def pointwise(self, query: Shown, candidates: Sequence[Shown]) -> list[float]:
+        """P(Yes) of each candidate, over the two answers. The query's part of the prompts is computed once.
+
+        That is exact, pictures and all: causal attention never looks ahead, so the tokens that all prompts begin with
+        have the same keys and values in each.
+        """
+        common, deciding = self.yes_no
+        prompts = [self.prompts.pointwise(query, candidate) for candidate in candidates]
+        ids = [prompt["input_ids"] + common for prompt in prompts]
+        share = self.share_prefix and self.model.padding_free and len(ids) > 1
+        known = self._shared_tokens(ids, query) if share else 0
+        prefix = None
+        if known:
+            prefix = self.model.prefix_of(*self._on_device(torch.tensor(ids[0][:known]), *_pictures(query)))
+            self.tokens += known
+        scores = torch.empty(len(ids))
+        for batch in token_batches([len(one) - known for one in ids], self.max_tokens_per_batch, True):
+            rows = [
+                {"input_ids": ids[i], "image_grid_thw": prompts[i]["image_grid_thw"]}
+                | {"pixel_values": candidates[i].pixel_values if known else prompts[i]["pixel_values"]}
+                for i in batch
+            ]
+            logits = self._last_logits(rows, prefix)[:, deciding]  # (b, 2)
+            scores[batch] = logits.softmax(dim=1)[:, 0].cpu()
+            self.tokens += sum(len(ids[i]) - known for i in batch)
+        return scores.tolist()
+
+    @torch.no_grad()
+    def listwise(self, query: Shown, candidates: Sequence[Shown]) -> list[int]:
+        """Places of the candidates, best first, by the logits of their numbers in the answer.
+
+        A list holds MOST_CANDIDATES. Deeper, a window slides from the last candidates to the first, and the best of
+        each joins the next: the first place is then the winner of all, the others are sorted within their window.
+        """
+        common, deciding = self.numbers
+        order = list(range(len(candidates)))
+        start = max(0, len(order) - MOST_CANDIDATES)
+        while True:
+            window = order[start : start + MOST_CANDIDATES]
+            prompt = self.prompts.listwise(query, [candidates[i] for i in window])
+            prompt["input_ids"] = prompt["input_ids"] + common
+            logits = self._last_logits([prompt])[0, deciding[: len(window)]]  # (window,)
+            self.tokens += len(prompt["input_ids"])
+            best_first = logits.argsort(descending=True, stable=True).tolist()
+            order[start : start + MOST_CANDIDATES] = [window[i] for i in best_first]
+            if start == 0:
+                return order
+            start = max(0, start - MOST_CANDIDATES + 1)
+
+    def _shared_tokens(self, ids: list[list[int]], query: Shown) -> int:
+        """How many tokens all prompts begin with: those of the query, no picture of a candidate, no prompt's last."""
+        known = min(len(os.path.commonprefix(ids)), min(map(len, ids)) - 1)
+        begins = self.model.config.vision_start_token_id
+        pictures = [place for place, token in enumerate(ids[0][:known]) if token == begins]
+        of_query = len(query.item.images)
+        if len(pictures) < of_query:  # never with LamRA's prompts: the query comes first
+            return 0
+        return pictures[of_query] if len(pictures) > of_query else known
+
+    def _last_logits(self, prompts: list[dict], prefix=None) -> torch.Tensor:
+        """(b, V) logits of what follows each prompt."""
+        inputs = self.processor.pad(prompts)
+        last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
+        inputs["asked"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
+        names = list(inputs)
+        return self.model(**dict(zip(names, self._on_device(*inputs.values()))), prefix=prefix)
+
+    def _on_device(self, *tensors):
+        return [tensor if tensor is None else tensor.to(self.model.device) for tensor in tensors]
+
+
+def _pictures(shown: Shown) -> tuple:
+    return shown.pixel_values, shown.image_grid_thw
+
+
+def load_judge(args: RetrieverArguments) -> Judge:
+    """The reranker that the flags choose, as eval.retriever.load_retriever."""
+    return Judge(*load_with_processor(args, load_reranker), args.share_prefix)
+
+
+class _Prepared(Dataset):
+    """A query and its first candidates with their pictures decoded, ahead of the model."""
+
+    def __init__(self, task: RankingTask, prompts: RankPrompts, rows: list[int], depth: int):
+        self.task, self.prompts, self.rows, self.depth = task, prompts, rows, depth
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int):
+        row, task = self.rows[i], self.task
+        try:
+            query = self.prompts.shown(task.queries[task.asked[row]])
+            return row, query, [self.prompts.shown(task.candidates[c]) for c in task.found[row][: self.depth]]
+        except ValueError as error:  # a worker would wrap it in its own traceback
+            return row, error, None
+
+
+def judge_ranking(
+    judge: Judge, task: RankingTask, style: str, depth: int, folder: str | Path, manifest: dict, description: str
+) -> list[list]:
+    """Judge.answer for every query's first `depth` candidates, on all processes together.
+
+    Each process appends what it finished to a file in `folder`; a restarted run, also on another number of processes,
+    asks for the rest.
+
+    Args:
+        manifest: of what and by what; anything that can be json.
+
+    Returns:
+        For each query of the task its answer, the same on every process.
+
+    Raises:
+        ValueError: the folder holds answers with another manifest, or a picture cannot be read; names it.
+    """
+    folder, state = Path(folder), PartialState()
+    check_manifest(folder, {**manifest, "style": style, "depth": depth}, "answers")
+    done = broadcast_object_list([_read_answers(folder) if state.is_main_process else None])[0]
+    missing = [row for row in range(len(task.asked)) if row not in done]
+    mine = missing[state.process_index :: state.num_processes]
+    loader = DataLoader(
+        _Prepared(task, judge.prompts, mine, depth),
+        batch_size=None,
+        num_workers=judge.num_workers if mine else 0,
+        worker_init_fn=one_thread,
+    )
+    began = time.perf_counter()
+    with open(folder / f"{state.process_index}.jsonl", "a") as file:
+        file.write("\n")  # ends a line that a killed run left half written
+        for row, query, candidates in tqdm(loader, desc=description, unit="query", disable=not state.is_main_process):
+            if candidates is None:
+                raise query
+            file.write(json.dumps({"row": row, "answer": judge.answer(style, query, candidates)}) + "\n")
+            file.flush()
+    judge.queries += len(mine)
+    judge.seconds += time.perf_counter() - began
+    state.wait_for_everyone()
+    done = broadcast_object_list([_read_answers(folder) if state.is_main_process else None])[0]
+    return [done[row] for row in range(len(task.asked))]
+
+
+def _read_answers(folder: Path) -> dict[int, list]:
+    found = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            if line.endswith("}"):  # whole
+                answer = json.loads(line)
+                found[answer["row"]] = answer["answer"]
+    return found
+
+
+def reranked(scores: Sequence[float], answer: list, style: str, weight: float) -> tuple[list[int], list[float]]:
+    """The new order of a query's candidates, as places in the old one, and their scores.
+
+    Pointwise: s_ret + weight * P(Yes) for those that were asked about (arXiv 2412.01720, section 3.4). Listwise gives
+    an order and no scores: each place keeps the retriever's score of that place. Candidates beyond the depth follow as
+    they were; they score no higher than any before them.
+    """
+    depth = len(answer)
+    if style == "listwise":
+        return answer + list(range(depth, len(scores))), list(scores)
+    fused = [score + weight * yes for score, yes in zip(scores, answer)]
+    order = sorted(range(depth), key=lambda place: -fused[place])
+    return order + list(range(depth, len(scores))), [fused[place] for place in order] + list(scores[depth:])

@@ -1,0 +1,153 @@
+"""Backbone: a stock Qwen2-VL (with or without LoRA) run on packed rows. Embedder and Reranker are built on it.
+
+Dimension letters: B sequences in the batch, L tokens of the longest, T tokens of all, D hidden size, P image patches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from lamra.models.packing import ATTENTION, KeysAndValues, Packing
+
+POSITION_IDS = ("sequential", "mrope")
+
+MATRIX_PRODUCTS = {torch.ops.aten.mm.default: (0, 1), torch.ops.aten.addmm.default: (1, 2)}  # op -> its two factors
+LOW_RANK = 128  # products with LoRA's matrices are cheap to repeat, and as large to keep as those with the weights
+
+
+def _keep_matrix_products():
+    def policy(_context, op, *args, **_kwargs):
+        if op in MATRIX_PRODUCTS:
+            _, weight = (args[i] for i in MATRIX_PRODUCTS[op])
+            if min(weight.shape) > LOW_RANK:
+                return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
+
+
+class Backbone(nn.Module):
+    """Right-padded prompts to hidden states.
+
+    Args:
+        model: `Qwen2VLForConditionalGeneration`, `Qwen2_5_VLForConditionalGeneration`, or a PEFT wrapper around one.
+        position_ids: "sequential" counts 0..L-1 on all three rotary axes, image tokens too, as LamRA's published
+            Qwen2-VL embedding checkpoints were trained; "mrope" is the multimodal scheme of Qwen2-VL itself.
+        padding_free: run all sequences as one row of tokens (models.packing); False pads them to a rectangle.
+        selective_checkpointing: where activation checkpointing is on, keep the outputs of matrix products and
+            recompute what is cheap.
+    """
+
+    def __init__(
+        self, model: nn.Module, position_ids: str, *, padding_free: bool = True, selective_checkpointing: bool = False
+    ):
+        super().__init__()
+        if position_ids not in POSITION_IDS:
+            raise ValueError(f"--position_ids {position_ids!r}: choose one of {', '.join(POSITION_IDS)}")
+        self.model = model
+        self.position_ids = position_ids
+        self.padding_free = padding_free
+        self.selective_checkpointing = selective_checkpointing
+        if padding_free:
+            self.config.text_config._attn_implementation = ATTENTION
+
+    @property
+    def stock(self) -> nn.Module:
+        """The transformers model, whether or not PEFT is around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def config(self):
+        return self.stock.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.stock.get_input_embeddings().weight.device
+
+    def activation_checkpointing_enable(self, *_, **__) -> None:
+        """Called by the Trainer. Always non-reentrant, so that frozen inputs need no gradient to be recomputed from."""
+        enable = getattr(self.stock, "activation_checkpointing_enable", self.stock.gradient_checkpointing_enable)
+        selective = {"context_fn": _keep_matrix_products} if self.selective_checkpointing else {}
+        enable({"use_reentrant": False, **selective})
+        self.stock.disable_input_require_grads()  # enabled for reentrant checkpointing; it only adds backward work
+
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        """The name before transformers 5.20."""
+        self.activation_checkpointing_enable(*args, **kwargs)
+
+    def prefix_of(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_grid_thw: Tensor | None = None
+    ) -> KeysAndValues:
+        """Keys and values of (P,) tokens in every layer, for prompts that begin with them; needs padding_free."""
+        seen: KeysAndValues = {}
+        ids = input_ids.unsqueeze(0)
+        positions = self._position_ids(ids, torch.ones_like(ids), image_grid_thw)  # (3, 1, P)
+        packing = Packing.of(torch.ones_like(ids), seen=seen)
+        self._backbone(ids, {"full_attention": packing}, positions, pixel_values, image_grid_thw)
+        return seen
+
+    def _hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None,
+        image_grid_thw: Tensor | None,
+        prefix: KeysAndValues | None,
+    ) -> tuple[Tensor, Packing | None]:
+        """Hidden states (1, T, D) and where the sequences lie in them; without padding_free (B, L, D) and None.
+
+        Args:
+            image_grid_thw: of all pictures of the rows; pixel_values holds only those that are not in the prefix.
+            prefix: what `prefix_of` gave for tokens that every row begins with; they are then not computed again.
+        """
+        if prefix is not None and self.training:
+            raise ValueError(
+                "a shared prefix is exact in evaluation only: in training all rows would share its dropout"
+            )
+        positions = self._position_ids(input_ids, attention_mask, image_grid_thw)  # (3, B, L)
+        if not self.padding_free:
+            # With padding on the right, causal attention alone keeps it out of every token: no mask is needed.
+            return self._backbone(input_ids, None, positions, pixel_values, image_grid_thw), None  # (B, L, D)
+        if prefix is not None:
+            known = prefix[0][0].shape[2]
+            if image_grid_thw is not None:
+                image_grid_thw = image_grid_thw[self._pictures_after(input_ids, known)]
+                image_grid_thw = image_grid_thw if len(image_grid_thw) else None
+            input_ids, attention_mask, positions = (
+                input_ids[:, known:],
+                attention_mask[:, known:],
+                positions[..., known:],
+            )
+        packing = Packing.of(attention_mask, prefix=prefix)
+        ids = input_ids.flatten()[packing.slots].unsqueeze(0)  # (1, T)
+        positions = positions.flatten(1)[:, packing.slots].unsqueeze(1)  # (3, 1, T)
+        return self._backbone(ids, {"full_attention": packing}, positions, pixel_values, image_grid_thw), packing
+
+    def _pictures_after(self, input_ids: Tensor, known: int) -> Tensor:
+        """Of all pictures in order, which begin after the first `known` tokens of their row."""
+        begins = input_ids == self.config.vision_start_token_id  # (B, L)
+        return begins.nonzero()[:, 1] >= known  # (pictures,)
+
+    def _backbone(self, input_ids, attention_mask, position_ids, pixel_values=None, image_grid_thw=None) -> Tensor:
+        return self.stock.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state
+
+    def _position_ids(self, input_ids: Tensor, attention_mask: Tensor, image_grid_thw: Tensor | None) -> Tensor:
+        """(3, B, L) rotary positions in time, height and width."""
+        if self.position_ids == "mrope" and image_grid_thw is not None:
+            positions, _ = self.stock.model.get_rope_index(
+                input_ids,
+                mm_token_type_ids=(input_ids == self.config.image_token_id).int(),
+                image_grid_thw=image_grid_thw,
+                attention_mask=attention_mask,
+            )
+            return positions
+        return torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)

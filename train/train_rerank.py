@@ -1,0 +1,96 @@
+"""LamRA-Rank: train a reranker on mined candidates. Started by torchrun from scripts/lamra_rank/train_rerank.sh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch.utils.data import Dataset
+
+from lamra.collators.messages import RANK_STYLES
+from lamra.collators.rerank import RerankTrainingCollator
+from lamra.datasets.rerank import RerankExamples
+from lamra.models.loading import RERANKER_TEXT_MAX_TOKENS, settings_to_rerank
+from lamra.models.settings import Settings
+from lamra.train.arguments import ModelArguments, TrainingArguments, note, parse, require
+from lamra.train.build import build_reranker
+from lamra.train.checkpoints import sha256
+from lamra.train.entrypoint import run
+from lamra.train.rerank_trainer import RerankTrainer
+from lamra.train.stage import Stage
+from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
+
+DONE = "the reranker is done; measure it: MODEL_ID={output_dir} bash scripts/eval/rerank_mbeir.sh"
+
+
+@dataclass
+class RerankDataArguments(MBEIRDataArguments):
+    mined: str = field(default="", metadata={"help": "files of mine.sh, or upstream's json; several: A,B,C"})
+    init: str = field(default="base", metadata={"help": "start from the base model, or from a merged model's folder"})
+    rank_style: str = field(default="released", metadata={"help": "prompts of the published weights, or clean"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(bool(self.mined), "mined", self.mined, "a file that scripts/lamra_rank/mine.sh wrote")
+        require(self.rank_style in RANK_STYLES, "rank_style", self.rank_style, " or ".join(RANK_STYLES))
+        require(not self.hard_negatives, "hard_negatives", self.hard_negatives, "0: the mined candidates are those")
+        require(not self.eval_queries, "eval_queries", self.eval_queries, "None: measure with rerank_mbeir.sh")
+
+
+@dataclass
+class RerankTrainingArguments(TrainingArguments):
+    """The practice's values for LamRA-Rank."""
+
+    contrastive = False
+    learning_rate: float = 2e-5
+    per_device_train_batch_size: int = 2
+    gradient_accumulation_steps: int = 4
+    num_train_epochs: float = 1.0
+    model_max_length: int = 2048
+    text_max_tokens: int | None = RERANKER_TEXT_MAX_TOKENS
+
+    def __post_init__(self):
+        for flag in ("grad_cache_chunk", "mask_duplicates"):
+            require(not getattr(self, flag), flag, getattr(self, flag), "no value: it is for in-batch negatives")
+        super().__post_init__()
+
+
+class RerankStage(Stage):
+    trainer_class = RerankTrainer
+    build = staticmethod(build_reranker)
+
+    def __init__(self, model_args: ModelArguments, data_args: RerankDataArguments, args: RerankTrainingArguments):
+        self.rank_style = data_args.rank_style
+        if data_args.init != "base":
+            model_args.model_local_path = data_args.init
+        super().__init__(model_args, args)
+
+    def settings_to_train(self) -> Settings:
+        return settings_to_rerank(
+            self.folder,
+            rank_style=self.rank_style,
+            position_ids=self.model_args.position_ids,
+            text_max_tokens=self.args.text_max_tokens,
+            min_pixels=self.model_args.min_pixels,
+            max_pixels=self.model_args.max_pixels,
+        )
+
+    def collator(self, pairs: Dataset, most_faults: int) -> RerankTrainingCollator:
+        return RerankTrainingCollator(self.processor, pairs, most_faults, style=self.rank_style)
+
+
+def main() -> None:
+    model_args, data_args, args = parse(ModelArguments, RerankDataArguments, RerankTrainingArguments)
+    stage = RerankStage(model_args, data_args, args)
+    mined = data_args.mined.split(",")
+    with args.main_process_first(local=False, desc="index of M-BEIR's files"):
+        pairs = load_pairs(data_args, data_args.queries, data_args.pool, args.seed)
+    examples = RerankExamples(pairs, mined)
+    if len(examples) < len(pairs):
+        note(f"{len(pairs) - len(examples)} of {len(pairs)} queries have no mined negative and are left out")
+    files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
+    data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(examples)}
+    stage.train(examples, None, data_args, data, DONE)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -72,18 +72,18 @@ def settings_to_train(
         flags: position_ids, min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
 
     Raises:
-        ValueError: a flag contradicts the model, or min_pixels exceeds max_pixels.
+        ValueError: a flag contradicts the model, min_pixels exceeds max_pixels, or the model is a reranker.
     """
     settings = Settings.read(folder)
     if settings:
+        settings.require_role(folder, "retriever")
         settings.with_flags(folder, **flags)
     else:
         given = {name: value for name, value in flags.items() if value is not None}
         settings = Settings(str(folder), **({"position_ids": DEFAULT_POSITION_IDS[architecture(folder)]} | given))
     if not 0 < settings.min_pixels <= settings.max_pixels:
         raise ValueError(f"--min_pixels {settings.min_pixels}: expected 1 to --max_pixels ({settings.max_pixels})")
-    changed = dict(base_model=str(folder), text_max_tokens=text_max_tokens, role="retriever", rank_style=None)
-    return replace(settings, **changed, temperature=temperature)
+    return replace(settings, base_model=str(folder), text_max_tokens=text_max_tokens, temperature=temperature)
 
 
 def settings_to_rerank(

@@ -23,7 +23,7 @@ from lamra.datasets.rerank import RerankExamples
 from lamra.eval import eval_mbeir, eval_rerank, mine_rerank
 from lamra.eval.report import write_ranking
 from lamra.eval.rerank import Judge, reranked
-from lamra.models.loading import load_reranker, settings_to_rerank
+from lamra.models.loading import load_reranker, settings_to_rerank, settings_to_train
 from lamra.models.settings import Settings
 from lamra.train import train_rerank
 from lamra.train.arguments import ModelArguments
@@ -452,3 +452,6 @@ def test_a_reranker_goes_its_own_way_from_a_retriever(tiny_model, tmp_path):
     assert settings_to_rerank(merged, position_ids="sequential", **flags).position_ids == "sequential"
     with pytest.raises(ValueError, match="--max_pixels 784 contradicts the checkpoint"):
         settings_to_rerank(merged, position_ids=None, **flags | {"max_pixels": 784})
+    settings.write(merged)
+    with pytest.raises(ValueError, match="merged is a reranker, and a retriever is needed: give a retriever here"):
+        settings_to_train(merged, text_max_tokens=None, temperature=0.05)

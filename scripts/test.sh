@@ -8,4 +8,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # several processes share the cores
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/pytest "$@"
+# Two files at a time: while one waits for its processes to start, the other computes.
+exec .venv/bin/pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -21,8 +21,7 @@ def share(rows: torch.Tensor, rank: int, world: int) -> torch.Tensor:
     return torch.cat([half.chunk(world)[rank] for half in rows.chunk(2)])
 
 
-def main(folder: Path) -> None:
-    dist.init_process_group("gloo")
+def results(folder: Path) -> dict[str, torch.Tensor]:
     rank, world = dist.get_rank(), dist.get_world_size()
     batch = load_file(folder / "batch.safetensors")
     stock = load_model(folder / "model", dtype=torch.float32)
@@ -43,19 +42,22 @@ def main(folder: Path) -> None:
     x = torch.full((2, 3), float(rank), requires_grad=True)
     gathered = all_gather_with_grad(x)
     (gathered * torch.arange(2 * world).unsqueeze(1)).sum().backward()
-    save_file(
-        {
-            "loss": result.loss.detach(),
-            "accuracy": result.accuracy,
-            "masked_loss": masked.loss.detach(),
-            "masked_accuracy": masked.accuracy,
-            **{f"masked_grad{i}": row.grad for i, row in enumerate(rows)},
-            "gathered": gathered.detach(),
-            "grad_of_x": x.grad,
-            **gradients,
-        },
-        folder / f"rank{rank}.safetensors",
-    )
+    return {
+        "loss": result.loss.detach(),
+        "accuracy": result.accuracy,
+        "masked_loss": masked.loss.detach(),
+        "masked_accuracy": masked.accuracy,
+        **{f"masked_grad{i}": row.grad for i, row in enumerate(rows)},
+        "gathered": gathered.detach(),
+        "grad_of_x": x.grad,
+        **gradients,
+    }
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    save_file(results(folder), folder / f"rank{dist.get_rank()}.safetensors")
+    # Only now, when the data-parallel wrapper is gone: as the group's last holder it can block its end (torch 2.13).
     dist.destroy_process_group()
 
 

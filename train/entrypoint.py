@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"\nerror: {error}", file=sys.stderr, flush=True)  # on a line of its own, below a progress bar
         sys.exit(1)
     if dist.is_initialized():
+        gc.collect()  # a data-parallel wrapper that outlives its group can block the group's end (gloo, torch 2.13)
         dist.destroy_process_group()
 
 

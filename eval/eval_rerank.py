@@ -6,6 +6,7 @@ a restarted run, or one with another weight, does not ask again.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -117,8 +118,12 @@ def main() -> None:
         write_metrics(folder, metrics)
         show(args, opened, metrics)
         if judge.queries:
-            each = f"{judge.seconds / judge.queries:.4f} s and {judge.tokens / judge.queries:.0f} tokens"
-            print(f"{each} a query, {judge.queries} queries on this process")
+            cost = {
+                "seconds_per_query": judge.seconds / judge.queries,
+                "tokens_per_query": judge.tokens / judge.queries,
+            }
+            (folder / "cost.json").write_text(json.dumps(cost) + "\n")
+            print("{:.4f} s and {:.0f} tokens a query,".format(*cost.values()), f"{judge.queries} on this process")
         print(f"written to {folder}/")
 
 

@@ -88,13 +88,13 @@ class Backbone(nn.Module):
         self._backbone(ids, {"full_attention": packing}, positions, pixel_values, image_grid_thw)
         return seen
 
-    def _hidden(
+    def hidden(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        pixel_values: Tensor | None,
-        image_grid_thw: Tensor | None,
-        prefix: KeysAndValues | None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        prefix: KeysAndValues | None = None,
     ) -> tuple[Tensor, Packing | None]:
         """Hidden states (1, T, D) and where the sequences lie in them; without padding_free (B, L, D) and None.
 

@@ -20,7 +20,7 @@ from lamra.datasets.mbeir import CANDIDATE, QUERY, Instructions, MBEIRPairs, Row
 from lamra.datasets.mbeir_files import INSTRUCTIONS, TRAIN_QUERIES, global_pool, local_pool
 from lamra.datasets.miniature_mbeir import build_mbeir
 from lamra.datasets.rerank import RerankExamples
-from lamra.eval import eval_mbeir, eval_rerank, mine_rerank
+from lamra.eval import compare_rerank, eval_mbeir, eval_rerank, mine_rerank
 from lamra.eval.report import write_ranking
 from lamra.eval.rerank import Judge, reranked
 from lamra.models.loading import load_reranker, settings_to_rerank, settings_to_train
@@ -246,12 +246,12 @@ def test_fusion_by_hand():
 
 @pytest.fixture(scope="module")
 def trained(mbeir, mined, tiny_model, tmp_path_factory):
-    """train_rerank.sh on two processes, 2 queries each, 2 accumulated: 5 steps of 40 queries."""
+    """train_rerank.sh under ZeRO-2 on two processes, 2 queries each, 2 accumulated: 5 steps of 40 queries."""
     output = tmp_path_factory.mktemp("runs") / "rank"
     run_script(
         *("bash", "scripts/lamra_rank/train_rerank.sh", "--model_local_path", tiny_model, "--lora_dropout", 0),
         **dict(MODEL_ID="miniature", DATA_PATH=mbeir, MINED=mined / "mined.jsonl", OUTPUT_DIR=output, NUM_GPUS=2),
-        **dict(DS_STAGE="none", BF16="False", LORA_R=4, LORA_ALPHA=8, LR="5e-3", GRAD_ACCUM=2, NUM_EPOCHS=1),
+        **dict(DS_STAGE="zero2", BF16="False", LORA_R=4, LORA_ALPHA=8, LR="5e-3", GRAD_ACCUM=2, NUM_EPOCHS=1),
     )
     return output
 
@@ -276,6 +276,20 @@ def test_training(trained, mbeir, mined, tiny_model, tmp_path):
     )
     state = json.loads((tmp_path / "one" / checkpoint.name / "trainer_state.json").read_text())["log_history"]
     assert [entry["loss"] for entry in state if "loss" in entry] == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_broken_training_ends_like_an_unbroken_one(mbeir, mined, tiny_model, tmp_path):
+    flags = dict(model_id="miniature", model_local_path=tiny_model, data_path=mbeir, mined=mined / "mined.jsonl")
+    flags |= dict(per_device_train_batch_size=4, gradient_accumulation_steps=2, lora_r=4, learning_rate=5e-3)
+    flags |= dict(max_steps=6, save_strategy="steps", save_steps=3, report_to="none", dataloader_num_workers=0)
+    flags |= dict(output_dir=tmp_path / "run")
+    call(train_rerank.main, **flags)  # with dropout, and into a second epoch
+    adapter = tmp_path / "run/adapter_model.safetensors"
+    unbroken = adapter.read_bytes()
+    adapter.unlink()
+    shutil.rmtree(tmp_path / "run/checkpoint-6")
+    call(train_rerank.main, **flags, resume="auto")
+    assert adapter.read_bytes() == unbroken
 
 
 @pytest.fixture(scope="module")
@@ -346,10 +360,11 @@ def test_two_processes_one_and_a_killed_one_agree(trained, mbeir, rankings, tmp_
 
     # Another weight asks nothing; weight 0 is the retriever.
     asked.clear()
-    call(eval_rerank.main, **run, weight=0)
+    call(eval_rerank.main, **{name: value for name, value in run.items() if name != "data_name"}, weight=0)
     metrics = json.loads((tmp_path / "one/pointwise/metrics.json").read_text())
     assert not asked and all(metrics[task]["before"] == metrics[task]["after"] for task in TASKS.split(","))
-    capsys.readouterr()
+    printed = capsys.readouterr().out  # under M-BEIR's own name the paper's rows stand beside
+    assert "the paper's 7B" in printed and "   81.5 -> 85.2\n" in printed and "   52.1 -> 64.1\n" in printed
 
     # A weight chosen on validation rankings is at least as good there as none.
     stock = eval_rerank.open_rankings
@@ -361,7 +376,7 @@ def test_two_processes_one_and_a_killed_one_agree(trained, mbeir, rankings, tmp_
         assert metrics[task]["after"]["recall@5"] >= metrics[task]["before"]["recall@5"]
 
 
-def test_listwise_through_the_entrypoint(trained, mbeir, rankings, tmp_path, capsys):
+def test_listwise_through_the_entrypoint(trained, mbeir, rankings, tmp_path, capsys, monkeypatch):
     run = rerank_flags(mbeir, trained, rankings, tmp_path) | dict(style="listwise")
     call(eval_rerank.main, **run)
     first = (tmp_path / "listwise/ranking_infoseek_task6.jsonl").read_bytes()
@@ -373,6 +388,30 @@ def test_listwise_through_the_entrypoint(trained, mbeir, rankings, tmp_path, cap
     before = list(map(json.loads, (rankings / "ranking_infoseek_task6.jsonl").read_text().splitlines()))
     assert [line["score"] for line in lines] == [line["score"] for line in before]
     assert {line["did"] for line in lines[:4]} == {line["did"] for line in before[:4]} and lines[4:6] == before[4:6]
+
+    # Side by side with itself: recall@1 worked by hand, cost, picture; other rankings are refused.
+    def compare(**folders) -> str:
+        runs = [f"{name}={folder}" for name, folder in folders.items()]
+        monkeypatch.setattr(sys, "argv", ["compare", "--output_dir", str(tmp_path), *runs])
+        compare_rerank.main()
+        return capsys.readouterr().out
+
+    metrics = {
+        task: {when: {"recall@1": value} for when, value in (("before", 0.25), ("after", 0.75))}
+        for task in TASKS.split(",")
+    }
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+        metrics["infoseek_task6"]["before"]["recall@1"] = 0.75
+    (tmp_path / "mine/cost.json").write_text(json.dumps({"seconds_per_query": 0.01234, "tokens_per_query": 99.6}))
+    table = [line.split() for line in compare(pointwise=tmp_path / "mine").splitlines()]
+    assert table[1] == ["mscoco_task0_test", "25.0", "75.0"] and ["average", "25.0", "75.0"] in table
+    assert ["tokens", "a", "query", "100"] in table and ["seconds", "a", "query", "0.0123"] in table
+    assert (tmp_path / "rerank.png").stat().st_size > 1000
+    assert "seconds a query" in compare(listwise=tmp_path / "listwise")  # what the entrypoint wrote
+    with pytest.raises(ValueError, match="a, b reranked different rankings: their recall before differs"):
+        compare(a=tmp_path / "mine", b=tmp_path / "other")
 
 
 def test_what_is_refused(fails, trained, mbeir, rankings, mined, tiny_model, tmp_path, monkeypatch, no_model):

@@ -2,7 +2,8 @@
 
 The model is a stock Qwen2-VL of about a million parameters. What stands in for Qwen2-VL's pre-training is next-token
 prediction on four tasks: caption a picture, reword a sentence, and name a detail of either. Nothing here compares
-embeddings; that is stage 1's part.
+embeddings; that is stage 1's part. With `--rank` the model of LamRA-Rank's miniature: it has compared a query with a
+candidate instead of naming details, which Qwen2-VL can, and without which a reranker has nothing to start from.
 
 The tasks are chosen (on validation pictures) so that the miniature starts where the paper's models start. Naming
 details makes it understand pictures and sentences alike. Asked to summarize, though, it opens its answer about a
@@ -18,6 +19,7 @@ import random
 import re
 import shutil
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -30,18 +32,23 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lamra.collators import messages
 from lamra.collators.processing import Processor
-from lamra.datasets import miniature, miniature_study
+from lamra.datasets import miniature, miniature_comparisons, miniature_mbeir, miniature_study
 from lamra.datasets.items import Item
+from lamra.datasets.miniature_comparisons import Comparisons
 from lamra.datasets.miniature_study import build_study_world
+from lamra.models.backbone import Backbone
 
 MANIFEST = "miniature.json"  # written last: a folder without it is not finished
 END_OF_TURN = "<|im_end|>"
 PADDING = "<|endoftext|>"
 OTHER_SPECIAL_TOKENS = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+PICTURE_GRID = (1, 6, 6)  # patches of a picture in time, height and width
 # Pre-training alone uses these; they are no part of LamRA's prompts (collators/messages.py).
 NAME_IMAGE = "\nName a detail of above image: "
 NAME_TEXT = "\nName a detail of above sentence: "
 CAPTION, REWORDED = "I see: ", "You say: "
+COMPARE, FITS, DIFFERS = "\nDoes the candidate fit? ", "fits", "differs"
+ASSISTANT = "\n<|im_start|>assistant\n"
 # Qwen2-VL's conversation: a default system turn, then <|im_start|>role, newline, content, <|im_end|>, newline.
 CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] != 'system' %}
@@ -67,11 +74,15 @@ class Recipe:
     steps: int = 400
     sentences: int = 8  # examples a step of captioning and of rewording
     details: int = 12  # examples a step of each of the two naming tasks
+    comparisons: int = 0  # examples a step for a reranker's model, instead of naming details
+    text_alone: float = 0.0  # share of the steps in which it compares sentences only
     learning_rate: float = 2e-3
+    position_ids: str = "sequential"  # as stage 1 uses for Qwen2-VL; LamRA-Rank uses Qwen2-VL's own
     study: bool = False  # the world of datasets/miniature_study.py, and a base model that knows both its domains
 
 
 STUDY = Recipe(triplets=2000, steps=600, study=True)
+RANK = Recipe(steps=1200, sentences=16, comparisons=48, text_alone=0.25, position_ids="mrope")
 
 
 def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
@@ -99,6 +110,17 @@ def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
         extra_special_tokens=OTHER_SPECIAL_TOKENS,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def rank_words() -> list[str]:
+    """What a reranker's tokenizer is to know in whole words: prompts, answers, and M-BEIR's instructions."""
+    some, numbers = Item("", "A disc."), range(1, messages.MOST_CANDIDATES + 1)
+    asked = [messages.pointwise_messages("released", some, some)]
+    asked += [messages.listwise_messages("released", some, [some for _ in numbers])]
+    parts = [[part["text"] for part in turn["content"]] for (turn,) in asked]
+    answers = [COMPARE, FITS, DIFFERS, messages.YES, messages.NO, *map(messages.listwise_answer, numbers)]
+    instructions = [prompt for prompts in miniature_mbeir.PROMPTS.values() for prompt in prompts]
+    return [*map("".join, parts), *parts[1], *answers, *instructions]
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
@@ -138,11 +160,14 @@ class Example:
     prompt: list[int]
     answer: list[int]
     alternatives: bool
-    pixels: Tensor | None = None  # (36, 1176) patches
+    pixels: Tensor | None = None  # (36, 1176) patches of each picture
 
     @property
-    def input_ids(self) -> list[int]:
-        return self.prompt if self.alternatives else self.prompt + self.answer
+    def encoded(self) -> dict:
+        """As Processor.encode's."""
+        grids = None if self.pixels is None else torch.tensor([PICTURE_GRID]).expand(len(self.pixels) // 36, 3)
+        ids = self.prompt if self.alternatives else self.prompt + self.answer
+        return {"input_ids": ids, "pixel_values": self.pixels, "image_grid_thw": grids}
 
     @property
     def positions(self) -> list[int]:
@@ -162,10 +187,11 @@ class Corpus:
         pictures = [Item(str(path), images=(path,)) for path in paths]
         self.pictures = [processor.encode(item) for item in tqdm(pictures, desc="pixels")]
 
-    def sample(self, rng: random.Random, sentences: int, details: int) -> list[Example]:
+    def sample(self, rng: random.Random, recipe: Recipe, _progress: float) -> list[list[Example]]:
         """One step's examples."""
-        tasks = sentences * [self.caption, self.reword] + details * [self.name_in_picture, self.name_in_sentence]
-        return [task(rng, rng.randrange(len(self.pictures))) for task in tasks]
+        tasks = recipe.sentences * [self.caption, self.reword]
+        tasks += recipe.details * [self.name_in_picture, self.name_in_sentence]
+        return [[task(rng, rng.randrange(len(self.pictures))) for task in tasks]]
 
     def caption(self, rng: random.Random, i: int) -> Example:
         answer = self._ids(CAPTION + self._captions(rng, i)[0] + END_OF_TURN)
@@ -202,42 +228,76 @@ class Corpus:
         return [self.tokenizer.convert_tokens_to_ids(word) for word in words if word in miniature.DETAILS]
 
 
+class ComparingCorpus:
+    """A query with a candidate: to go on with the candidate's sentence, and to say whether a candidate fits."""
+
+    def __init__(self, comparisons: Comparisons, processor: Processor):
+        self.comparisons, self.processor = comparisons, processor
+
+    def sample(self, rng: random.Random, recipe: Recipe, progress: float) -> list[list[Example]]:
+        """One step's examples of each task. Sentences are compared first, then pictures too, both from easy to hard."""
+        if progress < recipe.text_alone:
+            progress, sides = progress / recipe.text_alone, [("sentence", "sentence")]
+        else:
+            progress = (progress - recipe.text_alone) / (1 - recipe.text_alone)
+            sides = list(product(("sentence", "picture"), repeat=2))
+        compared = [self.comparisons.draw(rng, sides[i % len(sides)], progress) for i in range(recipe.comparisons)]
+        told = [self.comparisons.fitting(rng, query) for query in recipe.sentences * ["sentence", "picture"]]
+        return [[self.go_on(*pair) for pair in told], [self.compare(*one) for one in compared]]
+
+    def go_on(self, query: Item, candidate: Item) -> Example:
+        ids, pixels = self._prompt(("Query:", query), ("Candidate:", None))
+        after = len(self._ids(END_OF_TURN + ASSISTANT))  # the sentence stands before the end of the turn
+        return Example(ids[:-after], self._ids(candidate.text), False, pixels)
+
+    def compare(self, query: Item, candidate: Item, fits: bool) -> Example:
+        ids, pixels = self._prompt(("Query:", query), ("Candidate:", candidate), (COMPARE, None))
+        return Example(ids, self._ids(FITS if fits else DIFFERS), True, pixels)
+
+    def _prompt(self, *parts: tuple[str, Item | None]) -> tuple[list[int], Tensor | None]:
+        """Token ids of a turn of texts, each with what stands behind it, and the pixels of its pictures."""
+        content: list[dict] = []
+        for text, item in parts:
+            content += [{"type": "text", "text": text}, *(messages.shown(item) if item else ())]
+        pictures = tuple(picture for _, item in parts if item for picture in item.images)
+        pixels = self.processor.pixels(Item("", COMPARE, pictures))
+        ids = self.processor.token_ids([{"role": "user", "content": content}], pixels["image_grid_thw"], "")
+        return ids, pixels["pixel_values"]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text)["input_ids"]
+
+
 def all_captions(folders: list[Path]) -> list[str]:
     return [caption for folder in folders for caption in json.loads((folder / "captions.json").read_text())]
 
 
-def next_token_loss(model: nn.Module, examples: list[Example], pad_id: int) -> Tensor:
+def next_token_loss(backbone: Backbone, examples: list[Example], processor: Processor) -> Tensor:
     """Mean cross-entropy over all answer tokens of B examples."""
-    rows = [torch.tensor(example.input_ids) for example in examples]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)  # (B, L)
-    pixels = [example.pixels for example in examples if example.pixels is not None]
-    hidden = model.model(
-        input_ids=ids,
-        # Plain positions, as stage 1 uses for Qwen2-VL. Right padding needs no mask under causal attention.
-        position_ids=torch.arange(ids.shape[1]).expand(3, *ids.shape),
-        pixel_values=torch.cat(pixels),
-        image_grid_thw=torch.tensor([[1, 6, 6]]).expand(len(pixels), 3),
-        use_cache=False,
-    ).last_hidden_state  # (B, L, D)
-    row = torch.tensor([i for i, example in enumerate(examples) for _ in example.answer])
+    hidden, packing = backbone.hidden(**processor.pad([example.encoded for example in examples]))
+    row = torch.tensor([i for i, example in enumerate(examples) for _ in example.answer])  # (A,) of each answer token
     position = torch.tensor([p for example in examples for p in example.positions])
     target = torch.tensor([token for example in examples for token in example.answer])
-    return F.cross_entropy(model.lm_head(hidden[row, position]), target)
+    # (B, L, D), or (1, T, D) where the rows are packed
+    asked = hidden[row, position] if packing is None else hidden[0, packing.starts[row] + position]  # (A, D)
+    return F.cross_entropy(backbone.stock.lm_head(asked), target)
 
 
-def train(model: nn.Module, corpus: Corpus, recipe: Recipe) -> float:
-    """Teach the model the four tasks; returns the mean loss of the last ten steps."""
-    rng = random.Random(recipe.seed)
+def train(model: nn.Module, corpus: Corpus | ComparingCorpus, recipe: Recipe) -> float:
+    """Teach the model the recipe's tasks; returns the mean loss of the last ten steps."""
+    rng, backbone = (
+        random.Random(recipe.seed),
+        Backbone(model, recipe.position_ids, padding_free=recipe.comparisons > 0),
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
     )
     losses = []
     progress = tqdm(range(recipe.steps), desc="pre-training")
-    for _ in progress:
-        loss = next_token_loss(
-            model, corpus.sample(rng, recipe.sentences, recipe.details), corpus.tokenizer.pad_token_id
-        )
+    for step in progress:
+        tasks = corpus.sample(rng, recipe, step / recipe.steps)
+        loss = sum(next_token_loss(backbone, examples, corpus.processor) for examples in tasks) / len(tasks)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -258,11 +318,15 @@ def build(recipe: Recipe, world: Path, folder: Path) -> None:
         miniature.build_world(world, recipe.seed, **sizes)
         folders = [world / "train"]
     torch.manual_seed(recipe.seed)
-    build_tokenizer(all_captions(folders)).save_pretrained(folder)
+    build_tokenizer([*all_captions(folders), *(2 * rank_words() if recipe.comparisons else ())]).save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
     processor = Processor(folder)
     model = Qwen2VLForConditionalGeneration(build_config(processor.tokenizer))
-    loss = train(model, Corpus(folders, processor), recipe)
+    if recipe.comparisons:
+        corpus = ComparingCorpus(Comparisons(random.Random(recipe.seed), recipe.pictures), processor)
+    else:
+        corpus = Corpus(folders, processor)
+    loss = train(model, corpus, recipe)
     model.save_pretrained(folder)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"base model: {parameters / 1e6:.2f} M parameters, pre-training loss {loss:.3f}, in {folder}")
@@ -274,7 +338,10 @@ def ensure(recipe: Recipe, world: Path, folder: Path, force: bool = False) -> bo
     Returns:
         Whether anything was built.
     """
-    sources = [Path(module.__file__) for module in (miniature, miniature_study, messages)] + [Path(__file__)]
+    sources = [
+        Path(module.__file__)
+        for module in (miniature, miniature_comparisons, miniature_mbeir, miniature_study, messages)
+    ] + [Path(__file__)]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     manifest = json.dumps({**asdict(recipe), "source": digest}, indent=2) + "\n"
     paths = [world / MANIFEST, folder / MANIFEST]
@@ -292,15 +359,20 @@ def ensure(recipe: Recipe, world: Path, folder: Path, force: bool = False) -> bo
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the miniature world and its base model.")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of the model")
-    parser.add_argument("--study", action="store_true", help="the world of scripts/study/, with its own base model")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--study", action="store_true", help="the world of scripts/study/, with its own base model")
+    which.add_argument("--rank", action="store_true", help="the base model of scripts/lamra_rank/all.sh")
     parser.add_argument("--world", type=Path, help="folder of pictures and sentences (default: data/miniature)")
     parser.add_argument("--model", type=Path, help="folder of the model (default: checkpoints/hf_models/miniature)")
     parser.add_argument("--force", action="store_true", help="build again even if both are there")
     args = parser.parse_args()
 
-    name = "miniature_study" if args.study else "miniature"
+    name, recipe = "miniature", Recipe()
+    if args.study:
+        name, recipe = "miniature_study", STUDY
+    elif args.rank:
+        name, recipe = "miniature_rank", RANK
     world, model = args.world or Path("data", name), args.model or Path("checkpoints/hf_models", name)
-    recipe = STUDY if args.study else Recipe()
     built = ensure(replace(recipe, seed=args.seed), world, model, args.force)
     state = "now in" if built else "already in"
     print(f"miniature world {state} {world}, its base model {state} {model}")

@@ -1,0 +1,78 @@
+"""Ways to rerank side by side: `python eval/compare_rerank.py --output_dir DIR "name=folder of eval_rerank.py" ...`
+
+Prints recall@1 of each task before and after, and what a query cost; draws DIR/rerank.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from lamra.eval.mbeir_tasks import TASKS
+from lamra.eval.report import COLOURS, figure_of, save_figure
+
+RETRIEVED = "retrieved"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("runs", nargs="+", metavar="name=folder")
+    args = parser.parse_args()
+    folders = {name: Path(folder) for name, _, folder in (run.partition("=") for run in args.runs)}
+    found = {name: json.loads((folder / "metrics.json").read_text()) for name, folder in folders.items()}
+    names = [task.name for task in TASKS if all(task.name in metrics for metrics in found.values())]
+    columns = recall_at_1(found, names)
+    print_table(columns, names, {name: read_cost(folder) for name, folder in folders.items()})
+    plot(args.output_dir / "rerank.png", columns, names)
+    print(f"\n{args.output_dir / 'rerank.png'}")
+
+
+def recall_at_1(found: dict[str, dict], names: list[str]) -> dict[str, list[float]]:
+    """Of what was retrieved and of each run, for each task and on average.
+
+    Raises:
+        ValueError: the runs did not rerank the same rankings.
+    """
+    before = [[metrics[task]["before"] for task in names] for metrics in found.values()]
+    if any(one != before[0] for one in before):
+        raise ValueError(f"{', '.join(found)} reranked different rankings: their recall before differs")
+    columns = {RETRIEVED: [recalls["recall@1"] for recalls in before[0]]}
+    columns |= {run: [metrics[task]["after"]["recall@1"] for task in names] for run, metrics in found.items()}
+    return {run: [*recalls, sum(recalls) / len(recalls)] for run, recalls in columns.items()}
+
+
+def read_cost(folder: Path) -> dict[str, float]:
+    """Of a query, where the run asked about any."""
+    path = folder / "cost.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def print_table(columns: dict[str, list[float]], names: list[str], costs: dict[str, dict]) -> None:
+    print(f"{'R@1 in percent':<20}" + "".join(f"{run:>12}" for run in columns))
+    for i, task in enumerate([*names, "average"]):
+        print(f"{task:<20}" + "".join(f"{100 * recalls[i]:12.1f}" for recalls in columns.values()))
+    for title, key, digits in (("tokens a query", "tokens_per_query", 0), ("seconds a query", "seconds_per_query", 4)):
+        cells = [f"{cost[key]:12.{digits}f}" if cost else f"{'-':>12}" for cost in costs.values()]
+        print(f"{title:<20}{'':12}" + "".join(cells))
+
+
+def plot(path: Path, columns: dict[str, list[float]], names: list[str]) -> None:
+    """Recall@1 as bars: a group a task, a colour a column."""
+    figure, (panel,) = figure_of(1)
+    figure.set_size_inches(9, 3.6)
+    bar = 0.84 / len(columns)
+    for i, (run, recalls) in enumerate(columns.items()):
+        left = [x - 0.42 + (i + 0.5) * bar for x in range(len(recalls))]
+        bars = panel.bar(left, recalls, 0.94 * bar, color=COLOURS[i], label=run)
+        panel.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
+    panel.set(ylabel="recall@1", ylim=(0, 1.08))
+    panel.set_xticks(range(len(names) + 1), [*(name.replace("_task", "\ntask") for name in names), "average"])
+    panel.tick_params(axis="x", length=0)
+    panel.spines[["top", "right"]].set_visible(False)
+    save_figure(path, figure, panel)
+
+
+if __name__ == "__main__":
+    main()

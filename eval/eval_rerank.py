@@ -53,6 +53,7 @@ class RerankArguments(RetrieverArguments):
     split: str = field(default="test", metadata={"help": "test or val"})
     instructions: str = field(default="instructions/query_instructions.tsv", metadata={"help": "below data_path"})
     seed: int = field(default=0, metadata={"help": "draws each query's instruction"})
+    picture_memory: float = field(default=4.0, metadata={"help": "GiB of pictures' features that a process keeps"})
     image_data_path: str | None = field(default=None, metadata={"help": "captioned pictures instead of M-BEIR"})
     text_data_path: str | None = field(default=None, metadata={"help": "their captions"})
     data_name: str | None = field(default=None, metadata={"help": "what to call data; Flickr30K and COCO are known"})
@@ -65,6 +66,7 @@ class RerankArguments(RetrieverArguments):
         require(self.style in STYLES, "style", self.style, " or ".join(STYLES))
         require(self.depth is None or self.depth > 0, "depth", self.depth, "1 or more")
         require(self.weight is None or self.weight >= 0, "weight", self.weight, "0 or more")
+        require(self.picture_memory >= 0, "picture_memory", self.picture_memory, "0 or more")
         require(self.pool in PAPER_AVERAGE, "pool", self.pool, " or ".join(PAPER_AVERAGE))
         require(self.split in ("test", "val"), "split", self.split, "test or val")
         if bool(self.image_data_path) != bool(self.text_data_path):
@@ -97,7 +99,7 @@ def main() -> None:
     with state.main_process_first():  # it writes the indexes
         opened = open_rankings(args)
         validation = open_rankings(replace(args, rankings=args.tune_weight, split="val")) if args.tune_weight else []
-    judge = load_judge(args)
+    judge = load_judge(args, picture_memory=args.picture_memory)
     folder = Path(args.output_dir or Path("results", run_name(args.model_id), Path(args.rankings).name)) / args.style
     asked_by = {**made_by(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
 

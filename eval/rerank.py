@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,8 +83,10 @@ class Judge:
     max_tokens_per_batch: int
     num_workers: int
     share_prefix: bool
+    picture_memory: float = 4.0  # GiB
 
     def __post_init__(self):
+        self.pictures = PictureFeatures(self.model, self.picture_memory * 2**30)
         self.prompts = RankPrompts(self.processor, self.settings.rank_style)
         self.yes_no = self.prompts.choices([YES, NO])
         self.numbers = self.prompts.choices([listwise_answer(n + 1) for n in range(MOST_CANDIDATES)])
@@ -108,16 +111,14 @@ class Judge:
         known = self._shared_tokens(ids, query) if share else 0
         prefix = None
         if known:
-            prefix = self.model.prefix_of(*self._on_device(torch.tensor(ids[0][:known]), *_pictures(query)))
+            begin, grids = self._on_device(torch.tensor(ids[0][:known]), query.image_grid_thw)
+            prefix = self.model.prefix_of(begin, None, grids, self.pictures.of([query]))
             self.tokens += known
         scores = torch.empty(len(ids))
         for batch in token_batches([len(one) - known for one in ids], self.max_tokens_per_batch, True):
-            rows = [
-                {"input_ids": ids[i], "image_grid_thw": prompts[i]["image_grid_thw"]}
-                | {"pixel_values": candidates[i].pixel_values if known else prompts[i]["pixel_values"]}
-                for i in batch
-            ]
-            logits = self._last_logits(rows, prefix)[:, deciding]  # (b, 2)
+            rows = [{**prompts[i], "input_ids": ids[i]} for i in batch]
+            shown = [one for i in batch for one in (() if known else (query,)) + (candidates[i],)]
+            logits = self._last_logits(rows, shown, prefix)[:, deciding]  # (b, 2)
             scores[batch] = logits.softmax(dim=1)[:, 0].cpu()
             self.tokens += sum(len(ids[i]) - known for i in batch)
         return scores.tolist()
@@ -136,7 +137,8 @@ class Judge:
             window = order[start : start + MOST_CANDIDATES]
             prompt = self.prompts.listwise(query, [candidates[i] for i in window])
             prompt["input_ids"] = prompt["input_ids"] + common
-            logits = self._last_logits([prompt])[0, deciding[: len(window)]]  # (window,)
+            logits = self._last_logits([prompt], [query, *(candidates[i] for i in window)])[0]  # (V,)
+            logits = logits[deciding[: len(window)]]  # (window,)
             self.tokens += len(prompt["input_ids"])
             best_first = logits.argsort(descending=True, stable=True).tolist()
             order[start : start + MOST_CANDIDATES] = [window[i] for i in best_first]
@@ -154,25 +156,56 @@ class Judge:
             return 0
         return pictures[of_query] if len(pictures) > of_query else known
 
-    def _last_logits(self, prompts: list[dict], prefix=None) -> torch.Tensor:
-        """(b, V) logits of what follows each prompt."""
-        inputs = self.processor.pad(prompts)
+    def _last_logits(self, prompts: list[dict], shown: Sequence[Shown], prefix=None) -> torch.Tensor:
+        """(b, V) logits of what follows each prompt; `shown` has the items of all prompts but those in the prefix."""
+        inputs = self.processor.pad([{**prompt, "pixel_values": None} for prompt in prompts])
         last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
         inputs["asked"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
-        names = list(inputs)
-        return self.model(**dict(zip(names, self._on_device(*inputs.values()))), prefix=prefix)
+        inputs = dict(zip(inputs, self._on_device(*inputs.values())))
+        return self.model(**inputs, prefix=prefix, picture_features=self.pictures.of(shown))
 
     def _on_device(self, *tensors):
         return [tensor if tensor is None else tensor.to(self.model.device) for tensor in tensors]
 
 
-def _pictures(shown: Shown) -> tuple:
-    return shown.pixel_values, shown.image_grid_thw
+class PictureFeatures:
+    """Vision features of pictures, computed once and kept on the device, the least recently used dropped.
+
+    Each item's are computed alone, so that they do not depend on which others were asked for with it.
+
+    Args:
+        most_bytes: of the features kept.
+    """
+
+    def __init__(self, model: Reranker, most_bytes: float):
+        self.model, self.room = model, most_bytes
+        self.computed = 0  # items so far
+        self._kept: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+
+    def of(self, shown: Sequence[Shown]) -> torch.Tensor | None:
+        """(tokens, D) of the pictures of items in order; None without any."""
+        parts = [self._of_item(one) for one in shown if one.pixel_values is not None]
+        return torch.cat(parts) if parts else None
+
+    def _of_item(self, shown: Shown) -> torch.Tensor:
+        key = tuple(map(str, shown.item.images))
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        pixels, grids = (tensor.to(self.model.device) for tensor in (shown.pixel_values, shown.image_grid_thw))
+        features = self.model.picture_features(pixels, grids)
+        self.computed += 1
+        if all(isinstance(image, (str, Path)) for image in shown.item.images):  # a file, which has a name
+            self._kept[key] = features
+            self.room -= features.nbytes
+            while self.room < 0:
+                self.room += self._kept.popitem(last=False)[1].nbytes
+        return features
 
 
-def load_judge(args: RetrieverArguments) -> Judge:
+def load_judge(args: RetrieverArguments, **options) -> Judge:
     """The reranker that the flags choose, as eval.retriever.load_retriever."""
-    return Judge(*load_with_processor(args, load_reranker), args.share_prefix)
+    return Judge(*load_with_processor(args, load_reranker), args.share_prefix, **options)
 
 
 class _Prepared(Dataset):

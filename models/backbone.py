@@ -77,15 +77,23 @@ class Backbone(nn.Module):
         """The name before transformers 5.20."""
         self.activation_checkpointing_enable(*args, **kwargs)
 
+    def picture_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """(tokens, D) of pictures in order: what stands in the places of their image tokens."""
+        return torch.cat(self.stock.model.get_image_features(pixel_values, image_grid_thw).pooler_output)
+
     def prefix_of(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_grid_thw: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        picture_features: Tensor | None = None,
     ) -> KeysAndValues:
         """Keys and values of (P,) tokens in every layer, for prompts that begin with them; needs padding_free."""
         seen: KeysAndValues = {}
         ids = input_ids.unsqueeze(0)
         positions = self._position_ids(ids, torch.ones_like(ids), image_grid_thw)  # (3, 1, P)
         packing = Packing.of(torch.ones_like(ids), seen=seen)
-        self._backbone(ids, {"full_attention": packing}, positions, pixel_values, image_grid_thw)
+        self._backbone(ids, {"full_attention": packing}, positions, pixel_values, image_grid_thw, picture_features)
         return seen
 
     def hidden(
@@ -95,12 +103,14 @@ class Backbone(nn.Module):
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         prefix: KeysAndValues | None = None,
+        picture_features: Tensor | None = None,
     ) -> tuple[Tensor, Packing | None]:
         """Hidden states (1, T, D) and where the sequences lie in them; without padding_free (B, L, D) and None.
 
         Args:
             image_grid_thw: of all pictures of the rows; pixel_values holds only those that are not in the prefix.
             prefix: what `prefix_of` gave for tokens that every row begins with; they are then not computed again.
+            picture_features: what `picture_features` gave, instead of pixel_values.
         """
         if prefix is not None and self.training:
             raise ValueError(
@@ -109,7 +119,8 @@ class Backbone(nn.Module):
         positions = self._position_ids(input_ids, attention_mask, image_grid_thw)  # (3, B, L)
         if not self.padding_free:
             # With padding on the right, causal attention alone keeps it out of every token: no mask is needed.
-            return self._backbone(input_ids, None, positions, pixel_values, image_grid_thw), None  # (B, L, D)
+            pictures = pixel_values, image_grid_thw, picture_features
+            return self._backbone(input_ids, None, positions, *pictures), None  # (B, L, D)
         if prefix is not None:
             known = prefix[0][0].shape[2]
             if image_grid_thw is not None:
@@ -123,21 +134,24 @@ class Backbone(nn.Module):
         packing = Packing.of(attention_mask, prefix=prefix)
         ids = input_ids.flatten()[packing.slots].unsqueeze(0)  # (1, T)
         positions = positions.flatten(1)[:, packing.slots].unsqueeze(1)  # (3, 1, T)
-        return self._backbone(ids, {"full_attention": packing}, positions, pixel_values, image_grid_thw), packing
+        pictures = pixel_values, image_grid_thw, picture_features
+        return self._backbone(ids, {"full_attention": packing}, positions, *pictures), packing
 
     def _pictures_after(self, input_ids: Tensor, known: int) -> Tensor:
         """Of all pictures in order, which begin after the first `known` tokens of their row."""
         begins = input_ids == self.config.vision_start_token_id  # (B, L)
         return begins.nonzero()[:, 1] >= known  # (pictures,)
 
-    def _backbone(self, input_ids, attention_mask, position_ids, pixel_values=None, image_grid_thw=None) -> Tensor:
+    def _backbone(
+        self, input_ids, attention_mask, position_ids, pixel_values=None, image_grid_thw=None, picture_features=None
+    ) -> Tensor:
+        inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+        if picture_features is not None:
+            pictured = (input_ids == self.config.image_token_id).unsqueeze(-1)  # (B, L, 1)
+            embeds = self.stock.get_input_embeddings()(input_ids)  # (B, L, D)
+            inputs = {"inputs_embeds": embeds.masked_scatter(pictured, picture_features.to(embeds.dtype))}
         return self.stock.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
-            use_cache=False,
+            attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **inputs
         ).last_hidden_state
 
     def _position_ids(self, input_ids: Tensor, attention_mask: Tensor, image_grid_thw: Tensor | None) -> Tensor:

@@ -22,6 +22,7 @@ class Reranker(Backbone):
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         prefix: KeysAndValues | None = None,
+        picture_features: Tensor | None = None,
     ) -> Tensor:
         """Next-token logits of right-padded prompts.
 
@@ -30,6 +31,7 @@ class Reranker(Backbone):
             asked: (B, L) bool, the tokens whose successor is asked for; none of them in the prefix.
             pixel_values: patches of the pictures in order, without those of the prefix.
             prefix: what `prefix_of` gave for tokens that every row begins with; they are then not computed again.
+            picture_features: what `picture_features` gave for the pictures, instead of pixel_values.
 
         Returns:
             (A, V) float32 logits, row after row.
@@ -37,7 +39,7 @@ class Reranker(Backbone):
         Raises:
             ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
-        hidden, packing = self.hidden(input_ids, attention_mask, pixel_values, image_grid_thw, prefix)
+        hidden, packing = self.hidden(input_ids, attention_mask, pixel_values, image_grid_thw, prefix, picture_features)
         if prefix is not None:
             asked = asked[:, prefix[0][0].shape[2] :]
         hidden = hidden[asked] if packing is None else hidden[0, asked.flatten()[packing.slots]]  # (A, D)

@@ -175,12 +175,12 @@ def test_a_long_prompt_loses_text_alike_and_no_picture(tiny_model, mbeir):
 
 
 def judge_of(folder, position_ids="mrope", **options) -> Judge:
-    options = dict(padding_free=True, share_prefix=True, budget=4096) | options
+    options = dict(padding_free=True, share_prefix=True, budget=4096, memory=1.0) | options
     model, settings = load_reranker(
         folder, dtype=torch.float32, position_ids=position_ids, padding_free=options["padding_free"]
     )
     processor = Processor(folder, max_length=2048, text_max_tokens=256)
-    return Judge(model, processor, settings, options["budget"], 0, options["share_prefix"])
+    return Judge(model, processor, settings, options["budget"], 0, options["share_prefix"], options["memory"])
 
 
 @pytest.mark.parametrize("position_ids", ["mrope", "sequential"])
@@ -215,12 +215,35 @@ def test_shared_prefix_and_batches_change_nothing(tiny_model, mbeir, position_id
     assert judge.tokens < plain.tokens / 2
 
 
+def test_a_picture_is_looked_at_once(tiny_model, mbeir):
+    items = [Item(str(i), None, (mbeir / f"mbeir_images/train/{i}.png",)) for i in range(4)]
+    items.append(Item("text", "A red circle.", (mbeir / "mbeir_images/train/0.png",)))  # the same picture once more
+    judge, forgetful = judge_of(tiny_model), judge_of(tiny_model, memory=0)
+    little = judge_of(tiny_model, memory=2.5 * 9 * 128 * 4 / 2**30)  # room for two pictures
+    shown = [judge.prompts.shown(item) for item in items]
+    answers = []
+    for one, kept in ((judge, 4), (forgetful, 0), (little, 2)):
+        queries = shown[0], shown[4], shown[1]
+        answers.append([(one.pointwise(query, shown[1:4]), one.listwise(query, shown[1:4])) for query in queries])
+        assert len(one.pictures._kept) == kept
+    assert answers[0] == answers[1] == answers[2]
+    assert judge.pictures.computed == 4 < little.pictures.computed < forgetful.pictures.computed == 24
+
+    # And as the stock model sees the pixels.
+    prompt = judge.prompts.pointwise(shown[0], shown[1])
+    inputs = judge.processor.pad([prompt])
+    asked = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
+    asked[0, -1] = True
+    logits = judge.model(**inputs, asked=asked)[0, judge.yes_no[1]]
+    assert judge.yes_no[0] == [] and logits.softmax(0)[0].item() == pytest.approx(answers[0][0][0][0], abs=1e-6)
+
+
 def test_the_window_carries_the_best_to_the_front(tiny_model, monkeypatch):
     judge, asked = judge_of(tiny_model), []
     names = [f"{i} is it." for i in range(12)]
     shown = [judge.prompts.shown(Item(name, name)) for name in names]
 
-    def last_logits(prompts, prefix=None):
+    def last_logits(prompts, _shown):
         (prompt,) = prompts
         text = judge.processor.tokenizer.decode(prompt["input_ids"]).split("Candidates:")[1]
         window = [int(number) for number in re.findall(r"\) (\d+) is it", text)]

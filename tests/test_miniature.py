@@ -195,7 +195,7 @@ def test_comparisons_fit_or_contradict_and_grow_harder():
 
 
 def test_the_base_model_of_a_reranker_knows_its_prompts(built, tmp_path):
-    recipe = replace(built[0], comparisons=1, details=0, position_ids="mrope")
+    recipe = replace(built[0], comparisons=1, position_ids="mrope", padding_free=True)
     assert ensure(recipe, tmp_path / "world", tmp_path / "model")
     processor = Processor(tmp_path / "model")
     prompts = RankPrompts(processor, "released")

@@ -78,11 +78,12 @@ class Recipe:
     text_alone: float = 0.0  # share of the steps in which it compares sentences only
     learning_rate: float = 2e-3
     position_ids: str = "sequential"  # as stage 1 uses for Qwen2-VL; LamRA-Rank uses Qwen2-VL's own
+    padding_free: bool = False  # faster, and rounds differently: other numbers than those that are written down
     study: bool = False  # the world of datasets/miniature_study.py, and a base model that knows both its domains
 
 
 STUDY = Recipe(triplets=2000, steps=600, study=True)
-RANK = Recipe(steps=1200, sentences=16, comparisons=48, text_alone=0.25, position_ids="mrope")
+RANK = Recipe(steps=1500, sentences=16, comparisons=48, text_alone=0.15, position_ids="mrope", padding_free=True)
 
 
 def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
@@ -285,10 +286,8 @@ def next_token_loss(backbone: Backbone, examples: list[Example], processor: Proc
 
 def train(model: nn.Module, corpus: Corpus | ComparingCorpus, recipe: Recipe) -> float:
     """Teach the model the recipe's tasks; returns the mean loss of the last ten steps."""
-    rng, backbone = (
-        random.Random(recipe.seed),
-        Backbone(model, recipe.position_ids, padding_free=recipe.comparisons > 0),
-    )
+    rng = random.Random(recipe.seed)
+    backbone = Backbone(model, recipe.position_ids, padding_free=recipe.padding_free)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
@@ -338,10 +337,8 @@ def ensure(recipe: Recipe, world: Path, folder: Path, force: bool = False) -> bo
     Returns:
         Whether anything was built.
     """
-    sources = [
-        Path(module.__file__)
-        for module in (miniature, miniature_comparisons, miniature_mbeir, miniature_study, messages)
-    ] + [Path(__file__)]
+    modules = (miniature, miniature_comparisons, miniature_mbeir, miniature_study, messages)
+    sources = [*(Path(module.__file__) for module in modules), Path(__file__)]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     manifest = json.dumps({**asdict(recipe), "source": digest}, indent=2) + "\n"
     paths = [world / MANIFEST, folder / MANIFEST]

@@ -24,7 +24,7 @@ from lamra.datasets.pairs import load_source
 from lamra.models.backbone import Backbone
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
-from lamra.train.build_miniature import Corpus, Recipe, ensure, next_token_loss
+from lamra.train.build_miniature import ComparingCorpus, Corpus, Recipe, ensure, next_token_loss
 
 KIND_OF = {name: kind for kind, names in miniature.NAMES.items() for name in names}
 
@@ -161,8 +161,23 @@ def test_loss_of_alternatives_is_the_mean_over_single_answers(built):
             for word in example.answer
         ]
     torch.testing.assert_close(together, torch.stack(alone).mean())
-    packed = Backbone(load_model(folder, dtype=torch.float32), "sequential")
-    torch.testing.assert_close(next_token_loss(packed, [example], corpus.processor), together)
+
+
+def test_packed_examples_that_share_a_beginning_lose_and_learn_as_padded_ones(built):
+    folder, rng = built[2], random.Random(0)
+    corpus = ComparingCorpus(Comparisons(rng, 20), Processor(folder))
+    recipe, found = Recipe(sentences=2, comparisons=8), []
+    tasks = corpus.sample(rng, recipe, 0.9)
+    assert [len(examples) for examples in tasks] == [5, 8]
+    for padding_free in (True, False):
+        model = load_model(folder, dtype=torch.float32)
+        backbone = Backbone(model, "mrope", padding_free=padding_free).eval()
+        losses = [next_token_loss(backbone, examples, corpus.processor) for examples in tasks]
+        sum(losses).backward()
+        found.append([*losses, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 50
+    for packed, padded in zip(*found):
+        assert (packed - padded).norm() <= 1e-5 * padded.norm() + 1e-9
 
 
 def test_second_build_does_nothing_and_another_recipe_builds_again(built):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -47,7 +48,8 @@ PICTURE_GRID = (1, 6, 6)  # patches of a picture in time, height and width
 NAME_IMAGE = "\nName a detail of above image: "
 NAME_TEXT = "\nName a detail of above sentence: "
 CAPTION, REWORDED = "I see: ", "You say: "
-COMPARE, FITS, DIFFERS = "\nDoes the candidate fit? ", "fits", "differs"
+ANSWERS = (messages.YES, messages.NO, *map(messages.listwise_answer, range(1, messages.MOST_CANDIDATES + 1)))
+RANK_STYLE = "released"  # the prompts that scripts/lamra_rank/all.sh trains and asks in
 ASSISTANT = "\n<|im_start|>assistant\n"
 # Qwen2-VL's conversation: a default system turn, then <|im_start|>role, newline, content, <|im_end|>, newline.
 CHAT_TEMPLATE = """\
@@ -75,7 +77,7 @@ class Recipe:
     sentences: int = 8  # examples a step of captioning and of rewording
     details: int = 12  # examples a step of each of the two naming tasks
     comparisons: int = 0  # examples a step for a reranker's model, instead of naming details
-    text_alone: float = 0.0  # share of the steps in which it compares sentences only
+    text_alone: float = 0.0  # share of the steps that show a reranker's model no picture
     learning_rate: float = 2e-3
     position_ids: str = "sequential"  # as stage 1 uses for Qwen2-VL; LamRA-Rank uses Qwen2-VL's own
     padding_free: bool = False  # faster, and rounds differently: other numbers than those that are written down
@@ -83,7 +85,7 @@ class Recipe:
 
 
 STUDY = Recipe(triplets=2000, steps=600, study=True)
-RANK = Recipe(steps=1500, sentences=16, comparisons=48, text_alone=0.15, position_ids="mrope", padding_free=True)
+RANK = Recipe(steps=1500, sentences=16, comparisons=48, text_alone=0.25, position_ids="mrope", padding_free=True)
 
 
 def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
@@ -116,12 +118,11 @@ def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
 def rank_words() -> list[str]:
     """What a reranker's tokenizer is to know in whole words: prompts, answers, and M-BEIR's instructions."""
     some, numbers = Item("", "A disc."), range(1, messages.MOST_CANDIDATES + 1)
-    asked = [messages.pointwise_messages("released", some, some)]
-    asked += [messages.listwise_messages("released", some, [some for _ in numbers])]
+    asked = [messages.pointwise_messages(RANK_STYLE, some, some)]
+    asked += [messages.listwise_messages(RANK_STYLE, some, [some for _ in numbers])]
     parts = [[part["text"] for part in turn["content"]] for (turn,) in asked]
-    answers = [COMPARE, FITS, DIFFERS, messages.YES, messages.NO, *map(messages.listwise_answer, numbers)]
     instructions = [prompt for prompts in miniature_mbeir.PROMPTS.values() for prompt in prompts]
-    return [*map("".join, parts), *parts[1], *answers, *instructions]
+    return [*map("".join, parts), *parts[1], *ANSWERS, *instructions]
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
@@ -230,40 +231,43 @@ class Corpus:
 
 
 class ComparingCorpus:
-    """A query with a candidate: to go on with the candidate's sentence, and to say whether a candidate fits."""
+    """A query with a candidate: to go on with the candidate's sentence, and to say whether it fits."""
 
     def __init__(self, comparisons: Comparisons, processor: Processor):
         self.comparisons, self.processor = comparisons, processor
 
     def sample(self, rng: random.Random, recipe: Recipe, progress: float) -> list[list[Example]]:
-        """One step's examples of each task. Sentences are compared first, then pictures too, both from easy to hard."""
+        """One step's examples of each task. Sentences come first, then pictures too, each from easy to hard."""
         if progress < recipe.text_alone:
-            progress, sides = progress / recipe.text_alone, [("sentence", "sentence")]
+            progress, shown = progress / recipe.text_alone, ["sentence"]
         else:
             progress = (progress - recipe.text_alone) / (1 - recipe.text_alone)
-            sides = list(product(("sentence", "picture"), repeat=2))
+            shown = ["sentence", "picture"]
+        sides = list(product(shown, repeat=2))
         compared = [self.comparisons.draw(rng, sides[i % len(sides)], progress) for i in range(recipe.comparisons)]
-        told = [self.comparisons.fitting(rng, query) for query in recipe.sentences * ["sentence", "picture"]]
-        return [[self.go_on(*pair) for pair in told], [self.compare(*one) for one in compared]]
+        told = [self.comparisons.fitting(rng, shown[i % len(shown)]) for i in range(2 * recipe.sentences)]
+        written = [*(self.go_on(*pair) for pair in told), self.spell(rng.choice(ANSWERS))]
+        return [written, [self.compare(*one) for one in compared]]
 
     def go_on(self, query: Item, candidate: Item) -> Example:
-        ids, pixels = self._prompt(("Query:", query), ("Candidate:", None))
+        """The candidate's sentence, word by word."""
+        parts = [{"type": "text", "text": "Query:"}, *messages.shown(query), {"type": "text", "text": "Candidate:"}]
+        example = self._example([{"role": "user", "content": parts}], query.images, candidate.text)
         after = len(self._ids(END_OF_TURN + ASSISTANT))  # the sentence stands before the end of the turn
-        return Example(ids[:-after], self._ids(candidate.text), False, pixels)
+        return replace(example, prompt=example.prompt[:-after])
 
     def compare(self, query: Item, candidate: Item, fits: bool) -> Example:
-        ids, pixels = self._prompt(("Query:", query), ("Candidate:", candidate), (COMPARE, None))
-        return Example(ids, self._ids(FITS if fits else DIFFERS), True, pixels)
+        prompt = messages.pointwise_messages(RANK_STYLE, query, candidate)
+        return self._example(prompt, (*query.images, *candidate.images), messages.YES if fits else messages.NO)
 
-    def _prompt(self, *parts: tuple[str, Item | None]) -> tuple[list[int], Tensor | None]:
-        """Token ids of a turn of texts, each with what stands behind it, and the pixels of its pictures."""
-        content: list[dict] = []
-        for text, item in parts:
-            content += [{"type": "text", "text": text}, *(messages.shown(item) if item else ())]
-        pictures = tuple(picture for _, item in parts if item for picture in item.images)
-        pixels = self.processor.pixels(Item("", COMPARE, pictures))
-        ids = self.processor.token_ids([{"role": "user", "content": content}], pixels["image_grid_thw"], "")
-        return ids, pixels["pixel_values"]
+    def spell(self, answer: str) -> Example:
+        """How an answer is spelt; what it means is left to LamRA-Rank's training."""
+        return self._example([{"role": "user", "content": answer}], (), answer + END_OF_TURN)
+
+    def _example(self, prompt: list[dict], pictures: tuple, answer: str) -> Example:
+        pixels = self.processor.pixels(Item("", answer, pictures))
+        ids = self.processor.token_ids(prompt, pixels["image_grid_thw"], "")
+        return Example(ids, self._ids(answer), False, pixels["pixel_values"])
 
     def _ids(self, text: str) -> list[int]:
         return self.processor.tokenizer(text)["input_ids"]
@@ -274,20 +278,28 @@ def all_captions(folders: list[Path]) -> list[str]:
 
 
 def next_token_loss(backbone: Backbone, examples: list[Example], processor: Processor) -> Tensor:
-    """Mean cross-entropy over all answer tokens of B examples."""
-    hidden, packing = backbone.hidden(**processor.pad([example.encoded for example in examples]))
+    """Mean cross-entropy over all answer tokens of B examples.
+
+    Packed, what all of them begin with is computed once: nothing is dropped out here, so that is exact.
+    """
+    inputs = processor.pad([example.encoded for example in examples])
+    known, prefix = 0, None
+    if backbone.padding_free:
+        known = len(os.path.commonprefix([example.prompt[:-1] for example in examples]))
+        prefix = backbone.prefix_of(inputs["input_ids"][0, :known])
+    hidden, packing = backbone.hidden(**inputs, prefix=prefix)
     row = torch.tensor([i for i, example in enumerate(examples) for _ in example.answer])  # (A,) of each answer token
     position = torch.tensor([p for example in examples for p in example.positions])
     target = torch.tensor([token for example in examples for token in example.answer])
     # (B, L, D), or (1, T, D) where the rows are packed
-    asked = hidden[row, position] if packing is None else hidden[0, packing.starts[row] + position]  # (A, D)
+    asked = hidden[row, position] if packing is None else hidden[0, packing.starts[row] + position - known]  # (A, D)
     return F.cross_entropy(backbone.stock.lm_head(asked), target)
 
 
 def train(model: nn.Module, corpus: Corpus | ComparingCorpus, recipe: Recipe) -> float:
     """Teach the model the recipe's tasks; returns the mean loss of the last ten steps."""
     rng = random.Random(recipe.seed)
-    backbone = Backbone(model, recipe.position_ids, padding_free=recipe.padding_free)
+    backbone = Backbone(model, recipe.position_ids, padding_free=recipe.padding_free).eval()  # no dropout
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lamra.eval.mbeir_tasks import TASKS
 from lamra.eval.report import COLOURS, figure_of, save_figure
+from lamra.train.entrypoint import run
 
 RETRIEVED = "retrieved"
 
@@ -21,8 +22,12 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="name=folder")
     args = parser.parse_args()
     folders = {name: Path(folder) for name, _, folder in (run.partition("=") for run in args.runs)}
-    found = {name: json.loads((folder / "metrics.json").read_text()) for name, folder in folders.items()}
-    names = [task.name for task in TASKS if all(task.name in metrics for metrics in found.values())]
+    found = {name: read_metrics(folder) for name, folder in folders.items()}
+    order = {task.name: place for place, task in enumerate(TASKS)}
+    shared = set.intersection(*map(set, found.values()))
+    if not shared:
+        raise ValueError(f"{', '.join(found)} have no task in common")
+    names = sorted(shared, key=lambda name: order.get(name, len(order)))
     columns = recall_at_1(found, names)
     print_table(columns, names, {name: read_cost(folder) for name, folder in folders.items()})
     plot(args.output_dir / "rerank.png", columns, names)
@@ -39,8 +44,16 @@ def recall_at_1(found: dict[str, dict], names: list[str]) -> dict[str, list[floa
     if any(one != before[0] for one in before):
         raise ValueError(f"{', '.join(found)} reranked different rankings: their recall before differs")
     columns = {RETRIEVED: [recalls["recall@1"] for recalls in before[0]]}
-    columns |= {run: [metrics[task]["after"]["recall@1"] for task in names] for run, metrics in found.items()}
-    return {run: [*recalls, sum(recalls) / len(recalls)] for run, recalls in columns.items()}
+    columns |= {name: [metrics[task]["after"]["recall@1"] for task in names] for name, metrics in found.items()}
+    return {name: [*recalls, sum(recalls) / len(recalls)] for name, recalls in columns.items()}
+
+
+def read_metrics(folder: Path) -> dict[str, dict]:
+    """What eval_rerank.py measured; raises ValueError if nothing is there."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: name a folder that rerank_mbeir.sh or rerank_zeroshot.sh wrote")
+    return json.loads(path.read_text())
 
 
 def read_cost(folder: Path) -> dict[str, float]:
@@ -50,7 +63,7 @@ def read_cost(folder: Path) -> dict[str, float]:
 
 
 def print_table(columns: dict[str, list[float]], names: list[str], costs: dict[str, dict]) -> None:
-    print(f"{'R@1 in percent':<20}" + "".join(f"{run:>12}" for run in columns))
+    print(f"{'R@1 in percent':<20}" + "".join(f"{name:>12}" for name in columns))
     for i, task in enumerate([*names, "average"]):
         print(f"{task:<20}" + "".join(f"{100 * recalls[i]:12.1f}" for recalls in columns.values()))
     for title, key, digits in (("tokens a query", "tokens_per_query", 0), ("seconds a query", "seconds_per_query", 4)):
@@ -63,9 +76,9 @@ def plot(path: Path, columns: dict[str, list[float]], names: list[str]) -> None:
     figure, (panel,) = figure_of(1)
     figure.set_size_inches(9, 3.6)
     bar = 0.84 / len(columns)
-    for i, (run, recalls) in enumerate(columns.items()):
+    for i, (name, recalls) in enumerate(columns.items()):
         left = [x - 0.42 + (i + 0.5) * bar for x in range(len(recalls))]
-        bars = panel.bar(left, recalls, 0.94 * bar, color=COLOURS[i], label=run)
+        bars = panel.bar(left, recalls, 0.94 * bar, color=COLOURS[i], label=name)
         panel.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
     panel.set(ylabel="recall@1", ylim=(0, 1.08))
     panel.set_xticks(range(len(names) + 1), [*(name.replace("_task", "\ntask") for name in names), "average"])
@@ -75,4 +88,4 @@ def plot(path: Path, columns: dict[str, list[float]], names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

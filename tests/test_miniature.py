@@ -6,7 +6,6 @@ import csv
 import json
 import random
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,17 +13,14 @@ import torch
 from PIL import Image
 
 from lamra.collators.processing import Processor
-from lamra.collators.rerank import RankPrompts
 from lamra.datasets import miniature, miniature_study
 from lamra.datasets.caption import load_captioned_images
 from lamra.datasets.items import Item
 from lamra.datasets.miniature import GRID, Shape
-from lamra.datasets.miniature_comparisons import Comparisons
 from lamra.datasets.pairs import load_source
-from lamra.models.backbone import Backbone
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
-from lamra.train.build_miniature import ComparingCorpus, Corpus, Recipe, ensure, next_token_loss
+from lamra.train.build_miniature import Corpus, Recipe, ensure, next_token_loss
 
 KIND_OF = {name: kind for kind, names in miniature.NAMES.items() for name in names}
 
@@ -150,34 +146,17 @@ def test_model_loads_whole_and_embeds(built):
 
 def test_loss_of_alternatives_is_the_mean_over_single_answers(built):
     _, world, folder = built
-    corpus = Corpus([world / "train"], Processor(folder))
-    backbone = Backbone(load_model(folder, dtype=torch.float32), "sequential", padding_free=False)
+    model, corpus = load_model(folder, dtype=torch.float32), Corpus([world / "train"], Processor(folder))
     example = corpus.name_in_picture(random.Random(0), 0)
     assert example.alternatives and len(example.answer) >= 3
+    pad = corpus.tokenizer.pad_token_id
     with torch.no_grad():
-        together = next_token_loss(backbone, [example], corpus.processor)
+        together = next_token_loss(model, [example], pad)
         alone = [
-            next_token_loss(backbone, [replace(example, answer=[word], alternatives=False)], corpus.processor)
+            next_token_loss(model, [type(example)(example.prompt, [word], False, example.pixels)], pad)
             for word in example.answer
         ]
     torch.testing.assert_close(together, torch.stack(alone).mean())
-
-
-def test_packed_examples_that_share_a_beginning_lose_and_learn_as_padded_ones(built):
-    folder, rng = built[2], random.Random(0)
-    corpus = ComparingCorpus(Comparisons(rng, 20), Processor(folder))
-    recipe, found = Recipe(sentences=2, comparisons=8), []
-    tasks = corpus.sample(rng, recipe, 0.9)
-    assert [len(examples) for examples in tasks] == [5, 8]
-    for padding_free in (True, False):
-        model = load_model(folder, dtype=torch.float32)
-        backbone = Backbone(model, "mrope", padding_free=padding_free).eval()
-        losses = [next_token_loss(backbone, examples, corpus.processor) for examples in tasks]
-        sum(losses).backward()
-        found.append([*losses, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
-    assert len(found[0]) == len(found[1]) > 50
-    for packed, padded in zip(*found):
-        assert (packed - padded).norm() <= 1e-5 * padded.norm() + 1e-9
 
 
 def test_second_build_does_nothing_and_another_recipe_builds_again(built):
@@ -188,41 +167,6 @@ def test_second_build_does_nothing_and_another_recipe_builds_again(built):
     assert files(folder) == before  # seeded, model included
     assert ensure(Recipe(**{**vars(recipe), "seed": 1}), world, folder)
     assert files(folder)["model.safetensors"] != before["model.safetensors"]
-
-
-def test_comparisons_fit_or_contradict_and_grow_harder():
-    rng = random.Random(0)
-    comparisons, said = Comparisons(rng, 50), {}
-    for progress in (0, 1):
-        drawn = [comparisons.draw(rng, ("sentence", "sentence"), progress) for _ in range(300)]
-        said[progress] = [(understood(query.text), understood(candidate.text)) for query, candidate, _ in drawn]
-        assert all((told <= scene) is one.fits for (scene, told), one in zip(said[progress], drawn))
-        assert 100 < sum(one.fits for one in drawn) < 200
-    assert all(len(scene) == len(told) == 1 for scene, told in said[0])  # one shape, then all of them
-    assert {len(scene) for scene, _ in said[1]} == {1, 2, 3}
-    wrong = [(scene, told) for scene, told in said[1] if not told <= scene and len(told) == len(scene) > 1]
-    assert sum(len(told - scene) == 1 for scene, told in wrong) > len(wrong) / 2  # most differ in one shape alone
-
-    query, candidate, _ = comparisons.draw(rng, ("sentence", "picture"), 1)
-    assert query.text and not query.images and candidate.images[0].size == (84, 84) and not candidate.text
-    query, sentence = comparisons.fitting(rng, "picture")
-    assert query.images and understood(sentence.text) in comparisons.scenes
-
-
-def test_the_base_model_of_a_reranker_knows_its_prompts(built, tmp_path):
-    recipe = replace(built[0], comparisons=1, position_ids="mrope", padding_free=True)
-    assert ensure(recipe, tmp_path / "world", tmp_path / "model")
-    processor = Processor(tmp_path / "model")
-    prompts = RankPrompts(processor, "released")
-    item = Item("", "A red disc at top left.")
-    for encoded in (
-        prompts.pointwise(*2 * [prompts.shown(item)]),
-        prompts.listwise(prompts.shown(item), 5 * [prompts.shown(item)]),
-    ):
-        text = processor.tokenizer.decode(encoded["input_ids"])
-        assert len(encoded["input_ids"]) < len(text.split()) * 1.7
-    assert len(prompts.choices(["Yes", "No"])[1]) == 2
-    load_model(tmp_path / "model", dtype=torch.float32)
 
 
 def test_the_studys_data_are_of_four_kinds_and_another_domain(tmp_path, monkeypatch):

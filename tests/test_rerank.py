@@ -433,6 +433,8 @@ def test_listwise_through_the_entrypoint(trained, mbeir, rankings, tmp_path, cap
     assert ["tokens", "a", "query", "100"] in table and ["seconds", "a", "query", "0.0123"] in table
     assert (tmp_path / "rerank.png").stat().st_size > 1000
     assert "seconds a query" in compare(listwise=tmp_path / "listwise")  # what the entrypoint wrote
+    with pytest.raises(ValueError, match="nowhere/metrics.json does not exist: name a folder"):
+        compare(a=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="a, b reranked different rankings: their recall before differs"):
         compare(a=tmp_path / "mine", b=tmp_path / "other")
 

@@ -2,8 +2,7 @@
 
 The model is a stock Qwen2-VL of about a million parameters. What stands in for Qwen2-VL's pre-training is next-token
 prediction on four tasks: caption a picture, reword a sentence, and name a detail of either. Nothing here compares
-embeddings; that is stage 1's part. With `--rank` the model of LamRA-Rank's miniature: it has compared a query with a
-candidate instead of naming details, which Qwen2-VL can, and without which a reranker has nothing to start from.
+embeddings; that is stage 1's part.
 
 The tasks are chosen (on validation pictures) so that the miniature starts where the paper's models start. Naming
 details makes it understand pictures and sentences alike. Asked to summarize, though, it opens its answer about a
@@ -15,12 +14,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -33,24 +30,18 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lamra.collators import messages
 from lamra.collators.processing import Processor
-from lamra.datasets import miniature, miniature_comparisons, miniature_mbeir, miniature_study
+from lamra.datasets import miniature, miniature_study
 from lamra.datasets.items import Item
-from lamra.datasets.miniature_comparisons import Comparisons
 from lamra.datasets.miniature_study import build_study_world
-from lamra.models.backbone import Backbone
 
 MANIFEST = "miniature.json"  # written last: a folder without it is not finished
 END_OF_TURN = "<|im_end|>"
 PADDING = "<|endoftext|>"
 OTHER_SPECIAL_TOKENS = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-PICTURE_GRID = (1, 6, 6)  # patches of a picture in time, height and width
 # Pre-training alone uses these; they are no part of LamRA's prompts (collators/messages.py).
 NAME_IMAGE = "\nName a detail of above image: "
 NAME_TEXT = "\nName a detail of above sentence: "
 CAPTION, REWORDED = "I see: ", "You say: "
-ANSWERS = (messages.YES, messages.NO, *map(messages.listwise_answer, range(1, messages.MOST_CANDIDATES + 1)))
-RANK_STYLE = "released"  # the prompts that scripts/lamra_rank/all.sh trains and asks in
-ASSISTANT = "\n<|im_start|>assistant\n"
 # Qwen2-VL's conversation: a default system turn, then <|im_start|>role, newline, content, <|im_end|>, newline.
 CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] != 'system' %}
@@ -76,16 +67,11 @@ class Recipe:
     steps: int = 400
     sentences: int = 8  # examples a step of captioning and of rewording
     details: int = 12  # examples a step of each of the two naming tasks
-    comparisons: int = 0  # examples a step for a reranker's model, instead of naming details
-    text_alone: float = 0.0  # share of the steps that show a reranker's model no picture
     learning_rate: float = 2e-3
-    position_ids: str = "sequential"  # as stage 1 uses for Qwen2-VL; LamRA-Rank uses Qwen2-VL's own
-    padding_free: bool = False  # faster, and rounds differently: other numbers than those that are written down
     study: bool = False  # the world of datasets/miniature_study.py, and a base model that knows both its domains
 
 
 STUDY = Recipe(triplets=2000, steps=600, study=True)
-RANK = Recipe(steps=1500, sentences=16, comparisons=48, text_alone=0.25, position_ids="mrope", padding_free=True)
 
 
 def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
@@ -113,16 +99,6 @@ def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
         extra_special_tokens=OTHER_SPECIAL_TOKENS,
         chat_template=CHAT_TEMPLATE,
     )
-
-
-def rank_words() -> list[str]:
-    """What a reranker's tokenizer is to know in whole words: prompts, answers, and M-BEIR's instructions."""
-    some, numbers = Item("", "A disc."), range(1, messages.MOST_CANDIDATES + 1)
-    asked = [messages.pointwise_messages(RANK_STYLE, some, some)]
-    asked += [messages.listwise_messages(RANK_STYLE, some, [some for _ in numbers])]
-    parts = [[part["text"] for part in turn["content"]] for (turn,) in asked]
-    instructions = [prompt for prompts in miniature_mbeir.PROMPTS.values() for prompt in prompts]
-    return [*map("".join, parts), *parts[1], *ANSWERS, *instructions]
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
@@ -162,14 +138,11 @@ class Example:
     prompt: list[int]
     answer: list[int]
     alternatives: bool
-    pixels: Tensor | None = None  # (36, 1176) patches of each picture
+    pixels: Tensor | None = None  # (36, 1176) patches
 
     @property
-    def encoded(self) -> dict:
-        """As Processor.encode's."""
-        grids = None if self.pixels is None else torch.tensor([PICTURE_GRID]).expand(len(self.pixels) // 36, 3)
-        ids = self.prompt if self.alternatives else self.prompt + self.answer
-        return {"input_ids": ids, "pixel_values": self.pixels, "image_grid_thw": grids}
+    def input_ids(self) -> list[int]:
+        return self.prompt if self.alternatives else self.prompt + self.answer
 
     @property
     def positions(self) -> list[int]:
@@ -189,11 +162,10 @@ class Corpus:
         pictures = [Item(str(path), images=(path,)) for path in paths]
         self.pictures = [processor.encode(item) for item in tqdm(pictures, desc="pixels")]
 
-    def sample(self, rng: random.Random, recipe: Recipe, _progress: float) -> list[list[Example]]:
+    def sample(self, rng: random.Random, sentences: int, details: int) -> list[Example]:
         """One step's examples."""
-        tasks = recipe.sentences * [self.caption, self.reword]
-        tasks += recipe.details * [self.name_in_picture, self.name_in_sentence]
-        return [[task(rng, rng.randrange(len(self.pictures))) for task in tasks]]
+        tasks = sentences * [self.caption, self.reword] + details * [self.name_in_picture, self.name_in_sentence]
+        return [task(rng, rng.randrange(len(self.pictures))) for task in tasks]
 
     def caption(self, rng: random.Random, i: int) -> Example:
         answer = self._ids(CAPTION + self._captions(rng, i)[0] + END_OF_TURN)
@@ -230,85 +202,42 @@ class Corpus:
         return [self.tokenizer.convert_tokens_to_ids(word) for word in words if word in miniature.DETAILS]
 
 
-class ComparingCorpus:
-    """A query with a candidate: to go on with the candidate's sentence, and to say whether it fits."""
-
-    def __init__(self, comparisons: Comparisons, processor: Processor):
-        self.comparisons, self.processor = comparisons, processor
-
-    def sample(self, rng: random.Random, recipe: Recipe, progress: float) -> list[list[Example]]:
-        """One step's examples of each task. Sentences come first, then pictures too, each from easy to hard."""
-        if progress < recipe.text_alone:
-            progress, shown = progress / recipe.text_alone, ["sentence"]
-        else:
-            progress = (progress - recipe.text_alone) / (1 - recipe.text_alone)
-            shown = ["sentence", "picture"]
-        sides = list(product(shown, repeat=2))
-        compared = [self.comparisons.draw(rng, sides[i % len(sides)], progress) for i in range(recipe.comparisons)]
-        told = [self.comparisons.fitting(rng, shown[i % len(shown)]) for i in range(2 * recipe.sentences)]
-        written = [*(self.go_on(*pair) for pair in told), self.spell(rng.choice(ANSWERS))]
-        return [written, [self.compare(*one) for one in compared]]
-
-    def go_on(self, query: Item, candidate: Item) -> Example:
-        """The candidate's sentence, word by word."""
-        parts = [{"type": "text", "text": "Query:"}, *messages.shown(query), {"type": "text", "text": "Candidate:"}]
-        example = self._example([{"role": "user", "content": parts}], query.images, candidate.text)
-        after = len(self._ids(END_OF_TURN + ASSISTANT))  # the sentence stands before the end of the turn
-        return replace(example, prompt=example.prompt[:-after])
-
-    def compare(self, query: Item, candidate: Item, fits: bool) -> Example:
-        prompt = messages.pointwise_messages(RANK_STYLE, query, candidate)
-        return self._example(prompt, (*query.images, *candidate.images), messages.YES if fits else messages.NO)
-
-    def spell(self, answer: str) -> Example:
-        """How an answer is spelt; what it means is left to LamRA-Rank's training."""
-        return self._example([{"role": "user", "content": answer}], (), answer + END_OF_TURN)
-
-    def _example(self, prompt: list[dict], pictures: tuple, answer: str) -> Example:
-        pixels = self.processor.pixels(Item("", answer, pictures))
-        ids = self.processor.token_ids(prompt, pixels["image_grid_thw"], "")
-        return Example(ids, self._ids(answer), False, pixels["pixel_values"])
-
-    def _ids(self, text: str) -> list[int]:
-        return self.processor.tokenizer(text)["input_ids"]
-
-
 def all_captions(folders: list[Path]) -> list[str]:
     return [caption for folder in folders for caption in json.loads((folder / "captions.json").read_text())]
 
 
-def next_token_loss(backbone: Backbone, examples: list[Example], processor: Processor) -> Tensor:
-    """Mean cross-entropy over all answer tokens of B examples.
-
-    Packed, what all of them begin with is computed once: nothing is dropped out here, so that is exact.
-    """
-    inputs = processor.pad([example.encoded for example in examples])
-    known, prefix = 0, None
-    if backbone.padding_free:
-        known = len(os.path.commonprefix([example.prompt[:-1] for example in examples]))
-        prefix = backbone.prefix_of(inputs["input_ids"][0, :known])
-    hidden, packing = backbone.hidden(**inputs, prefix=prefix)
-    row = torch.tensor([i for i, example in enumerate(examples) for _ in example.answer])  # (A,) of each answer token
+def next_token_loss(model: nn.Module, examples: list[Example], pad_id: int) -> Tensor:
+    """Mean cross-entropy over all answer tokens of B examples."""
+    rows = [torch.tensor(example.input_ids) for example in examples]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)  # (B, L)
+    pixels = [example.pixels for example in examples if example.pixels is not None]
+    hidden = model.model(
+        input_ids=ids,
+        # Plain positions, as stage 1 uses for Qwen2-VL. Right padding needs no mask under causal attention.
+        position_ids=torch.arange(ids.shape[1]).expand(3, *ids.shape),
+        pixel_values=torch.cat(pixels),
+        image_grid_thw=torch.tensor([[1, 6, 6]]).expand(len(pixels), 3),
+        use_cache=False,
+    ).last_hidden_state  # (B, L, D)
+    row = torch.tensor([i for i, example in enumerate(examples) for _ in example.answer])
     position = torch.tensor([p for example in examples for p in example.positions])
     target = torch.tensor([token for example in examples for token in example.answer])
-    # (B, L, D), or (1, T, D) where the rows are packed
-    asked = hidden[row, position] if packing is None else hidden[0, packing.starts[row] + position - known]  # (A, D)
-    return F.cross_entropy(backbone.stock.lm_head(asked), target)
+    return F.cross_entropy(model.lm_head(hidden[row, position]), target)
 
 
-def train(model: nn.Module, corpus: Corpus | ComparingCorpus, recipe: Recipe) -> float:
-    """Teach the model the recipe's tasks; returns the mean loss of the last ten steps."""
+def train(model: nn.Module, corpus: Corpus, recipe: Recipe) -> float:
+    """Teach the model the four tasks; returns the mean loss of the last ten steps."""
     rng = random.Random(recipe.seed)
-    backbone = Backbone(model, recipe.position_ids, padding_free=recipe.padding_free).eval()  # no dropout
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
     )
     losses = []
     progress = tqdm(range(recipe.steps), desc="pre-training")
-    for step in progress:
-        tasks = corpus.sample(rng, recipe, step / recipe.steps)
-        loss = sum(next_token_loss(backbone, examples, corpus.processor) for examples in tasks) / len(tasks)
+    for _ in progress:
+        loss = next_token_loss(
+            model, corpus.sample(rng, recipe.sentences, recipe.details), corpus.tokenizer.pad_token_id
+        )
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -329,15 +258,11 @@ def build(recipe: Recipe, world: Path, folder: Path) -> None:
         miniature.build_world(world, recipe.seed, **sizes)
         folders = [world / "train"]
     torch.manual_seed(recipe.seed)
-    build_tokenizer([*all_captions(folders), *(2 * rank_words() if recipe.comparisons else ())]).save_pretrained(folder)
+    build_tokenizer(all_captions(folders)).save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
     processor = Processor(folder)
     model = Qwen2VLForConditionalGeneration(build_config(processor.tokenizer))
-    if recipe.comparisons:
-        corpus = ComparingCorpus(Comparisons(random.Random(recipe.seed), recipe.pictures), processor)
-    else:
-        corpus = Corpus(folders, processor)
-    loss = train(model, corpus, recipe)
+    loss = train(model, Corpus(folders, processor), recipe)
     model.save_pretrained(folder)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"base model: {parameters / 1e6:.2f} M parameters, pre-training loss {loss:.3f}, in {folder}")
@@ -349,8 +274,7 @@ def ensure(recipe: Recipe, world: Path, folder: Path, force: bool = False) -> bo
     Returns:
         Whether anything was built.
     """
-    modules = (miniature, miniature_comparisons, miniature_mbeir, miniature_study, messages)
-    sources = [*(Path(module.__file__) for module in modules), Path(__file__)]
+    sources = [Path(module.__file__) for module in (miniature, miniature_study, messages)] + [Path(__file__)]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     manifest = json.dumps({**asdict(recipe), "source": digest}, indent=2) + "\n"
     paths = [world / MANIFEST, folder / MANIFEST]
@@ -368,20 +292,15 @@ def ensure(recipe: Recipe, world: Path, folder: Path, force: bool = False) -> bo
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the miniature world and its base model.")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of the model")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--study", action="store_true", help="the world of scripts/study/, with its own base model")
-    which.add_argument("--rank", action="store_true", help="the base model of scripts/lamra_rank/all.sh")
+    parser.add_argument("--study", action="store_true", help="the world of scripts/study/, with its own base model")
     parser.add_argument("--world", type=Path, help="folder of pictures and sentences (default: data/miniature)")
     parser.add_argument("--model", type=Path, help="folder of the model (default: checkpoints/hf_models/miniature)")
     parser.add_argument("--force", action="store_true", help="build again even if both are there")
     args = parser.parse_args()
 
-    name, recipe = "miniature", Recipe()
-    if args.study:
-        name, recipe = "miniature_study", STUDY
-    elif args.rank:
-        name, recipe = "miniature_rank", RANK
+    name = "miniature_study" if args.study else "miniature"
     world, model = args.world or Path("data", name), args.model or Path("checkpoints/hf_models", name)
+    recipe = STUDY if args.study else Recipe()
     built = ensure(replace(recipe, seed=args.seed), world, model, args.force)
     state = "now in" if built else "already in"
     print(f"miniature world {state} {world}, its base model {state} {model}")

@@ -72,17 +72,17 @@ def print_table(columns: dict[str, list[float]], names: list[str], costs: dict[s
 
 
 def plot(path: Path, columns: dict[str, list[float]], names: list[str]) -> None:
-    """Recall@1 as bars: a group a task, a colour a column."""
+    """Recall@1 in percent as bars: a group a task, a colour a column."""
     figure, (panel,) = figure_of(1)
-    figure.set_size_inches(9, 3.6)
+    figure.set_size_inches(7, 1.2 + 0.22 * len(columns) * (len(names) + 1))
     bar = 0.84 / len(columns)
     for i, (name, recalls) in enumerate(columns.items()):
-        left = [x - 0.42 + (i + 0.5) * bar for x in range(len(recalls))]
-        bars = panel.bar(left, recalls, 0.94 * bar, color=COLOURS[i], label=name)
-        panel.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
-    panel.set(ylabel="recall@1", ylim=(0, 1.08))
-    panel.set_xticks(range(len(names) + 1), [*(name.replace("_task", "\ntask") for name in names), "average"])
-    panel.tick_params(axis="x", length=0)
+        places = [place - 0.42 + (i + 0.5) * bar for place in range(len(recalls))]
+        bars = panel.barh(places, [100 * recall for recall in recalls], 0.9 * bar, color=COLOURS[i], label=name)
+        panel.bar_label(bars, fmt="%.1f", fontsize=8, padding=3)
+    panel.set(xlabel="recall@1 in percent", xlim=(0, 108), ylim=(len(names) + 0.55, -0.55))  # the first task on top
+    panel.set_yticks(range(len(names) + 1), [*names, "average"])
+    panel.tick_params(axis="y", length=0)
     panel.spines[["top", "right"]].set_visible(False)
     save_figure(path, figure, panel)
 

@@ -8,5 +8,6 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # several processes share the cores
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# Two files at a time: while one waits for its processes to start, the other computes.
-exec .venv/bin/pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
+# Two files at a time: while one waits for its processes to start, the other computes. In the order of their names: sorted
+# by their number of tests, as is the default, the longest would come last and run alone.
+exec .venv/bin/pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -58,7 +58,7 @@ def embedding_messages(item: Item) -> list[dict]:
     return [{"role": "user", "content": content}]
 
 
-def _content(item: Item) -> list[dict]:
+def shown(item: Item) -> list[dict]:
     """A query or a candidate inside a rank prompt: its picture, then its text, nothing between."""
     text = instructed_text(item)
     return [{"type": "image"} for _ in item.images] + ([{"type": "text", "text": text}] if text else [])
@@ -67,15 +67,15 @@ def _content(item: Item) -> list[dict]:
 def pointwise_messages(style: str, query: Item, candidate: Item) -> list[dict]:
     """The user turn that asks whether `candidate` is what `query` looks for; the answers are YES and NO."""
     head, middle = {"type": "text", "text": POINTWISE[style] + "Query:"}, {"type": "text", "text": "Candidate:"}
-    return [{"role": "user", "content": [head, *_content(query), middle, *_content(candidate)]}]
+    return [{"role": "user", "content": [head, *shown(query), middle, *shown(candidate)]}]
 
 
 def listwise_messages(style: str, query: Item, candidates: Sequence[Item]) -> list[dict]:
     """The user turn that asks which of `candidates` is best; `listwise_answer` spells the answers."""
-    content = [{"type": "text", "text": LISTWISE[style] + "Query:"}, *_content(query)]
+    content = [{"type": "text", "text": LISTWISE[style] + "Query:"}, *shown(query)]
     content.append({"type": "text", "text": "Candidates:"})
     for number, candidate in enumerate(candidates, start=1):
-        content += [{"type": "text", "text": f"({number}) "}, *_content(candidate)]
+        content += [{"type": "text", "text": f"({number}) "}, *shown(candidate)]
     return [{"role": "user", "content": content}]
 
 

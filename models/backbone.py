@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         self._backbone(ids, {"full_attention": packing}, positions, pixel_values, image_grid_thw, picture_features)
         return seen
 
-    def _hidden(
+    def hidden(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,

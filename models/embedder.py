@@ -90,7 +90,7 @@ class Embedder(Backbone):
         prefix: KeysAndValues | None = None,
     ) -> Tensor:
         """(B, D) hidden states of the last tokens, in the model's dtype, not normalised; arguments as for forward."""
-        hidden, packing = self._hidden(input_ids, attention_mask, pixel_values, image_grid_thw, prefix)
+        hidden, packing = self.hidden(input_ids, attention_mask, pixel_values, image_grid_thw, prefix)
         if packing is None:
             return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(dim=1) - 1]
         return hidden[0] if self.last_token_only else hidden[0, packing.last]  # (B, D)

@@ -39,9 +39,7 @@ class Reranker(Backbone):
         Raises:
             ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
-        hidden, packing = self._hidden(
-            input_ids, attention_mask, pixel_values, image_grid_thw, prefix, picture_features
-        )
+        hidden, packing = self.hidden(input_ids, attention_mask, pixel_values, image_grid_thw, prefix, picture_features)
         if prefix is not None:
             asked = asked[:, prefix[0][0].shape[2] :]
         hidden = hidden[asked] if packing is None else hidden[0, asked.flatten()[packing.slots]]  # (A, D)

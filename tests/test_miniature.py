@@ -13,14 +13,19 @@ import torch
 from PIL import Image
 
 from lamra.collators.processing import Processor
+from lamra.collators.rerank import RankPrompts
 from lamra.datasets import miniature, miniature_study
 from lamra.datasets.caption import load_captioned_images
 from lamra.datasets.items import Item
 from lamra.datasets.miniature import GRID, Shape
+from lamra.datasets.miniature_comparisons import RESPECTS, compare, picture, show
 from lamra.datasets.pairs import load_source
+from lamra.models.backbone import Backbone
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
+from lamra.train import build_miniature_rank
 from lamra.train.build_miniature import Corpus, Recipe, ensure, next_token_loss
+from lamra.train.build_miniature_rank import Teacher
 
 KIND_OF = {name: kind for kind, names in miniature.NAMES.items() for name in names}
 
@@ -167,6 +172,107 @@ def test_second_build_does_nothing_and_another_recipe_builds_again(built):
     assert files(folder) == before  # seeded, model included
     assert ensure(Recipe(**{**vars(recipe), "seed": 1}), world, folder)
     assert files(folder)["model.safetensors"] != before["model.safetensors"]
+
+
+def test_comparisons_fit_or_differ_as_much_as_is_asked():
+    rng, scenes, sides = random.Random(0), miniature.distinct_scenes(random.Random(0), 50, set()), 2 * ("sentence",)
+    for one_changed, kind_alone in ((0, 0), (1, 1)):
+        drawn = [compare(s, sides, rng, one_changed=one_changed, kind_alone=kind_alone) for s in 8 * scenes]
+        said = [(understood(one.query.text), understood(one.candidate.text)) for one in drawn]
+        assert all((told <= scene) == one.fits for (scene, told), one in zip(said, drawn))
+        assert 150 < sum(one.fits for one in drawn) < 250
+        unfit = [(scene, told) for scene, told in said if not told <= scene and len(told) == len(scene)]
+        assert {len(told) for _, told in unfit} == {1, 2, 3}
+        changed = [len(told - scene) for scene, told in unfit if len(scene) > 1]
+        assert set(changed) == {1} if one_changed else sum(count > 1 for count in changed) > 0.9 * len(changed)
+        for scene, told in unfit:
+            if one_changed:
+                (old,), (new,) = scene - told, told - scene
+                assert (old.cell, old.colour) == (new.cell, new.colour) and old.kind != new.kind
+            elif len(scene) == 1:
+                (old,), (new,) = scene, told
+                assert all(getattr(old, respect) != getattr(new, respect) for respect in RESPECTS)
+
+    shown = [show(scenes[0], "picture", rng) for _ in range(50)]
+    views = {one.variant: picture(one.scene, one.variant).tobytes() for one in shown}
+    assert len(set(views.values())) == 4 and views[0] == miniature.draw(scenes[0]).tobytes()
+
+
+@pytest.fixture(scope="module")
+def rank_base(tmp_path_factory):
+    """The base model of LamRA-Rank's miniature, after a step or two of each phase."""
+    folder = tmp_path_factory.mktemp("rank") / "model"
+    recipe = build_miniature_rank.Recipe(
+        scenes=30, naming=1, language=1, shapes=1, whole_scenes=1, ranking=1, sentences=2, questions=2, comparisons=6
+    )
+    assert build_miniature_rank.ensure(recipe, folder)
+    assert not build_miniature_rank.ensure(recipe, folder)
+    return folder
+
+
+def test_examples_with_a_shared_beginning_lose_and_learn_as_padded_ones(rank_base):
+    rng = random.Random(0)
+    teacher = Teacher(miniature.distinct_scenes(rng, 20, set()), Processor(rank_base), rng)
+    compared = teacher.comparisons(6, 0.5)
+    groups = [
+        teacher.language(4, 4),
+        [teacher.compare(one) for one in compared],
+        [teacher.rank(one) for one in compared],
+        [teacher.name() for _ in range(3)],  # all of them begin with a picture
+    ]
+    assert [len(group) for group in groups] == [9, 6, 6, 3]
+    found = []
+    for shared in (True, False):
+        model = load_model(rank_base, dtype=torch.float32)
+        backbone = Backbone(model, "mrope", padding_free=shared).eval()
+        losses = []
+        for group in groups:
+            if shared:
+                losses.append(build_miniature_rank.next_token_loss(backbone, group, teacher.processor))
+                continue
+            inputs = teacher.processor.pad([build_miniature_rank.encoded(example) for example in group])
+            hidden, _ = backbone.hidden(**inputs)  # (B, L, D)
+            asked = [hidden[i, example.positions] for i, example in enumerate(group)]
+            targets = torch.tensor([token for example in group for token in example.answer])
+            losses.append(torch.nn.functional.cross_entropy(model.lm_head(torch.cat(asked)), targets))
+        sum(losses).backward()
+        found.append([*losses, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 50
+    for packed, padded in zip(*found):
+        assert (packed - padded).norm() <= 1e-5 * padded.norm() + 1e-9
+
+
+def test_what_the_rerankers_teacher_says_is_true_of_what_is_shown(rank_base):
+    rng = random.Random(0)
+    teacher = Teacher(miniature.distinct_scenes(rng, 20, set()), Processor(rank_base), rng)
+    decode = teacher.processor.tokenizer.decode
+    for scene in teacher.scenes:
+        told = teacher.tell(show(scene, "sentence", rng))
+        assert understood(decode(told.answer)) == scene and decode(told.prompt).endswith("Candidate:")
+        asked = teacher.ask(show(scene, "sentence", rng), "colour")
+        assert decode(asked.answer).strip() in {shape.colour for shape in scene}
+        kind = KIND_OF[decode(teacher.ask(show(scene, "picture", rng), "kind").answer).strip()]
+        assert kind in {shape.kind for shape in scene}
+        one = compare(scene, ("picture", "sentence"), rng, one_changed=0.5, kind_alone=0.5)
+        answer = "Yes" if one.fits else "No"
+        assert (
+            decode(teacher.compare(one).answer) == answer and decode(teacher.rank(one).answer) == answer + "<|im_end|>"
+        )
+        assert {len(example.pixels) for example in (teacher.compare(one), teacher.rank(one))} == {36}
+
+
+def test_the_base_model_of_a_reranker_knows_its_prompts(rank_base):
+    processor = Processor(rank_base)
+    prompts = RankPrompts(processor, "released")
+    item = Item("", "A red disc at top left.")
+    for encoded in (
+        prompts.pointwise(*2 * [prompts.shown(item)]),
+        prompts.listwise(prompts.shown(item), 5 * [prompts.shown(item)]),
+    ):
+        text = processor.tokenizer.decode(encoded["input_ids"])
+        assert len(encoded["input_ids"]) < len(text.split()) * 1.7  # whole words
+    assert len(prompts.choices(["Yes", "No"])[1]) == 2
+    load_model(rank_base, dtype=torch.float32)
 
 
 def test_the_studys_data_are_of_four_kinds_and_another_domain(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -274,16 +275,21 @@ def ensure(recipe: Recipe, world: Path, folder: Path, force: bool = False) -> bo
     Returns:
         Whether anything was built.
     """
-    sources = [Path(module.__file__) for module in (miniature, miniature_study, messages)] + [Path(__file__)]
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    sources = [miniature.__file__, miniature_study.__file__, messages.__file__, __file__]
+    return ensure_built([world, folder], recipe, sources, lambda: build(recipe, world, folder), force)
+
+
+def ensure_built(folders: list[Path], recipe, sources: list[str], build: Callable[[], None], force: bool) -> bool:
+    """`ensure` for a `build` that writes `folders` and follows from a dataclass `recipe` and the files `sources`."""
+    digest = hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest()
     manifest = json.dumps({**asdict(recipe), "source": digest}, indent=2) + "\n"
-    paths = [world / MANIFEST, folder / MANIFEST]
+    paths = [folder / MANIFEST for folder in folders]
     if not force and all(path.is_file() and path.read_text() == manifest for path in paths):
         return False
     for path in paths:
         if path.is_file():  # a folder that we wrote: nothing of an earlier build stays behind
             shutil.rmtree(path.parent)
-    build(recipe, world, folder)
+    build()
     for path in paths:
         path.write_text(manifest)
     return True

@@ -34,6 +34,7 @@ Next:
   $PYTHON demo.py --model_id $RUN --folder $WORLD/test/images --text "A red circle at top left."
   bash scripts/test.sh                  # every test
   bash scripts/miniature_mbeir.sh       # stage 2 on the same world
+  bash scripts/lamra_rank/all.sh        # LamRA-Rank on it
   bash scripts/study/miniature.sh       # which pre-training data, and how much
   bash scripts/download.sh              # Qwen2-VL-7B, the NLI triplets, Flickr30K and COCO
   bash scripts/lamra_ret/pretrain.sh    # stage 1 at full size

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# LamRA-Rank in miniature, with the real scripts: mine what the stage-2 model confuses, train a reranker on it, rerank what
+# the stage-2 model retrieves. Ends with recall@1 before and after, pointwise against listwise, and what each costs.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+bash scripts/setup.sh
+source scripts/env.sh
+
+SEED=${SEED:-0}
+SPLIT=${SPLIT:-test} # settings were chosen on val
+RETRIEVER=checkpoints/miniature_LamRA_Ret # both stages, by miniature_mbeir.sh
+RETRIEVED=results/miniature_mbeir/both
+BASE=checkpoints/hf_models/miniature_rank
+RERANKER=checkpoints/miniature_LamRA_Rank
+RESULTS=results/miniature_rank
+
+export NUM_GPUS=${NUM_GPUS:-1} DATA_PATH=data/miniature_mbeir
+export TASKS=mscoco_task0_test,mscoco_task3_test,nights_task4,cirr_task7,infoseek_task6
+
+if [ ! -e "$RETRIEVED/test_global/metrics.json" ]; then SPLIT=test bash scripts/miniature_mbeir.sh; fi
+MODEL_ID=$RETRIEVER OUTPUT_DIR=$RETRIEVED bash scripts/eval/eval_mbeir.sh --split val --data_name "miniature M-BEIR"
+
+"$PYTHON" train/build_miniature_rank.py --seed "$SEED"
+
+# The pool holds candidates of all tasks: 400 deep, 20 of a query's own kind are among them.
+MODEL_ID=$RETRIEVER OUTPUT_DIR=$RESULTS/mined TOP=20 bash scripts/lamra_rank/mine.sh --search_depth 400 --seed "$SEED"
+
+MODEL_ID=miniature INIT=$BASE MINED=$RESULTS/mined/mined.jsonl OUTPUT_DIR=$RERANKER \
+  DS_STAGE=none BF16=False GRADIENT_CHECKPOINTING=False LORA_R=32 LORA_ALPHA=64 \
+  PER_DEVICE_BATCH_SIZE=16 GRAD_ACCUM=1 NUM_EPOCHS=${NUM_EPOCHS:-1} LR=${LR:-1e-3} \
+  bash scripts/lamra_rank/train_rerank.sh --seed "$SEED" --force True
+
+rm -rf "$RESULTS"/{base,trained} # answers of an earlier reranker
+rerank() {
+  MODEL_ID=$1 STYLE=$2 OUTPUT_DIR=$RESULTS/$3 RANKINGS=$RETRIEVED/${SPLIT}_local DEPTH=10 \
+    bash scripts/eval/rerank_mbeir.sh --split "$SPLIT" --data_name "miniature M-BEIR" "${@:4}"
+}
+rerank "$BASE" pointwise base --tune_weight "$RETRIEVED/val_local"
+rerank "$RERANKER" pointwise trained --tune_weight "$RETRIEVED/val_local"
+rerank "$RERANKER" listwise trained
+
+echo
+"$PYTHON" eval/compare_rerank.py --output_dir "$RESULTS" "base model=$RESULTS/base/pointwise" \
+  "pointwise=$RESULTS/trained/pointwise" "listwise=$RESULTS/trained/listwise"

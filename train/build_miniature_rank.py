@@ -47,7 +47,7 @@ ASSISTANT = "\n<|im_start|>assistant\n"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a build depends on; chosen on validation scenes. The phases' steps, then a step's examples."""
+    """What a build depends on. The phases' steps, then a step's examples."""
 
     seed: int = 0
     scenes: int = 2000  # to learn from

@@ -26,6 +26,11 @@ EVAL = "datasets/code-kunkun/LamRA_Eval"
 MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 CSV = b"sent0,sent1,hard_neg\n" + b"a dog runs,an animal moves,a dog sleeps\n" * 5000
 
+extracts = pytest.mark.skipif(
+    not hasattr(tarfile, "data_filter"),
+    reason="Python before 3.10.12 or 3.11.4: archives are not extracted, nor tested",
+)
+
 
 class FakeHub(ThreadingHTTPServer):
     """Serves `files` (repo -> name -> bytes); `breaks` are answers that stop half-way, `refuses` are answers 503."""
@@ -190,6 +195,7 @@ def test_a_model_is_safetensors_and_text_only(hub, run, tmp_path):
     assert [line.split("/")[-1] for line in hub.log if line.startswith("GET /Qwen")] == ["merges.txt"]
 
 
+@extracts
 def test_an_archive_is_extracted_once(hub, run, tmp_path):
     hub.files[EVAL] = {"flickr.tar.gz": archive(flickr())}
     assert run("flickr")[0] == 0
@@ -204,6 +210,7 @@ def test_an_archive_is_extracted_once(hub, run, tmp_path):
     assert status == 1 and "flickr is not complete: move it away" in printed
 
 
+@extracts
 @pytest.mark.parametrize("name", ["../escaped.txt", "images/../../escaped.txt", "/tmp/lamra-escaped.txt"])
 def test_a_malicious_archive_is_refused(hub, run, tmp_path, name):
     hub.files[EVAL] = {"flickr.tar.gz": archive(flickr(**{name: b"gotcha"}))}
@@ -213,6 +220,7 @@ def test_a_malicious_archive_is_refused(hub, run, tmp_path, name):
     assert not (tmp_path / "data/flickr").exists()
 
 
+@extracts
 def test_archives_that_are_damaged_or_others_are_named(tmp_path):
     path = tmp_path / "flickr.tar.gz"
     for content, sentence in (

@@ -1,7 +1,7 @@
 """The miniature world in twos: a query, a candidate and whether the candidate fits, for a model that learns to compare.
 
 Each side is a sentence or a picture. A candidate that fits tells of the query's scene or of one shape of it; one that
-does not differs in little, so that nothing but the comparison gives it away.
+does not differs in as much as is asked for, down to the kind of one shape.
 """
 
 from __future__ import annotations

@@ -233,8 +233,8 @@ def test_examples_with_a_shared_beginning_lose_and_learn_as_padded_ones(rank_bas
             inputs = teacher.processor.pad([build_miniature_rank.encoded(example) for example in group])
             hidden, _ = backbone.hidden(**inputs)  # (B, L, D)
             asked = [hidden[i, example.positions] for i, example in enumerate(group)]
-            targets = torch.tensor([token for example in group for token in example.answer])
-            losses.append(torch.nn.functional.cross_entropy(model.lm_head(torch.cat(asked)), targets))
+            wanted = torch.tensor([token for example in group for token in example.answer])
+            losses.append(torch.nn.functional.cross_entropy(model.lm_head(torch.cat(asked)), wanted))
         sum(losses).backward()
         found.append([*losses, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
     assert len(found[0]) == len(found[1]) > 50

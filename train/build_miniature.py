@@ -220,10 +220,15 @@ def next_token_loss(model: nn.Module, examples: list[Example], pad_id: int) -> T
         image_grid_thw=torch.tensor([[1, 6, 6]]).expand(len(pixels), 3),
         use_cache=False,
     ).last_hidden_state  # (B, L, D)
-    row = torch.tensor([i for i, example in enumerate(examples) for _ in example.answer])
-    position = torch.tensor([p for example in examples for p in example.positions])
-    target = torch.tensor([token for example in examples for token in example.answer])
+    row, position, target = answer_tokens(examples)
     return F.cross_entropy(model.lm_head(hidden[row, position]), target)
+
+
+def answer_tokens(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """(A,) each of all answer tokens: the example's number, where in it the token is predicted, and the token."""
+    row = [i for i, example in enumerate(examples) for _ in example.answer]
+    position = [p for example in examples for p in example.positions]
+    return torch.tensor(row), torch.tensor(position), torch.tensor([t for example in examples for t in example.answer])
 
 
 def train(model: nn.Module, corpus: Corpus, recipe: Recipe) -> float:

@@ -35,7 +35,7 @@ from lamra.datasets.miniature_comparisons import RESPECTS, Comparison, Shown, co
 from lamra.datasets.miniature_comparisons import picture as picture_of
 from lamra.models.backbone import Backbone
 from lamra.train import build_miniature
-from lamra.train.build_miniature import END_OF_TURN, Example, build_config, build_tokenizer, ensure_built
+from lamra.train.build_miniature import END_OF_TURN, Example, answer_tokens, build_config, build_tokenizer, ensure_built
 
 SIDES = list(product(("sentence", "picture"), repeat=2))
 FITS = "\nDoes the candidate meet the requirements? "
@@ -183,9 +183,7 @@ def next_token_loss(backbone: Backbone, examples: list[Example], processor: Proc
     if backbone.config.vision_start_token_id in shared:
         shared = shared[: shared.index(backbone.config.vision_start_token_id)]
     hidden, packing = backbone.hidden(**inputs, prefix=backbone.prefix_of(torch.tensor(shared)))  # (1, T, D)
-    row = torch.tensor([i for i, example in enumerate(examples) for _ in example.answer])  # (A,) of each answer token
-    position = torch.tensor([p for example in examples for p in example.positions])
-    target = torch.tensor([token for example in examples for token in example.answer])
+    row, position, target = answer_tokens(examples)
     asked = hidden[0, packing.starts[row] + position - len(shared)]  # (A, D)
     return F.cross_entropy(backbone.stock.lm_head(asked), target)
 

@@ -18,7 +18,10 @@ RESULTS=results/miniature_rank
 export NUM_GPUS=${NUM_GPUS:-1} DATA_PATH=data/miniature_mbeir
 export TASKS=mscoco_task0_test,mscoco_task3_test,nights_task4,cirr_task7,infoseek_task6
 
-if [ ! -e "$RETRIEVED/test_global/metrics.json" ]; then SPLIT=test bash scripts/miniature_mbeir.sh; fi
+if ! grep -qs "^ *\"seed\": $SEED,$" $RETRIEVER/run.json || [ ! -e "$RETRIEVED/${SPLIT}_global/metrics.json" ]; then
+  env -u LR -u NUM_EPOCHS SEED="$SEED" SPLIT="$SPLIT" bash scripts/miniature_mbeir.sh
+fi
+rm -rf "$RESULTS" # of an earlier retriever or reranker
 MODEL_ID=$RETRIEVER OUTPUT_DIR=$RETRIEVED bash scripts/eval/eval_mbeir.sh --split val --data_name "miniature M-BEIR"
 
 "$PYTHON" train/build_miniature_rank.py --seed "$SEED"
@@ -31,7 +34,6 @@ MODEL_ID=miniature INIT=$BASE MINED=$RESULTS/mined/mined.jsonl OUTPUT_DIR=$RERAN
   PER_DEVICE_BATCH_SIZE=16 GRAD_ACCUM=1 NUM_EPOCHS=${NUM_EPOCHS:-1} LR=${LR:-1e-3} \
   bash scripts/lamra_rank/train_rerank.sh --seed "$SEED" --force True
 
-rm -rf "$RESULTS"/{base,trained} # answers of an earlier reranker
 rerank() {
   MODEL_ID=$1 STYLE=$2 OUTPUT_DIR=$RESULTS/$3 RANKINGS=$RETRIEVED/${SPLIT}_local DEPTH=10 \
     bash scripts/eval/rerank_mbeir.sh --split "$SPLIT" --data_name "miniature M-BEIR" "${@:4}"

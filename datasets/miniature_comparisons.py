@@ -28,9 +28,9 @@ class Shown(NamedTuple):
     text: str | None = None
     variant: int = 0
 
-    def item(self, instruction: str | None = None) -> Item:
+    def item(self) -> Item:
         """For a prompt's words alone: of the picture it says that there is one."""
-        return Item("", self.text, () if self.text else ("a picture",), instruction)
+        return Item("", self.text, () if self.text else ("a picture",))
 
 
 class Comparison(NamedTuple):

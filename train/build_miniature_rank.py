@@ -5,7 +5,8 @@ which captions and names, cannot, and mined candidates do not teach it: they dif
 compare finds nothing in them. This one, of the same architecture and size, learns to first. Each phase is one that a
 model that knows the phases before can learn (all others that were tried stood still at chance): to name the shape in
 a picture, to caption pictures and answer questions about them, to compare single shapes that differ in all respects,
-to compare whole scenes, less and less different, in kind above all, and to be asked in LamRA-Rank's words.
+and to compare whole scenes, less and less different, in kind above all. It knows LamRA-Rank's words and how an answer
+is spelt, but was never asked in them: that is LamRA-Rank's part.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -40,7 +40,6 @@ from lamra.train.build_miniature import END_OF_TURN, Example, answer_tokens, bui
 SIDES = list(product(("sentence", "picture"), repeat=2))
 FITS = "\nDoes the candidate meet the requirements? "
 STYLE = "released"  # of LamRA-Rank's prompts, as scripts/lamra_rank/all.sh trains and asks
-INSTRUCTIONS = {tuple(key[:2]): prompts for key, prompts in miniature_mbeir.PROMPTS.items()}  # by modalities
 ANSWERS = (messages.YES, messages.NO, *map(messages.listwise_answer, range(1, messages.MOST_CANDIDATES + 1)))
 ASSISTANT = "\n<|im_start|>assistant\n"
 
@@ -56,7 +55,6 @@ class Recipe:
     shapes: int = 200  # at most: until the loss of the comparisons, averaged over some ten steps, is below `learnt`
     learnt: float = 0.4
     whole_scenes: int = 300
-    ranking: int = 140
     sentences: int = 12  # beside comparisons
     questions: int = 9
     comparisons: int = 96
@@ -101,17 +99,8 @@ class Teacher:
         return self._example([answer], answer + END_OF_TURN)
 
     def compare(self, one: Comparison) -> Example:
-        """In the words of this file."""
         parts = ["Query:", one.query, "Candidate:", one.candidate, FITS]
         return self._example(parts, messages.YES if one.fits else messages.NO)
-
-    def rank(self, one: Comparison) -> Example:
-        """In LamRA-Rank's words, with M-BEIR's instruction where there is one."""
-        modalities = tuple("text" if side.text else "image" for side in (one.query, one.candidate))
-        instruction = self.rng.choice(INSTRUCTIONS.get(modalities, (None,)))
-        asked = messages.pointwise_messages(STYLE, one.query.item(instruction), one.candidate.item())
-        answer = messages.YES if one.fits else messages.NO
-        return self._answered(asked, [one.query, one.candidate], answer + END_OF_TURN)
 
     def language(self, sentences: int, questions: int) -> list[Example]:
         """Captions, other wordings, questions and an answer's spelling; three pictures to a sentence, or two."""
@@ -144,12 +133,9 @@ class Teacher:
         content = []
         for part in parts:
             content += messages.shown(part.item() if isinstance(part, Shown) else Item("", part))
-        return self._answered([{"role": "user", "content": content}], parts, answer)
-
-    def _answered(self, asked: list[dict], parts: list[str | Shown], answer: str) -> Example:
         pictures = [part for part in parts if isinstance(part, Shown) and not part.text]
         pixels = [self.pixels(one.scene, one.variant) for one in pictures]
-        ids = self.processor.token_ids(asked, _grids(len(pixels)), "")
+        ids = self.processor.token_ids([{"role": "user", "content": content}], _grids(len(pixels)), "")
         return Example(ids, self._ids(answer), False, torch.cat(pixels) if pixels else None)
 
     def _pixels(self, scene: Scene, variant: int) -> Tensor:
@@ -220,26 +206,22 @@ def train(model: nn.Module, processor: Processor, recipe: Recipe) -> float:
     for _ in tqdm(range(recipe.language), desc="captions and questions"):
         training.step(teacher.language(sentences=20, questions=48))
 
-    def learn(comparisons: list[Comparison], ask: Callable[[Comparison], Example], rate: float = 1.0) -> float:
+    def learn(comparisons: list[Comparison], rate: float = 1.0) -> float:
         beside = teacher.language(recipe.sentences, recipe.questions)
-        return training.step([ask(one) for one in comparisons], beside, rate=rate)
+        return training.step([teacher.compare(one) for one in comparisons], beside, rate=rate)
 
     loss, steps = 1.0, tqdm(range(recipe.shapes), desc="comparing shapes")
     for _ in steps:
-        loss = 0.9 * loss + 0.1 * learn(teacher.shape_comparisons(recipe.comparisons), teacher.compare)
+        loss = 0.9 * loss + 0.1 * learn(teacher.shape_comparisons(recipe.comparisons))
         steps.set_postfix(loss=f"{loss:.3f}")
         if loss < recipe.learnt:
             break
     steps.close()
-    for name, count, ask, rate in (
-        ("comparing scenes", recipe.whole_scenes, teacher.compare, 1.0),
-        ("comparing in LamRA-Rank's words", recipe.ranking, teacher.rank, 0.5),
-    ):
-        losses, steps = [], tqdm(range(count), desc=name)
-        for step in steps:
-            comparisons = teacher.comparisons(recipe.comparisons, progress=step / count)
-            losses.append(learn(comparisons, ask, rate=rate * (1 - step / count)))
-            steps.set_postfix(loss=f"{losses[-1]:.3f}")
+    losses, steps = [], tqdm(range(recipe.whole_scenes), desc="comparing scenes")
+    for step in steps:
+        progress = step / recipe.whole_scenes
+        losses.append(learn(teacher.comparisons(recipe.comparisons, progress), rate=1 - progress))
+        steps.set_postfix(loss=f"{losses[-1]:.3f}")
     return sum(losses[-10:]) / len(losses[-10:])
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LamRA-Rank in miniature, with the real scripts: mine what the stage-2 model confuses, train a reranker on it, rerank what
 # the stage-2 model retrieves. Ends with recall@1 before and after, pointwise against listwise, and what each costs.
-# Minutes on 2 cores: 12 for both stages (miniature_mbeir.sh), 8 for a base model that can compare, 12 for the rest.
+# Minutes on 2 cores: 13 for both stages (miniature_mbeir.sh), 12 for a base model that can compare, 17 for the rest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 bash scripts/setup.sh

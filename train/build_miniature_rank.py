@@ -5,8 +5,8 @@ which captions and names, cannot, and mined candidates do not teach it: they dif
 compare finds nothing in them. This one, of the same architecture and size, learns to first. Each phase is one that a
 model that knows the phases before can learn (all others that were tried stood still at chance): to name the shape in
 a picture, to caption pictures and answer questions about them, to compare single shapes that differ in all respects,
-and to compare whole scenes, less and less different, in kind above all. It knows LamRA-Rank's words and how an answer
-is spelt, but was never asked in them: that is LamRA-Rank's part.
+and to compare whole scenes, less and less different, in kind above all. It can spell LamRA-Rank's answers and its
+tokenizer has the words of the prompts, but it was never asked in them: that is left to LamRA-Rank's training.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Teacher:
         return replace(example, prompt=example.prompt[:-after])
 
     def spell(self, answer: str) -> Example:
-        """How an answer is spelt; what it means is left to LamRA-Rank's training."""
+        """How an answer of LamRA-Rank is spelt, not what it means."""
         return self._example([answer], answer + END_OF_TURN)
 
     def compare(self, one: Comparison) -> Example:

@@ -29,7 +29,8 @@ MODEL_ID=$RETRIEVER OUTPUT_DIR=$RETRIEVED bash scripts/eval/eval_mbeir.sh --spli
 # The pool holds candidates of all tasks: 2,000 deep, 100 of a query's own kind are among them.
 MODEL_ID=$RETRIEVER OUTPUT_DIR=$RESULTS/mined bash scripts/lamra_rank/mine.sh --search_depth 2000 --seed "$SEED"
 
-# The answers are new to this base model: it is far off in the first steps, so gradients are clipped.
+# The prompts are new to this base model, so the first steps are far off: a longer warm-up, clipped gradients. A model this
+# small needs no dropout.
 MODEL_ID=miniature INIT=$BASE MINED=$RESULTS/mined/mined.jsonl OUTPUT_DIR=$RERANKER \
   DS_STAGE=none BF16=False GRADIENT_CHECKPOINTING=False LORA_R=32 LORA_ALPHA=64 \
   PER_DEVICE_BATCH_SIZE=16 GRAD_ACCUM=1 NUM_EPOCHS=${NUM_EPOCHS:-1} LR=${LR:-1e-3} \

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+import torch
+from conftest import call
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import RankPrompts
 from lamra.datasets.items import Item
+from lamra.eval import embed
+from lamra.eval.zeroshot import evaluate
+from lamra.train import merge_lora
 
 PUBLISHED = {"min_pixels": 3136, "max_pixels": 12845056}
 # How transformers of several versions write the same limits.
@@ -110,3 +117,73 @@ def test_a_reranker_is_trained_on_cut_texts_and_asked_about_whole_ones(tiny_mode
     )
     assert first.count("\U0001f98a") == 2 and second.count("\U0001f98a") == 6
     assert first.count("\ufffd") == (2 if style == "released" else 0)
+
+
+@pytest.fixture(scope="module")
+def published(tiny_model, tmp_path_factory):
+    """A base model as published (transformers 4: flat config, key layout, shards, chat_template.json), an adapter."""
+    folder, adapter = tmp_path_factory.mktemp("published"), tmp_path_factory.mktemp("adapter")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, folder)
+    template = (tiny_model / "chat_template.jinja").read_text()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    processor = json.loads((tiny_model / "preprocessor_config.json").read_text())
+    processor.pop("size", None)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor | PUBLISHED))
+
+    config = json.loads((tiny_model / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text |= {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+    }
+    (folder / "config.json").write_text(json.dumps(text | config | {"transformers_version": "4.41.2"}))
+
+    state = load_file(tiny_model / "model.safetensors")
+    state = {re.sub(r"^model\.(language_model\.|(?=visual))", r"model.", name): t for name, t in state.items()}
+    state = {name.replace("model.visual", "visual"): tensor for name, tensor in state.items()}
+    assert "model.embed_tokens.weight" in state and any(name.startswith("visual.blocks.0.") for name in state)
+    shards = {"model-00001-of-00002.safetensors": {}, "model-00002-of-00002.safetensors": {}}
+    for i, name in enumerate(sorted(state)):
+        list(shards.values())[i % 2][name] = state[name]
+    for name, tensors in shards.items():
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+    weight_map = {tensor: name for name, tensors in shards.items() for tensor in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+    generator = torch.Generator().manual_seed(0)
+    linears = [name.removesuffix(".weight") for name in state if re.search(r"layers\.\d+\..*_proj\.weight", name)]
+    lora = {}
+    for name in linears:
+        rows, columns = state[f"{name}.weight"].shape
+        for part, shape in (("lora_A", (8, columns)), ("lora_B", (rows, 8))):
+            lora[f"base_model.model.{name}.{part}.weight"] = 0.1 * torch.randn(shape, generator=generator)
+    save_file(lora, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = dict(peft_type="LORA", r=8, lora_alpha=16, lora_dropout=0.05, target_modules=linears, bias="none")
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(folder)}))
+    return folder, adapter
+
+
+def test_an_adapter_of_transformers_4_and_its_merged_folder_give_one_result(published, tmp_path):
+    base, adapter = published
+    pictures, rng = tmp_path / "images", np.random.default_rng(0)
+    pictures.mkdir()
+    for i in range(6):  # above the cap, where the published keys once let 1.4 times the tokens through
+        blocks = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(blocks).resize((640, 480)).save(pictures / f"{i}.png")
+    (tmp_path / "captions.json").write_text(json.dumps([f"picture {i // 5}, caption {i % 5}" for i in range(30)]))
+    items = [{"id": "text", "text": "a dog"}, {"id": "picture", "image": "0.png"}]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+
+    call(merge_lora.main, model_id=adapter, save_path=tmp_path / "merged", dtype="fp32")
+    found = []
+    for name, model in (("adapter", adapter), ("merged", tmp_path / "merged"), ("base", base)):
+        data = dict(image_data_path=pictures, text_data_path=tmp_path / "captions.json")
+        call(lambda: evaluate("Flickr30K"), model_id=model, output_dir=tmp_path / name, **data)
+        call(embed.main, model_id=model, input=tmp_path / "items.jsonl", image_root=pictures, output=tmp_path / "e.npz")
+        vectors = np.load(tmp_path / "e.npz")["embeddings"]
+        found.append(((tmp_path / name / "metrics.json").read_bytes(), vectors))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
+    assert np.abs(found[0][1] - found[2][1]).max() > 0.01  # the adapter does something

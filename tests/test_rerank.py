@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import call, run_script
 
 from lamra.collators.messages import listwise_messages, pointwise_messages
 from lamra.collators.processing import Processor
@@ -28,7 +28,6 @@ from lamra.models.settings import Settings
 from lamra.train import train_rerank
 from lamra.train.arguments import ModelArguments
 from lamra.train.build import build_embedder, build_reranker
-from lamra.train.entrypoint import run as entrypoint
 from lamra.train.limits import memory_sentence
 
 TASKS = "mscoco_task0_test,infoseek_task6"  # text to picture, picture and text to text
@@ -73,14 +72,6 @@ def mbeir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mbeir")
     build_mbeir(folder, seed=0, train=8, gallery=6)
     return folder
-
-
-def call(main, **named) -> None:
-    """An entrypoint in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        flags = [str(part) for name, value in named.items() for part in (f"--{name}", value)]
-        patch.setattr(sys, "argv", ["entrypoint", *flags])
-        entrypoint(main)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
 from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
 
+QUERIES_TOGETHER = 16_384  # of a search: other processes wait while the first looks which candidates are usable
+
 
 @dataclass
 class MineArguments(RetrieverArguments):
@@ -154,14 +156,19 @@ def searched_together(
     """Numbers of queries, and the pool's rows that they choose from: all, or those of the kinds of their positives."""
     pool = pairs.pool
     if not own_kind:
-        yield np.arange(len(queries)), np.arange(len(pool))
+        yield from _in_parts(np.arange(len(queries)), np.arange(len(pool)))
         return
     kinds = dataset_of(pool.keys) * len(MODALITIES) + pool.modalities  # (N,)
     members: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for query, row in enumerate(queries.rows):
         members[tuple(np.unique(kinds[pairs.answers(int(row))]).tolist())].append(query)
     for wanted, together in members.items():
-        yield np.array(together), np.flatnonzero(np.isin(kinds, wanted))
+        yield from _in_parts(np.array(together), np.flatnonzero(np.isin(kinds, wanted)))
+
+
+def _in_parts(queries: np.ndarray, candidates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(queries), QUERIES_TOGETHER):
+        yield queries[start : start + QUERIES_TOGETHER], candidates
 
 
 def usable(pairs: MBEIRPairs, answers: list[int], candidates: list[int]) -> set[int]:

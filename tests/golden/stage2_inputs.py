@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,23 +23,21 @@ from lamra.datasets.mbeir import CANDIDATE, QUERY, Instructions, MBEIRPairs, Row
 from lamra.datasets.mbeir_files import INSTRUCTIONS, TRAIN_QUERIES, global_pool
 
 EMB = "<emb>"
+TIE = 1e-5  # a difference of cosines that rounding may make
 PIXEL_STEP = 17  # the files hold every 17th row of a pixel matrix
 ONE_PROMPT = "instructions/one_prompt.tsv"
 
 
 class Values:
-    """Upstream's values of one kind, "upstream_mbeir" or "upstream_rank": tensors and json, and their keys' names."""
+    """Upstream's values of one kind, tensors and json, and what their keys are called in the report."""
 
-    def __init__(self, folder: Path, name: str):
-        self.name = name
-        self.tensors = load_file(folder / f"{name}.safetensors")
-        self.json = read_json(folder / f"{name}.json")
-        self.fields = {
-            path: values for key, value in self.json.items() for path, values in json_fields(key, value).items()
-        }
+    def __init__(self, name: str, tensors: dict[str, Tensor], entries: dict | None = None):
+        self.name, self.tensors, self.json = name, tensors, entries or {}
+        self.paths = [path for key, value in self.json.items() for path in json_fields(key, value)]
 
-    def keys(self) -> list[str]:
-        return [f"{self.name}:{key}" for key in self.tensors] + [f"{self.name}.json:{path}" for path in self.fields]
+    @classmethod
+    def read(cls, folder: Path, name: str) -> Values:
+        return cls(name, load_file(folder / f"{name}.safetensors"), read_json(folder / f"{name}.json"))
 
     def key(self, name: str) -> str:
         return f"{self.name}:{name}"
@@ -46,22 +45,27 @@ class Values:
     def json_key(self, path: str) -> str:
         return f"{self.name}.json:{path}"
 
-    def of(self, *prefixes: str) -> list[str]:
-        """Keys of tensors and paths of the json that begin so: what a part of the comparison must account for."""
-        tensors = [self.key(key) for key in self.tensors if key.startswith(prefixes)]
-        return tensors + [self.json_key(path) for path in self.fields if path.startswith(prefixes)]
+    def keys(self, *prefixes: str) -> list[str]:
+        """Keys of the tensors and fields that begin so; without prefixes all."""
+        tensors = [self.key(key) for key in self.tensors if key.startswith(prefixes or "")]
+        return tensors + [self.json_key(path) for path in self.paths if path.startswith(prefixes or "")]
 
-    def compare_json(self, comparison: Comparison, name: str, what: str, found) -> None:
-        """Compare all fields of json entry `name` that `found`, of the same structure, has."""
+    def compare_json(self, comparison: Comparison, name: str, what: str, found, expected=None) -> None:
+        """Compare the fields of json entry `name` that `found` has; `expected` is the entry where it was adapted."""
+        fields = json_fields(name, self.json[name] if expected is None else expected)
         for path, values in json_fields(name, found).items():
-            if path in self.fields:
-                comparison.equal(self.json_key(path), what, values, self.fields[path])
+            if path in fields:
+                comparison.equal(self.json_key(path), what, values, fields[path])
 
 
 class Benchmark:
     """A reference folder's M-BEIR, laid out in a folder that can be written, with all its pictures."""
 
     def __init__(self, golden: Path, root: Path, photographs: Path):
+        """
+        Args:
+            photographs: what to link as mbeir_images/coco where the reference folder has no such folder.
+        """
         self.root = root
         source = golden / "mbeir"
         for path in source.rglob("*"):
@@ -72,9 +76,10 @@ class Benchmark:
         pictures = root / "mbeir_images"
         pictures.mkdir()
         for path in (source / "mbeir_images").iterdir():
-            os.symlink(path, pictures / path.name)
-        if not (pictures / "coco").exists():
-            os.symlink(photographs, pictures / "coco")
+            os.symlink(path.resolve(), pictures / path.name)
+        self.photographs = pictures / "coco"
+        if not self.photographs.exists():
+            os.symlink(photographs.resolve(), self.photographs)
         self.train_queries, self.train_pool = self.queries(TRAIN_QUERIES), self.pool(global_pool("train"))
         self.test_queries = self.queries(_only(root, "query/test/*.jsonl"))
         self.test_pool = self.pool(global_pool("test"))
@@ -113,8 +118,6 @@ def item_of(rows: Rows, identifier: str, instruction: str | None = None) -> Item
 
 def flickr(golden: Path, folder: Path, values: dict) -> CaptionedImages:
     """The pictures and captions of json entry "flickr", written in LamRA_Eval's layout and read by the project."""
-    import json
-
     folder.mkdir()
     for sentence in values["pictures"]:  # "mbeir_images/small/s00.jpg, converted to RGB, as 0.png"
         source, name = re.fullmatch(r"(\S+), converted to RGB, as (\S+)", sentence).groups()
@@ -146,17 +149,12 @@ def compare_recipe(comparison: Comparison, values: Values, config: dict, folder:
         # A sum depends on its order in the last digits.
         "tensors": {n: [list(t.shape), _rounded(float(t.double().abs().sum()))] for n, t in state.items()},
     }
-    path = "model.tensors"
-    values.fields[path] = [{n: [shape, _rounded(total)] for n, (shape, total) in expected["tensors"].items()}]
-    values.compare_json(comparison, "model", "weights drawn by the recipe", found)
+    tensors = {name: [shape, _rounded(total)] for name, (shape, total) in expected["tensors"].items()}
+    values.compare_json(comparison, "model", "drawn by the recipe", found, {**expected, "tensors": tensors})
 
 
 def _rounded(total: float) -> str:
     return f"{total:.8e}"
-
-
-def encoded_items(processor: Processor, items: Sequence[Item]) -> list[dict | Exception]:
-    return attempts(processor.encode, items)
 
 
 def attempts(function: Callable, arguments: Sequence) -> list:
@@ -219,10 +217,10 @@ def compare_inputs(
         comparison.equal(values.key(f"{key}.image_grid_thw"), what, grid, values.tensors[f"{key}.image_grid_thw"])
     elif grids:
         comparison.fail(values.key(f"{key}.image_grid_thw"), "upstream has no picture in this batch, and we have")
-    if f"{key}.pixel_rows_fp16" in values.tensors:
-        pixels = torch.cat([one["pixel_values"] for one in whole if one["pixel_values"] is not None])
-        rows = pixels[::PIXEL_STEP].half()
-        comparison.equal(values.key(f"{key}.pixel_rows_fp16"), what, rows, values.tensors[f"{key}.pixel_rows_fp16"])
+    for name in (f"{key}.pixel_rows_fp16", f"{key}.pixel_values_fp16"):
+        if name in values.tensors:
+            pixels = torch.cat([one["pixel_values"] for one in whole if one["pixel_values"] is not None])
+            comparison.equal(values.key(name), what, pixels[::PIXEL_STEP].half(), values.tensors[name])
 
 
 def rendered(processor: Processor, encoded: dict | Exception) -> str | Exception:
@@ -234,8 +232,14 @@ def rendered(processor: Processor, encoded: dict | Exception) -> str | Exception
 
 
 def upstream_text(text: str) -> str:
-    """Upstream's rendered text up to its tail. The tokenizer composes characters (NFC), so its tokens decode to that."""
+    """Upstream's rendered text up to its tail, composed (NFC) as the tokenizer does before it splits."""
     return unicodedata.normalize("NFC", text[: text.rindex(EMB)] if EMB in text else text)
+
+
+def ambiguous(items: Sequence[Item]) -> dict[int, str]:
+    """Rows that cannot be compared -> why."""
+    reason = f"the text holds a literal {EMB}, which upstream takes for its own token and pools there"
+    return {row: reason for row, item in enumerate(items) if EMB in f"{item.instruction} {item.text}"}
 
 
 def draws(pairs: MBEIRPairs, query: str, positive: str, prompt: str) -> tuple[str | None, str | None]:
@@ -247,7 +251,7 @@ def draws(pairs: MBEIRPairs, query: str, positive: str, prompt: str) -> tuple[st
     return positive if candidate in pairs.positives(row) else None, prompt if prompt in prompts else None
 
 
-def same_ranking(scores: Tensor, found: Sequence[int], expected: Sequence[int], within: float) -> list[int]:
+def same_ranking(scores: Tensor, found: Sequence[int], expected: Sequence[int]) -> list[int]:
     """`expected` with candidates whose scores are equal, within a tolerance, put in the order of `found`.
 
     Args:
@@ -255,6 +259,6 @@ def same_ranking(scores: Tensor, found: Sequence[int], expected: Sequence[int], 
     """
     ordered = list(expected)
     for place, (one, other) in enumerate(zip(found, expected)):
-        if one != other and abs(float(scores[one] - scores[other])) <= within:
+        if one != other and abs(float(scores[one] - scores[other])) <= TIE:
             ordered[place] = one
     return ordered

@@ -11,14 +11,13 @@ from types import SimpleNamespace
 import torch
 from comparison import Comparison, gradients, read_json
 from stage2_inputs import (
-    EMB,
     Benchmark,
     Values,
+    ambiguous,
     attempts,
     compare_inputs,
     compare_recipe,
     draws,
-    encoded_items,
     flickr,
     item_of,
     model_folder,
@@ -45,19 +44,19 @@ from lamra.models.losses import info_nce
 TEXT_MAX_TOKENS = 480  # scripts/lamra_ret/finetune.sh
 TEMPERATURE = 0.05
 BATCH = 16  # of upstream's evaluation
+TOKENS_OF_A_FORWARD = 16384
 
 
 class Stage2:
     def __init__(self, comparison: Comparison, golden: Path, work: Path, processor: Path, photographs: Path, model):
-        self.comparison, self.golden, self.work, self.photographs = comparison, golden, work, photographs
-        self.values = Values(golden, "upstream_mbeir")
+        self.comparison, self.golden, self.work = comparison, golden, work
+        self.values = Values.read(golden, "upstream_mbeir")
         self.mbeir = Benchmark(golden, work / "retriever_mbeir", photographs)
         self.config = read_json(golden / "config_retriever.json")
         self.emb = self.config["vocab_size"] - 1  # upstream added <emb> as the last token
         self.drawn = model_folder(golden, self.values, "config_retriever.json", processor, work / "retriever")
-        # Texts of the edge cases are longer than the default budget of a forward.
         arguments = RetrieverArguments(
-            str(model or self.drawn), bf16=False, num_workers=0, max_tokens_per_batch=16384, model_max_length=8192
+            str(model or self.drawn), bf16=False, num_workers=0, max_tokens_per_batch=TOKENS_OF_A_FORWARD
         )
         self.retriever: Retriever = load_retriever(arguments)
         self.processor = self.retriever.processor
@@ -65,15 +64,16 @@ class Stage2:
 
     def compare(self) -> None:
         for part, keys in (
-            (self.recipe, self.values.of("model")),
-            (self.instructions, self.values.of("instructions")),
-            (lambda: self.batches("train"), self.values.of("train")),
-            (lambda: self.batches("hardneg"), self.values.of("hardneg")),
-            (self.evaluation, self.values.of("eval_query", "eval_cand", "edge_query", "edge_cand")),
-            (self.script, self.values.of("script", "mined")),
-            (self.made_up_recall, self.values.of("recall")),
-            (self.flickr, self.values.of("flickr")),
-            (self.pictures, self.values.of("photographs")),
+            (self.recipe, self.values.keys("model")),
+            (self.instructions, self.values.keys("instructions")),
+            (lambda: self.batches("train"), self.values.keys("train")),
+            (lambda: self.batches("hardneg"), self.values.keys("hardneg")),
+            (self.evaluation, self.values.keys("eval_query", "eval_cand", "edge_query", "edge_cand")),
+            (self.script, self.values.keys("script")),
+            (self.mined, self.values.keys("mined")),
+            (self.made_up_recall, self.values.keys("recall")),
+            (self.flickr, self.values.keys("flickr")),
+            (self.pictures, self.values.keys("photographs")),
         ):
             with self.comparison.computing(*keys):
                 part()
@@ -89,40 +89,29 @@ class Stage2:
             item = item_of(self.mbeir.train_queries, entry["qid"], entry["prompt"])
             text = rendered(self.training, self.training.encode(item))
             found.append(dict(qid=item.id, positive=positive, prompt=prompt, text=text))
-        for entry in self.values.json["instructions"]:
-            entry["text"] = upstream_text(entry["text"])
-        self.refresh("instructions")
-        self.values.compare_json(self.comparison, "instructions", "could be drawn, and renders to", found)
-
-    def refresh(self, name: str) -> None:
-        """Take the fields of a json entry anew, after upstream's tails were cut from it."""
-        from comparison import json_fields
-
-        self.values.fields.update(json_fields(name, self.values.json[name]))
+        expected = [{**entry, "text": upstream_text(entry["text"])} for entry in self.values.json["instructions"]]
+        self.values.compare_json(self.comparison, "instructions", "could be drawn, and renders to it", found, expected)
 
     def batches(self, kind: str) -> None:
         """Training batches: what RetrievalCollator, Embedder and info_nce make of the rows that upstream drew."""
         found = []
         for number, entry in enumerate(self.values.json[kind]):
-            with self.comparison.computing(*self.values.of(f"{kind}.{number}.")):
+            with self.comparison.computing(*self.values.keys(f"{kind}.{number}.")):
                 found.append(self.batch(f"{kind}.{number}", entry))
-        for entry in self.values.json[kind]:
-            for name in ("query_texts", "candidate_texts"):
-                if name in entry:
-                    entry[name] = [upstream_text(text) for text in entry[name]]
-        self.refresh(kind)
-        self.values.compare_json(self.comparison, kind, "rows, instructions and rendered texts", found)
+        texts = ("query_texts", "candidate_texts")
+        expected = [
+            {name: list(map(upstream_text, value)) if name in texts else value for name, value in entry.items()}
+            for entry in self.values.json[kind]
+        ]
+        self.values.compare_json(self.comparison, kind, "can be drawn; rendered texts", found, expected)
 
     def batch(self, key: str, entry: dict) -> dict:
         values, mbeir = self.values, self.mbeir
         drawn = [draws(mbeir.train_pairs, *one) for one in zip(entry["queries"], entry["positives"], entry["prompts"])]
-        negatives = [(item_of(mbeir.train_pool, did),) for did in entry.get("negatives", [])]
-        pairs = [
-            Pair(item_of(mbeir.train_queries, qid, prompt), item_of(mbeir.train_pool, did), *negative)
-            for qid, did, prompt, negative in zip(
-                entry["queries"], entry["positives"], entry["prompts"], zip(negatives) if negatives else [()] * len(drawn)
-            )
-        ]
+        queries = [item_of(mbeir.train_queries, *one) for one in zip(entry["queries"], entry["prompts"])]
+        parts = [[item_of(mbeir.train_pool, did) for did in entry.get(name, [])] for name in ("positives", "negatives")]
+        negatives = [(item,) for item in parts[1]] or [()] * len(queries)
+        pairs = [Pair(*items) for items in zip(queries, parts[0], negatives)]
         collator = RetrievalCollator(self.training)
         encoded = attempts(collator.encode, pairs)
         broken = [one for one in encoded if isinstance(one, Exception)]
@@ -168,7 +157,7 @@ class Stage2:
         }
 
     def labels(self, key: str, rows: Sequence[dict]) -> None:
-        """Upstream's labels of stage 2 are its ids again, ignored where they are the padding token: no loss reads them."""
+        """Upstream's labels of stage 2 are its ids again, but for the padding token: no loss reads them."""
         labels, mask = self.values.tensors[f"{key}.labels"].long(), self.values.tensors[f"{key}.attention_mask"].bool()
         pad = self.training.tokenizer.pad_token_id
         expected, found = [], []
@@ -190,10 +179,10 @@ class Stage2:
         for name, rows in (("eval_query", mbeir.test_queries), ("eval_cand", mbeir.test_pool)):
             ids = [rows.id(row) for row in range(len(rows))]
             self.values.compare_json(self.comparison, name, "order of the file", ids)
-        with self.comparison.computing(*self.values.of("edge_cand")):
+        with self.comparison.computing(*self.values.keys("edge_cand")):
             edge = mbeir.pool("edge/cand_pool.jsonl")
             self.evaluated("edge_cand", attempts(edge.item, range(len(edge))))
-        with self.comparison.computing(*self.values.of("edge_query")):
+        with self.comparison.computing(*self.values.keys("edge_query")):
             queries = mbeir.queries("edge/query.jsonl")
             self.evaluated("edge_query", list(self.instructed(queries, mbeir.pool("edge/cand_pool.jsonl"))))
 
@@ -202,11 +191,8 @@ class Stage2:
         hidden, skipped = [], {}
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
-            encoded = encoded_items(self.processor, batch)
-            reasons = {}
-            for row, item in enumerate(batch):
-                if EMB in (item.text or ""):
-                    reasons[row] = f"the text holds a literal {EMB}, which upstream takes for its own and pools there"
+            encoded = attempts(self.processor.encode, batch)
+            reasons = ambiguous(batch)
             compare_inputs(
                 self.comparison,
                 self.values,
@@ -242,8 +228,7 @@ class Stage2:
 
         rows = [[row_of(mbeir.test_pool, did) for did in dids] for dids in expected["cand_names"]]
         whole = query @ gallery.T
-        expected["cand_names"] = [same_ranking(*one, within=1e-6) for one in zip(whole, found.tolist(), rows)]
-        self.refresh("script")
+        expected = {**expected, "cand_names": [same_ranking(*one) for one in zip(whole, found.tolist(), rows)]}
         answers = mbeir.answers()
         results = []
         for sentence in expected["results"]:
@@ -256,10 +241,10 @@ class Stage2:
             "script",
             "ranking, ties in our order; recall",
             {"query_names": ids, "cand_names": found.tolist(), "results": results},
+            expected,
         )
-        self.mined(whole)
 
-    def mined(self, scores: torch.Tensor) -> None:
+    def mined(self) -> None:
         """What mining keeps of the whole pool, and the file it writes.
 
         Upstream keeps the positives in its file and drops them when training reads it; mining here drops them, and
@@ -269,7 +254,8 @@ class Stage2:
         values, mbeir = self.values, self.mbeir
         expected = values.json["mined"]
         pairs = MBEIRPairs(mbeir.train_queries, mbeir.train_pool, mbeir.one_prompt)
-        pool = [mbeir.train_pool.id(row) for row in range(len(mbeir.train_pool))]
+        gallery = self.retriever.encode(mbeir.train_pool, "candidates")
+        scores = self.retriever.encode(TrainingQueries(pairs), "queries") @ gallery.T
         order = scores.argsort(dim=1, descending=True, stable=True)
         top = max(len(one["top100_docs"]) for one in expected.values())
         arguments = SimpleNamespace(own_kind=False, top=top)
@@ -280,16 +266,17 @@ class Stage2:
         for qid, dids in mined_candidates(folder / "mined.jsonl"):
             files[1].setdefault(qid, []).extend(dids)
         assert files[0] == files[1]
+        rankings = {}
         for qid, entry in expected.items():
             row = row_of(mbeir.train_queries, qid)
-            places = [row_of(mbeir.train_pool, did) for did in entry["top100_docs"]]
-            wrong = usable(pairs, row, places, own_kind=False)
-            places = [place for place in places if place in wrong]
-            found = [row_of(mbeir.train_pool, did) for did in ours[qid]["top100_docs"][: len(places)]]
-            entry["top100_docs"] = [pool[place] for place in same_ranking(scores[row], found, places, within=1e-6)]
-            ours[qid]["top100_docs"] = [pool[place] for place in found]
-        self.refresh("mined")
-        values.compare_json(self.comparison, "mined", "mined from our scores, without positives and their equals", ours)
+            ranking = [row_of(mbeir.train_pool, did) for did in entry["top100_docs"]]
+            wrong = usable(pairs, row, ranking, own_kind=False)
+            ranking = [candidate for candidate in ranking if candidate in wrong]
+            found = [row_of(mbeir.train_pool, did) for did in ours[qid]["top100_docs"][: len(ranking)]]
+            rankings[qid] = {**entry, "top100_docs": same_ranking(scores[row], found, ranking)}
+            ours[qid]["top100_docs"] = found
+        what = "mined from our scores; without positives and their equals, ties in our order"
+        values.compare_json(self.comparison, "mined", what, ours, rankings)
 
     def made_up_recall(self) -> None:
         values = self.values.json["recall"]
@@ -301,7 +288,9 @@ class Stage2:
         relevant = [[names[did] for did in dids] for dids in values["qrels"].values()]
         found = {"qrels": values["qrels"], "ranking": values["ranking"], "recall": {}, "mean": {}}
         for k in values["recall"]:
-            each = [recall_at_k(ranking[row : row + 1], relevant[row : row + 1], int(k)) for row in range(len(relevant))]
+            each = [
+                recall_at_k(ranking[row : row + 1], relevant[row : row + 1], int(k)) for row in range(len(relevant))
+            ]
             found["recall"][k] = each
             found["mean"][k] = recall_at_k(ranking, relevant, int(k))
         self.values.compare_json(self.comparison, "recall", "recall_at_k", found)
@@ -317,8 +306,8 @@ class Stage2:
             ("text", data.texts),
         ):
             key = f"flickr_finetuned.{name}"
-            with self.comparison.computing(*self.values.of(key)):
-                encoded = encoded_items(self.processor, items[: len(self.values.tensors[f"{key}.input_ids"])])
+            with self.comparison.computing(*self.values.keys(key)):
+                encoded = attempts(self.processor.encode, items[: len(self.values.tensors[f"{key}.input_ids"])])
                 compare_inputs(self.comparison, self.values, key, encoded, "mode finetuned", tail=self.emb)
                 with torch.no_grad():
                     hidden = self.retriever.embedder.hidden_state(**self.processor.pad(encoded))
@@ -329,7 +318,7 @@ class Stage2:
     def pictures(self) -> None:
         found = {}
         for name in self.values.json["photographs"]:
-            pixels = self.processor.pixels(Item(name, images=(self.photographs / name,)))
+            pixels = self.processor.pixels(Item(name, images=(self.mbeir.photographs / name,)))
             digest = hashlib.sha256((pixels["pixel_values"].float() + 0.0).numpy().tobytes())
             found[name] = {"grid": pixels["image_grid_thw"][0].tolist(), "sha256": digest.hexdigest()}
         self.values.compare_json(self.comparison, "photographs", "Processor.pixels", found)

@@ -9,7 +9,8 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import torch
-from comparison import Comparison, gradients, json_fields, read_json, real_tokens, rotary_positions
+import torch.nn.functional as F
+from comparison import Comparison, gradients, read_json, rotary_positions
 from stage2_inputs import (
     Benchmark,
     Values,
@@ -32,10 +33,10 @@ from lamra.collators.messages import (
     listwise_answer,
 )
 from lamra.collators.processing import Processor
-from lamra.collators.rerank import RerankTrainingCollator, Shown
+from lamra.collators.rerank import IGNORED, RerankTrainingCollator, Shown
 from lamra.datasets.items import Item
 from lamra.datasets.rerank import RerankExample, RerankExamples, mined_candidates
-from lamra.eval.eval_rerank import WEIGHTS
+from lamra.eval.eval_rerank import WEIGHTS, RerankArguments
 from lamra.eval.metrics import recall_at_k
 from lamra.eval.rerank import Judge, load_judge, reranked
 from lamra.eval.retriever import RetrieverArguments
@@ -44,18 +45,23 @@ from lamra.train.rerank_trainer import RerankTrainer
 from lamra.train.train_rerank import RerankTrainingArguments
 
 CAPTIONS_PER_IMAGE = 5
+TOKENS_OF_A_FORWARD = 16384
 PARTS = 3  # prompts of a training example: Yes, No, list
 
 
 class Rank:
     def __init__(self, comparison: Comparison, golden: Path, work: Path, processor: Path, photographs: Path, model):
         self.comparison, self.golden, self.work = comparison, golden, work
-        self.values = Values(golden, "upstream_rank")
+        self.values = Values.read(golden, "upstream_rank")
         self.mbeir = Benchmark(golden, work / "reranker_mbeir", photographs)
         self.config = read_json(golden / "config_reranker.json")
         self.drawn = model_folder(golden, self.values, "config_reranker.json", processor, work / "reranker")
         arguments = RetrieverArguments(
-            str(model or self.drawn), bf16=False, num_workers=0, max_tokens_per_batch=16384, model_max_length=8192
+            str(model or self.drawn),
+            bf16=False,
+            num_workers=0,
+            max_tokens_per_batch=TOKENS_OF_A_FORWARD,
+            model_max_length=RerankArguments.model_max_length,
         )
         self.judge: Judge = load_judge(arguments)
         self.training = Processor(
@@ -67,15 +73,15 @@ class Rank:
 
     def compare(self) -> None:
         for part, keys in (
-            (self.recipe, self.values.of("model")),
-            (self.mined, self.values.of("mined")),
-            (self.batches, self.values.of("train")),
-            (self.pointwise, self.values.of("eval_pointwise")),
-            (self.listwise, self.values.of("eval_listwise")),
-            (self.edge, self.values.of("edge")),
-            (self.flickr, self.values.of("flickr")),
-            (self.answers, self.values.of("p_yes")),
-            (self.fusion, self.values.of("fusion")),
+            (self.recipe, self.values.keys("model")),
+            (self.mined, self.values.keys("mined")),
+            (self.batches, self.values.keys("train")),
+            (self.pointwise, self.values.keys("eval_pointwise")),
+            (self.listwise, self.values.keys("eval_listwise")),
+            (self.edge, self.values.keys("edge")),
+            (self.flickr, self.values.keys("flickr")),
+            (self.answers, self.values.keys("p_yes")),
+            (self.fusion, self.values.keys("fusion")),
         ):
             with self.comparison.computing(*keys):
                 part()
@@ -111,11 +117,10 @@ class Rank:
     def batches(self) -> None:
         found = []
         for number, entry in enumerate(self.values.json["train"]):
-            with self.comparison.computing(*self.values.of(f"train.{number}.")):
+            with self.comparison.computing(*self.values.keys(f"train.{number}.")):
                 found.append(self.batch(f"train.{number}", entry))
-            entry["texts"] = [upstream_text(text) for text in entry["texts"]]
-        self.values.fields.update(json_fields("train", self.values.json["train"]))
-        self.values.compare_json(self.comparison, "train", "rows, instructions and rendered texts", found)
+        expected = [{**entry, "texts": list(map(upstream_text, entry["texts"]))} for entry in self.values.json["train"]]
+        self.values.compare_json(self.comparison, "train", "can be drawn; rendered texts", found, expected)
 
     def batch(self, key: str, entry: dict) -> dict:
         values, pool = self.values, self.mbeir.train_pool
@@ -140,20 +145,18 @@ class Rank:
         rows = [encoded[i][part] for part in range(PARTS) for i in range(len(examples))]  # upstream's order
         compare_inputs(self.comparison, values, key, rows, "a training batch")
         inputs = self.collator.batch(list(range(len(examples))), examples, encoded)
-        self.labels(key, inputs["labels"], len(examples), rows)
+        self.labels(key, inputs["labels"], len(examples))
         found = {"examples": drawn, "texts": [rendered(self.training, row) for row in rows], "loss": False}
         if f"{key}.loss" in values.tensors:
             found["loss"] = True
             self.loss(key, {**inputs, "faults": []}, len(examples))
         return found
 
-    def labels(self, key: str, labels: torch.Tensor, count: int, rows: Sequence[dict]) -> None:
-        expected, found = [], []
-        for row, (label, encoded) in enumerate(zip(self.values.tensors[f"{key}.labels"].long(), rows)):
-            ours = labels[PARTS * (row % count) + row // count]
-            width = max(len(label), len(ours))
-            for one, kept in ((label, expected), (ours, found)):
-                kept.append(torch.nn.functional.pad(one, (0, width - len(one)), value=-100).tolist())
+    def labels(self, key: str, labels: torch.Tensor, count: int) -> None:
+        expected = self.values.tensors[f"{key}.labels"].long()
+        found = labels[[PARTS * (row % count) + row // count for row in range(PARTS * count)]]
+        width = max(expected.shape[1], found.shape[1])
+        expected, found = (F.pad(one, (0, width - one.shape[1]), value=IGNORED) for one in (expected, found))
         self.comparison.equal(self.values.key(f"{key}.labels"), "what the loss counts", found, expected)
 
     def loss(self, key: str, inputs: dict, count: int) -> None:
@@ -163,14 +166,18 @@ class Rank:
         reranker.zero_grad()
         with rotary_positions(reranker.stock) as received:
             loss = RerankTrainer.compute_loss(MagicMock(), reranker, inputs)
-        self.comparison.close(values.key(f"{key}.loss"), "RerankTrainer.compute_loss", loss, values.tensors[f"{key}.loss"])
+        self.comparison.close(
+            values.key(f"{key}.loss"), "RerankTrainer.compute_loss", loss, values.tensors[f"{key}.loss"]
+        )
         self.positions(key, received, [PARTS * (row % count) + row // count for row in range(PARTS * count)])
         loss.backward()
         found = gradients(reranker.stock)
         for name in values.tensors:
             if name.startswith(f"{key}.grad."):
                 gradient = found[name.removeprefix(f"{key}.grad.")]
-                self.comparison.close_as_a_whole(values.key(name), "gradient of the loss", gradient, values.tensors[name])
+                self.comparison.close_as_a_whole(
+                    values.key(name), "gradient of the loss", gradient, values.tensors[name]
+                )
         reranker.eval().requires_grad_(False)
 
     def positions(self, key: str, received: list[torch.Tensor], order: Sequence[int]) -> None:
@@ -206,7 +213,7 @@ class Rank:
         queries, pool = self.mbeir.test_queries, self.mbeir.test_pool
         for entry in self.values.json["eval_pointwise"]:
             key = f"eval_pointwise.{entry['batch']}"
-            with self.comparison.computing(*self.values.of(f"{key}.")):
+            with self.comparison.computing(*self.values.keys(f"{key}.")):
                 prompts = [
                     self.judge.prompts.pointwise(self.query(row), self.shown(item_of(pool, row["did"])))
                     for row in entry["rows"]
@@ -238,7 +245,7 @@ class Rank:
         queries, pool = self.mbeir.test_queries, self.mbeir.test_pool
         for entry in self.values.json["eval_listwise"]:
             key = f"eval_listwise.{entry['batch']}"
-            with self.comparison.computing(*self.values.of(f"{key}.")):
+            with self.comparison.computing(*self.values.keys(f"{key}.")):
                 candidates = [self.shown(item_of(pool, did)) for did in entry["dids"]]
                 prompt = self.judge.prompts.listwise(self.query(entry), candidates)
                 compare_inputs(self.comparison, self.values, key, [prompt], "a listwise prompt")
@@ -261,7 +268,7 @@ class Rank:
         found = {}
         for style, entry in self.values.json["edge"].items():
             dids = entry["dids"] if "dids" in entry else [entry["did"]]
-            with self.comparison.computing(*self.values.of(f"edge_{style}.")):
+            with self.comparison.computing(*self.values.keys(f"edge_{style}.")):
                 candidates = [self.shown(item_of(pool, did)) for did in dids]
                 query = self.query(entry, queries)
                 if style == "pointwise":
@@ -329,7 +336,9 @@ class Rank:
 
 def fused(name: str, entry: dict) -> dict:
     """What the project makes of made-up scores and answers, in the fields of the json."""
-    names = sorted({did for dids in entry["cand_names"] for did in dids} | set(sum(entry.get("relevant", []), [])), key=str)
+    names = sorted(
+        {did for dids in entry["cand_names"] for did in dids} | set(sum(entry.get("relevant", []), [])), key=str
+    )
     number = {did: place for place, did in enumerate(names)}
     if "relevant" in entry:
         relevant = entry["relevant"]
@@ -351,7 +360,11 @@ def fused(name: str, entry: dict) -> dict:
     pointwise = ranking("pointwise", entry["p_yes"])
     found = {
         # What the json gives is taken; the weight is the project's own of this task.
-        **{field: entry[field] for field in ("query_names", "cand_names", "scores", "p_yes", "relevant") if field in entry},
+        **{
+            field: entry[field]
+            for field in ("query_names", "cand_names", "scores", "p_yes", "relevant")
+            if field in entry
+        },
         "weight": WEIGHTS.get(f"{name}_test", 1.0),
         "reranked": [one[: len(other)] for one, other in zip(pointwise, entry["reranked"])],
         "recall": {at: recalls(pointwise, int(at.removeprefix("recall_"))) for at in entry["recall"]},

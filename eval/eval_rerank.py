@@ -58,7 +58,6 @@ class RerankArguments(RetrieverArguments):
     text_data_path: str | None = field(default=None, metadata={"help": "their captions"})
     data_name: str | None = field(default=None, metadata={"help": "what to call data; Flickr30K and COCO are known"})
     output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/<rankings' folder>"})
-    model_max_length: int = field(default=2048, metadata={"help": "longest prompt in tokens"})
 
     def __post_init__(self):
         super().__post_init__()

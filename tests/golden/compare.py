@@ -1,7 +1,7 @@
 """Compare this project with upstream's own numbers, key by key: python tests/golden/compare.py FOLDER_OR_FILE
 
-It takes a folder with upstream_mbeir and upstream_rank (.safetensors and .json, mbeir/, config_*.json), a file in the
-format of upstream_golden.safetensors or upstream_collate.safetensors or a folder of such, and the folder of this program.
+It takes a folder with upstream_mbeir and upstream_rank (.safetensors and .json, mbeir/, config_*.json); a file in the
+format of upstream_golden.safetensors or upstream_collate.safetensors, or a folder of such; the folder of this program.
 A line a key: key, what was compared, worst error, ok or FAIL. The last line is json; exit status 1 if a key failed.
 
 Equal are: token ids, masks, labels, positions, grids, pixels, rendered prompts, recalls, files, rankings (ties apart).

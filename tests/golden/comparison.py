@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 TOLERANCE = 1e-5  # relative, of float32 values
+SECTIONS = ("script", "recall", "flickr", "model")  # entries of a json that are no records but have fields of their own
 
 
 class Comparison:
@@ -51,7 +52,7 @@ class Comparison:
 
     def leave_out(self, key: str, reason: str) -> None:
         self.left_out[key] = reason
-        print(f"{key}: left out: {reason}")
+        print(f"{key}: left out, {reason}")
 
     def fail(self, key: str, reason: str) -> None:
         self.results[key] = 1.0
@@ -60,7 +61,7 @@ class Comparison:
 
     @contextmanager
     def computing(self, *keys: str) -> Iterator[None]:
-        """Whatever goes wrong inside fails those of the keys that were not compared before."""
+        """Whatever goes wrong inside fails those of the keys that it did not come to."""
         try:
             yield
         except Exception as error:
@@ -104,7 +105,7 @@ def _plain(values):
 
 
 def share_of_differences(found, expected) -> float:
-    """Share of the entries, of the innermost lists' lists, that differ; 1 where the lengths do."""
+    """Share of the entries that differ; 1 where there are more or fewer of them."""
     if isinstance(expected, dict) and isinstance(found, dict) and found.keys() == expected.keys() and expected:
         return sum(found[name] != value for name, value in expected.items()) / len(expected)
     if isinstance(expected, list) and isinstance(found, list) and len(found) == len(expected) and expected:
@@ -113,7 +114,7 @@ def share_of_differences(found, expected) -> float:
 
 
 def first_difference(found, expected) -> str:
-    """Where two nested values first differ, and how."""
+    """Where two nested values first differ, and how: found / expected."""
     where = []
     while True:
         if isinstance(found, list) and isinstance(expected, list):
@@ -141,11 +142,11 @@ def first_difference(found, expected) -> str:
 
 def json_fields(name: str, value) -> dict[str, list]:
     """Paths of the fields of a json value -> their values, in order. Records of one kind share a path: name[].field."""
-    if _is_records(value):
+    if name in SECTIONS:
+        parts = [json_fields(f"{name}.{key}", one) for key, one in value.items()]
+    elif _is_records(value):
         records = value.values() if isinstance(value, dict) else value
         parts = [json_fields(f"{name}[].{key}", one) for record in records for key, one in record.items()]
-    elif isinstance(value, dict) and name.isidentifier():  # at the top: a section with fields of its own
-        parts = [json_fields(f"{name}.{key}", one) for key, one in value.items()]
     else:
         return {name: [value]}
     fields: dict[str, list] = {}

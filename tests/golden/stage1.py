@@ -33,6 +33,10 @@ DEFAULTS = {  # what the weights' shapes do not say
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "vision_start_token_id": 505,
+    "vision_end_token_id": 506,
+    "image_token_id": 507,
+    "video_token_id": 508,
     "vision_config": {"model_type": "qwen2_vl", "num_heads": 2, "spatial_merge_size": 2},
     "lora_alpha": 16,
 }
@@ -48,9 +52,7 @@ class Stage1:
 
     def __init__(self, comparison: Comparison, tensors: dict[str, Tensor], given: dict, work: Path, model):
         self.comparison, self.values, self.tensors = comparison, Values("upstream_golden", tensors), tensors
-        self.config = configuration(tensors) | given
-        for name in ("vision_config", "rope_scaling"):
-            self.config[name] = configuration(tensors)[name] | given.get(name, {})
+        self.config = configuration(tensors, given)
         self.model_folder, self.adapter_folder = Path(model or work / "stage1"), work / "stage1_adapter"
         if not model:
             self.model_folder.mkdir()
@@ -61,6 +63,10 @@ class Stage1:
         return load_model(self.model_folder, dtype=torch.float32)
 
     def compare(self) -> None:
+        for group in ("text", "hardneg", "image"):
+            for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"):
+                if f"{group}.{name}" in self.tensors:
+                    self.comparison.leave_out(self.values.key(f"{group}.{name}"), "made up, the input of the others")
         for part, prefixes in (
             (self.weights, ["weight."]),
             (self.text, ["text."]),
@@ -71,10 +77,6 @@ class Stage1:
             keys = self.values.keys(*prefixes)
             with self.comparison.computing(*keys):
                 part()
-        for group in ("text", "hardneg", "image"):
-            for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"):
-                if f"{group}.{name}" in self.tensors:
-                    self.comparison.leave_out(self.values.key(f"{group}.{name}"), "made up, the input of the others")
         self.comparison.require_all(self.values.keys())
 
     def weights(self) -> None:
@@ -166,36 +168,46 @@ class Stage1:
         self.comparison.close(self.values.key(name), what, found, self.tensors[name].squeeze())
 
 
-def configuration(tensors: dict[str, Tensor]) -> dict:
-    """config.json of the model whose weights these are: sizes from shapes, special tokens from the rows with pictures."""
+def configuration(tensors: dict[str, Tensor], given: dict) -> dict:
+    """config.json of the model whose weights these are.
+
+    What is given goes first; then sizes from the weights' shapes, special tokens from the rows with pictures, DEFAULTS.
+    """
     weights = _part(tensors, "weight.")
     layer, block = "model.layers.0.", "visual.blocks.0."
+    rope = DEFAULTS["rope_scaling"] | given.get("rope_scaling", {})
+    head = 2 * sum(rope["mrope_section"])
     vocabulary, hidden = weights["model.embed_tokens.weight"].shape
-    head = 2 * sum(DEFAULTS["rope_scaling"]["mrope_section"])
     embed, channels, temporal, patch, _ = weights["visual.patch_embed.proj.weight"].shape
-    ids = real_tokens(tensors, "image")[0]
-    image = max(set(ids), key=ids.count)  # a picture has several tokens
-    first, count = ids.index(image), ids.count(image)
-    special = {"image_token_id": image, "vision_start_token_id": ids[first - 1], "vision_end_token_id": ids[first + count]}
-    return DEFAULTS | special | {
-        "video_token_id": image + 1,
+    sizes = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": len(weights[f"{layer}mlp.gate_proj.weight"]),
         "num_hidden_layers": _count(weights, "model.layers."),
         "num_attention_heads": len(weights[f"{layer}self_attn.q_proj.weight"]) // head,
         "num_key_value_heads": len(weights[f"{layer}self_attn.k_proj.weight"]) // head,
-        "vision_config": DEFAULTS["vision_config"]
-        | {
-            "depth": _count(weights, "visual.blocks."),
-            "embed_dim": embed,
-            "hidden_size": hidden,
-            "mlp_ratio": len(weights[f"{block}mlp.fc1.weight"]) / embed,
-            "in_channels": channels,
-            "temporal_patch_size": temporal,
-            "patch_size": patch,
-        },
     }
+    vision_sizes = {
+        "depth": _count(weights, "visual.blocks."),
+        "embed_dim": embed,
+        "hidden_size": hidden,
+        "mlp_ratio": len(weights[f"{block}mlp.fc1.weight"]) // embed,
+        "in_channels": channels,
+        "temporal_patch_size": temporal,
+        "patch_size": patch,
+    }
+    vision = DEFAULTS["vision_config"] | vision_sizes | given.get("vision_config", {})
+    return DEFAULTS | sizes | _picture_tokens(tensors) | given | {"rope_scaling": rope, "vision_config": vision}
+
+
+def _picture_tokens(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Ids around a picture: its own token is the one that occurs as often as its grid says."""
+    if "image.input_ids" not in tensors:
+        return {}
+    ids = real_tokens(tensors, "image")[0]
+    image = max(set(ids), key=ids.count)
+    first, count = ids.index(image), ids.count(image)
+    return {"image_token_id": image, "vision_start_token_id": ids[first - 1], "vision_end_token_id": ids[first + count]}
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

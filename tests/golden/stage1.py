@@ -177,6 +177,8 @@ def configuration(tensors: dict[str, Tensor], given: dict) -> dict:
     layer, block = "model.layers.0.", "visual.blocks.0."
     rope = DEFAULTS["rope_scaling"] | given.get("rope_scaling", {})
     head = 2 * sum(rope["mrope_section"])
+    if len(weights[f"{layer}self_attn.k_proj.weight"]) % head:
+        raise ValueError(f"heads of {head} dimensions (mrope_section) do not fit: lay a config.json beside the file")
     vocabulary, hidden = weights["model.embed_tokens.weight"].shape
     embed, channels, temporal, patch, _ = weights["visual.patch_embed.proj.weight"].shape
     sizes = {

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 from comparison import Comparison, gradients, read_json
 from stage2_inputs import (
+    ONE_PROMPT,
     Benchmark,
     Values,
     ambiguous,
@@ -38,8 +38,9 @@ from lamra.collators.retrieval import RetrievalCollator
 from lamra.datasets.items import Item, Pair
 from lamra.datasets.mbeir import MBEIRPairs, Rows
 from lamra.datasets.rerank import mined_candidates
+from lamra.eval import mine_rerank
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.mine_rerank import TrainingQueries, mined, usable, write
+from lamra.eval.mine_rerank import TrainingQueries, same
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
 from lamra.eval.zeroshot import with_instruction
@@ -60,7 +61,8 @@ class Stage2:
         self.config = read_json(golden / "config_retriever.json")
         self.emb = self.config["vocab_size"] - 1  # upstream added <emb> as the last token
         self.drawn = model_folder(golden, self.values, "config_retriever.json", processor, work / "retriever")
-        self.retriever = load_retriever(RetrieverArguments(str(model or self.drawn), bf16=False, num_workers=0))
+        self.model_id = str(model or self.drawn)
+        self.retriever = load_retriever(RetrieverArguments(self.model_id, bf16=False, num_workers=0))
         self.processor = self.retriever.processor
         settings = settings_to_train(
             self.drawn, text_max_tokens=TEXT_MAX_TOKENS, temperature=TEMPERATURE, min_pixels=None, max_pixels=None
@@ -257,37 +259,44 @@ class Stage2:
         self.values.compare_json(self.comparison, "script", what, found, {**expected, "cand_names": names})
 
     def mined(self) -> None:
-        """What mining keeps of the whole pool, written to its two files.
+        """What mine_rerank.py writes of the whole pool.
 
         Upstream keeps the positives in its file and drops them when training reads it; mining here drops them, and
-        candidates that look or read like one (mine_rerank.usable), when it writes. So these are dropped from
-        upstream's lists, and ours are as long as those.
+        candidates that look or read like one (mine_rerank.same), when it writes. So these are dropped from upstream's
+        lists, and ours are as long as those.
         """
         queries, pool, expected = self.mbeir.train_queries, self.mbeir.train_pool, self.values.json["mined"]
-        pairs = MBEIRPairs(queries, pool, self.mbeir.one_prompt)
-        gallery = self.retriever.encode(pool, "candidates")
-        scores = self.retriever.encode(TrainingQueries(pairs), "queries") @ gallery.T
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        args = SimpleNamespace(own_kind=False, top=max(len(docs["top100_docs"]) for docs in expected.values()))
-        folder = self.work / "mined"
-        with redirect_stdout(sys.stderr):
-            write(folder, pairs, mined(pairs, scores.gather(1, order), order, args))
-        ours = json.loads((folder / "mined.json").read_text())
+        flags = {
+            "model_id": self.model_id,
+            "data_path": self.mbeir.root,
+            "instructions": ONE_PROMPT,
+            "own_kind": False,
+            "top": max(len(docs["top100_docs"]) for docs in expected.values()),
+            "output_dir": self.work / "mined",
+            "bf16": False,
+            "num_workers": 0,
+        }
+        arguments = ["mine_rerank.py", *(str(part) for flag, value in flags.items() for part in (f"--{flag}", value))]
+        with patch.object(sys, "argv", arguments), redirect_stdout(sys.stderr):
+            mine_rerank.main()
+        ours = read_json(self.work / "mined" / "mined.json")
         ranking: dict[str, list[str]] = {}
-        for qid, dids in mined_candidates(folder / "mined.jsonl"):
+        for qid, dids in mined_candidates(self.work / "mined" / "mined.jsonl"):
             ranking.setdefault(qid, []).extend(dids)
-        if ranking != dict(mined_candidates(folder / "mined.json")):
+        if ranking != {qid: docs["top100_docs"] for qid, docs in ours.items()}:
             raise ValueError("mined.jsonl and mined.json have other candidates")
 
+        pairs = MBEIRPairs(queries, pool, self.mbeir.one_prompt)
+        scores = self.retriever.encode(TrainingQueries(pairs), "queries") @ self.retriever.encode(pool, "candidates").T
+        number = {item.id: i for i, item in enumerate(TrainingQueries(pairs))}
         theirs = {}
         for qid, docs in expected.items():
-            row = row_of(queries, qid)
+            right = [row_of(pool, did) for did in docs["gt_docs"]]
             rows = [row_of(pool, did) for did in docs["top100_docs"]]
-            wrong = usable(pairs, row, rows, own_kind=False)
-            rows = [candidate for candidate in rows if candidate in wrong]
-            found = [row_of(pool, did) for did in ours[qid]["top100_docs"][: len(rows)]]
+            wrong = [row for row in rows if not any(row == one or same(pool[row], pool[one]) for one in right)]
+            found = [row_of(pool, did) for did in ours[qid]["top100_docs"][: len(wrong)]]
             ours[qid]["top100_docs"] = found
-            theirs[qid] = {**docs, "top100_docs": same_ranking(scores[row], found, rows)}
+            theirs[qid] = {**docs, "top100_docs": same_ranking(scores[number[qid]], found, wrong)}
         what = "mined; without positives and their equals, ties in our order"
         self.values.compare_json(self.comparison, "mined", what, ours, theirs)
 

@@ -106,11 +106,15 @@ class Rank:
         """The mined file that training and evaluation read."""
         path, pairs = self.work / "mined_of_upstream.json", self.mbeir.train_pairs
         path.write_text(json.dumps(self.values.json["mined"]))
-        found = {}
+        found, expected = {}, {}
         for qid, dids in mined_candidates(path):
-            positives = pairs.positives(row_of(pairs.queries, qid))
-            found[qid] = {"gt_docs": [pairs.pool.id(row) for row in positives], "top100_docs": dids}
-        self.values.compare_json(self.comparison, "mined", "read by mined_candidates; the queries' positives", found)
+            docs, positives = self.values.json["mined"][qid], pairs.positives(row_of(pairs.queries, qid))
+            for entries, listed in ((found, dids), (expected, docs["top100_docs"])):
+                wrong = [did for did in listed if did not in docs["gt_docs"]]  # training drops the others
+                entries[qid] = {**docs, "top100_docs": wrong}
+            found[qid]["gt_docs"] = [pairs.pool.id(row) for row in positives]
+        what = "read by mined_candidates, without positives; the queries' positives"
+        self.values.compare_json(self.comparison, "mined", what, found, expected)
         examples = RerankExamples(pairs, [path])
         for i in range(len(examples)):  # every query can be drawn from
             examples[i]

@@ -364,7 +364,7 @@ class MBEIRPairs(Dataset):
 
     Attributes:
         queries: the rows that are trained on: all whose positives are not all missing in the pool.
-        left_out: integer keys of the others' queries.
+        left_out: integer keys of queries that have no row in `queries`.
         notes: what is missing, a sentence each.
         groups: name of a dataset and its two modalities -> the rows that belong to it, by the first positive.
 
@@ -384,7 +384,7 @@ class MBEIRPairs(Dataset):
         if not listed.all():
             raise ValueError(f"{queries.line(listed.argmin())} has no positive in pos_cand_list: remove it")
         lost = counts == 0
-        self.left_out = queries.keys[lost]
+        self.left_out = np.setdiff1d(queries.keys[lost], queries.keys[~lost])
         if lost.any():
             self.notes.append(
                 f"{queries.path}: {lost.sum()} of {len(queries)} rows are left out, because none of their positives is "

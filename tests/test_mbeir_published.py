@@ -351,6 +351,39 @@ def test_mined_files_of_other_pools_and_of_upstream(published, tmp_path):
             RerankExamples(pairs, [mined])
 
 
+def test_repetitions_with_other_positives(tmp_path):
+    """A positive of one row is no negative of another, and a row that is left out leaves its repetitions there."""
+    (tmp_path / "pool.jsonl").write_text(
+        "".join(f'{{"did": "9:{i}", "txt": "a", "modality": "text"}}\n' for i in range(5))
+    )
+    positives = [[0], [99], [1, 2]] + 200 * [[4]]
+    rows = [
+        {
+            "qid": f"9:{max(i, 3)}",
+            "query_txt": "b",
+            "query_modality": "text",
+            "pos_cand_list": [f"9:{n}" for n in numbers],
+        }
+        for i, numbers in enumerate(positives, start=1)
+    ]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "table.tsv").write_text("\t".join(Instructions.COLUMNS) + "\ntext\ttext\tA\t9\tShow it.\n")
+    queries, pool = (
+        Rows(tmp_path / "queries.jsonl", tmp_path, QUERY),
+        Rows(tmp_path / "pool.jsonl", tmp_path, CANDIDATE),
+    )
+    pairs = MBEIRPairs(queries, pool, Instructions(tmp_path / "table.tsv"))
+    assert len(pairs) == 202 and not len(pairs.left_out) and pairs.answers(0) == pairs.answers(1) == [0, 1, 2]
+    assert [pairs.positives(row) for row in (0, 1, 2)] == [[0], [1, 2], [4]]
+    (tmp_path / "mined.json").write_text(
+        json.dumps({"9:3": {"gt_docs": [], "top100_docs": [f"9:{i}" for i in range(5)]}})
+    )
+    examples = RerankExamples(pairs, [tmp_path / "mined.json"])
+    assert examples.rows.tolist() == [0, 1]
+    for i in (0, 1):
+        assert {item.id for item in (examples[i].negative, *examples[i].others)} <= {"9:3", "9:4"}
+
+
 def test_an_instruction_table_without_what_a_query_needs(published, tmp_path):
     table = Instructions(published / INSTRUCTIONS)
     assert len(table.prompts(6, "image,text", "text")) == 2 and len(table.prompts(8, "image,text", "image")) == 3

@@ -21,7 +21,7 @@ from lamra.eval.retriever import Retriever, RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards, encode_to_shards, made_by
 from lamra.eval.zeroshot import run_name
-from lamra.train.arguments import parse, require
+from lamra.train.arguments import note, parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
 
@@ -103,7 +103,8 @@ def open_tasks(args: MBEIRArguments) -> list[TaskData]:
         if path not in pools:
             pools[path] = Rows(path, root, CANDIDATE)
         queries = Rows(root / task.queries(args.split), root, QUERY)
-        answers = read_qrels(root / task.qrels(args.split), queries, pools[path])
+        union = root / task.pool(args.split, "global")
+        answers = read_qrels(root / task.qrels(args.split), queries, pools[path], union, note)
         instructed = InstructedQueries(queries, instructions, task.candidate, args.seed)
         found.append(TaskData(task, queries, pools[path], instructed, answers))
     return found

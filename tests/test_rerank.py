@@ -441,11 +441,14 @@ def test_what_is_refused(fails, trained, mbeir, rankings, mined, tiny_model, tmp
     other = shutil.copytree(rankings, tmp_path / "other")
     path = other / "ranking_infoseek_task6.jsonl"
 
-    def ranking_with(line: str) -> dict:
-        path.write_text(line + "\n")
+    first, *lines = (rankings / "ranking_infoseek_task6.jsonl").read_text().splitlines()
+
+    def ranking_with(first: str, lines=lines) -> dict:
+        path.write_text("\n".join([first, *lines]) + "\n")
         return {"rankings": other}
 
-    good = json.loads((rankings / "ranking_infoseek_task6.jsonl").read_text().splitlines()[0])
+    good = json.loads(first)
+    whole = json.dumps(good | {"qid": "6:99999"}) + "\n" + first
     monkeypatch.setattr(eval_rerank, "load_judge", lambda *_: pytest.fail("a model was loaded"))
     for change, words in (
         ({"depth": 8}, "have at most 6 candidates a query; give 6 or less"),
@@ -457,11 +460,21 @@ def test_what_is_refused(fails, trained, mbeir, rankings, mined, tiny_model, tmp
         assert words in fails(eval_rerank.main, **run | change)
     for line, words in (
         (json.dumps(good | {"did": "6:99999"}), "names the candidate 6:99999, which is not in"),
-        (json.dumps(good | {"qid": "6:99999"}), "names the query 6:99999, which is not in"),
+        (whole, "names the query 6:99999, which is not in"),
         ("{}", "ranking_infoseek_task6.jsonl line 1 is not {qid, did, score, rank}: '{}'"),
         ("\n".join(2 * [json.dumps(good)]), f"has a candidate of the query {good['qid']} twice"),
+        (
+            json.dumps(good | {"rank": 2}),
+            f"the 6 candidates of the query {good['qid']} do not have the ranks 1 to 6, 2 is",
+        ),
+        (
+            json.dumps(good | {"rank": 0}),
+            f"the 6 candidates of the query {good['qid']} do not have the ranks 1 to 6, 0 is",
+        ),
     ):
         assert words in fails(eval_rerank.main, **run | ranking_with(line))
+    fewer = ranking_with(lines[5], lines[6:])  # without the first query
+    assert f"lacks 1 of the task's 6 queries, first {good['qid']}: evaluate" in fails(eval_rerank.main, **run | fewer)
 
     bad = tmp_path / "bad.json"
     bad.write_text("[]")

@@ -186,7 +186,7 @@ def compare_inputs(
     *,
     tail: int | None = None,
     skipped: dict[int, str] | None = None,
-) -> None:
+) -> dict[int, str]:
     """Token ids, masks, grids and pixel rows of a batch.
 
     Upstream pads on the left (in LamRA-Rank's training on the right) and its retrieval prompts go on after the pooled
@@ -196,10 +196,12 @@ def compare_inputs(
     Args:
         tail: id of the token that upstream's tail begins with; None where it has none.
         skipped: rows that are left out -> why.
+
+    Returns:
+        `skipped`, and rows whose hidden states cannot be compared: upstream cuts a candidate's prompt in evaluation at
+        1,024 tokens and loses <emb> with its end, where nothing is cut here.
     """
-    skipped = skipped or {}
-    for row, reason in skipped.items():
-        comparison.leave_out(values.key(f"{key} row {row}"), reason)
+    skipped = dict(skipped or {})
     kept = [row for row in range(len(encoded)) if row not in skipped]
     expected, tails = [], []
     for ids in real_tokens(values.tensors, key):
@@ -207,6 +209,12 @@ def compare_inputs(
         expected.append(ids[:end])
         tails.append(len(ids) - end)
     found = [prompt if isinstance(prompt, Exception) else prompt["input_ids"] for prompt in encoded]
+    for row in kept:
+        if tail and not tails[row] and isinstance(found[row], list) and len(found[row]) > len(expected[row]):
+            found[row] = found[row][: len(expected[row])]
+            skipped[row] = f"its hidden state; upstream cut it after {len(found[row])} tokens, before <emb>"
+    for row, reason in skipped.items():
+        comparison.leave_out(values.key(f"{key} row {row}"), reason)
     comparison.equal(values.key(f"{key}.input_ids"), what, [found[i] for i in kept], [expected[i] for i in kept])
 
     mask = values.tensors[f"{key}.attention_mask"].long()
@@ -226,6 +234,7 @@ def compare_inputs(
         if name in values.tensors:
             pixels = torch.cat([prompt["pixel_values"] for prompt in pictures])
             comparison.equal(values.key(name), what, pixels[::PIXEL_STEP].half(), values.tensors[name])
+    return skipped
 
 
 def rendered(processor: Processor, encoded: dict | Exception) -> str | Exception:

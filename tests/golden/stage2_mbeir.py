@@ -224,7 +224,8 @@ class Stage2:
             encoded = attempts(self.processor.encode, items[start:end])
             left_out = {row - start: reason for row, reason in skipped.items() if start <= row < end}
             what = "an evaluation batch"
-            compare_inputs(self.comparison, self.values, key, encoded, what, tail=self.emb, skipped=left_out)
+            left_out = compare_inputs(self.comparison, self.values, key, encoded, what, tail=self.emb, skipped=left_out)
+            skipped |= {start + row: reason for row, reason in left_out.items()}
             with torch.no_grad():
                 hidden.append(self.retriever.embedder.hidden_state(**self.processor.pad(encoded)))
             start = end

@@ -1,4 +1,4 @@
-"""From a model id or a folder to a model, on disk only: nothing here reaches for a hub."""
+"""From a folder to a model, on disk only: nothing here reaches for a hub."""
 
 from __future__ import annotations
 
@@ -12,44 +12,17 @@ from torch import nn
 from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 from lamra.models.embedder import Embedder
+from lamra.models.folders import is_adapter, is_model, local_folder
 from lamra.models.lora import adapter_base_model, load_adapter
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings
 
 ARCHITECTURES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 
-# --model_id -> folder below checkpoints/hf_models/ (the published name); scripts/download.sh puts it there.
-MODELS = {
-    "qwen2-vl-2b": "Qwen2-VL-2B-Instruct",
-    "qwen2-vl-7b": "Qwen2-VL-7B-Instruct",
-    "qwen2.5-vl-3b": "Qwen2.5-VL-3B-Instruct",
-    "qwen2.5-vl-7b": "Qwen2.5-VL-7B-Instruct",
-    "miniature": "miniature",
-}
-
 # LamRA's published Qwen2-VL checkpoints were trained with plain positions, its Qwen2.5-VL ones with M-RoPE.
 DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
 RERANKER_POSITION_IDS = "mrope"
 RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate
-
-
-def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
-    """The folder of a base model.
-
-    Raises:
-        ValueError: unknown id, or the folder is not there; says how to get it.
-    """
-    if model_id not in MODELS:
-        raise ValueError(f"--model_id {model_id!r} is unknown: choose one of {', '.join(MODELS)}")
-    folder = Path(model_local_path or f"checkpoints/hf_models/{MODELS[model_id]}")
-    if is_adapter(folder):
-        raise ValueError(f"{folder} is an adapter, not a whole model: MODEL_ID={folder} bash scripts/merge_lora.sh")
-    if not (folder / "config.json").is_file():
-        how = (
-            "bash scripts/quickstart.sh makes it" if model_id == "miniature" else f"bash scripts/download.sh {model_id}"
-        )
-        raise ValueError(f"no model in {folder} (config.json is missing): {how}, or set --model_local_path")
-    return folder
 
 
 def architecture(folder: str | Path) -> str:
@@ -190,10 +163,6 @@ def vision_encoder_modules(model: nn.Module) -> tuple[str, ...]:
 VISION_PROJECTOR_MODULES = ("visual.merger",)
 
 
-def is_adapter(folder: str | Path) -> bool:
-    return (Path(folder) / "adapter_config.json").is_file()
-
-
 def load_embedder(
     folder: str | Path, original_model: str | Path | None = None, *, padding_free: bool = True, **options
 ) -> tuple[Embedder, Settings]:
@@ -239,13 +208,14 @@ def load_trained(
         ValueError: a folder is not there or does not fit, or a flag contradicts the checkpoint.
     """
     folder = Path(folder)
-    if not is_adapter(folder) and not (folder / "config.json").is_file():
+    if not is_model(folder):
         hint = "has the training finished?" if folder.is_dir() else "it does not exist"
         raise ValueError(f"--model_id {folder}: no adapter_config.json and no config.json there ({hint})")
     base = folder
     settings = Settings.read(folder)
     if is_adapter(folder):
-        base = Path(original_model or (settings.base_model if settings else adapter_base_model(folder)) or "")
+        named = original_model or (settings.base_model if settings else adapter_base_model(folder)) or ""
+        base = Path(local_folder(str(named), "original_model_id"))
         if not (base / "config.json").is_file():
             raise ValueError(
                 f"{folder} is an adapter and its base model is not in {base}: name it with --original_model_id, "

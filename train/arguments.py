@@ -18,7 +18,7 @@ from lamra.models.backbone import POSITION_IDS
 
 @dataclass
 class ModelArguments:
-    model_id: str = field(default="qwen2-vl-7b", metadata={"help": "base model, see models/loading.py"})
+    model_id: str = field(default="qwen2-vl-7b", metadata={"help": "base model, see models/folders.py"})
     model_local_path: str | None = field(default=None, metadata={"help": "its folder, if not checkpoints/hf_models/"})
     train_vision_encoder: bool = field(default=False, metadata={"help": "train the vision tower in full"})
     use_vision_lora: bool = field(default=False, metadata={"help": "LoRA on the vision tower"})

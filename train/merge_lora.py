@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from lamra.collators.processing import Processor
-from lamra.models.loading import is_adapter, load_trained
+from lamra.models.folders import is_adapter, local_folder
+from lamra.models.loading import load_trained
 from lamra.train.arguments import parse, require
 from lamra.train.entrypoint import run
 
@@ -24,6 +25,9 @@ class MergeArguments:
 
     def __post_init__(self):
         require(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
+        self.model_id = local_folder(self.model_id, "model_id")
+        if self.original_model_id:
+            self.original_model_id = local_folder(self.original_model_id, "original_model_id")
         require(is_adapter(self.model_id), "model_id", self.model_id, "a folder with adapter_config.json")
         require(
             not (Path(self.save_path) / "config.json").exists(), "save_path", self.save_path, "a folder without a model"

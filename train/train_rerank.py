@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from lamra.collators.messages import RANK_STYLES
 from lamra.collators.rerank import RerankTrainingCollator
 from lamra.datasets.rerank import RerankExamples
+from lamra.models.folders import local_folder
 from lamra.models.loading import RERANKER_TEXT_MAX_TOKENS, settings_to_rerank
 from lamra.models.settings import Settings
 from lamra.train.arguments import ModelArguments, TrainingArguments, note, parse, require
@@ -61,7 +62,7 @@ class RerankStage(Stage):
     def __init__(self, model_args: ModelArguments, data_args: RerankDataArguments, args: RerankTrainingArguments):
         self.rank_style = data_args.rank_style
         if data_args.init != "base":
-            model_args.model_local_path = data_args.init
+            model_args.model_local_path = local_folder(data_args.init, "init")
         super().__init__(model_args, args)
 
     def settings_to_train(self) -> Settings:

@@ -7,6 +7,7 @@ a restarted run, or one with another weight, does not ask again.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -154,15 +155,19 @@ def mbeir_rankings(args: RerankArguments) -> list[Opened]:
         known = args.name == DATA_NAME and args.split == "test" and args.pool == "local"
         manifest = {"ranking": sha256(path) if path.is_file() else None, "pool": sha256(data.pool.path)}
         manifest |= {"queries": sha256(data.queries.path), "instructions": sha256(data.instructed.instructions.path)}
-        ranking = _mbeir_ranking(path, data)
+        ranking = mbeir_ranking(path, read_ranking(path), data)
         weight = WEIGHTS.get(data.task.name, 1.0)
         manifest["seed"] = args.seed
         opened.append(Opened(data.task.name, ranking, manifest, data.task.k, weight, of_paper if known else None))
     return opened
 
 
-def _mbeir_ranking(path: Path, data: TaskData) -> RankingTask:
-    ranking = read_ranking(path)
+def mbeir_ranking(path: Path, ranking: dict[str, tuple[list[str], list[float]]], data: TaskData) -> RankingTask:
+    """The ranking that a file holds, its ids as rows.
+
+    Raises:
+        ValueError: it names a query or a candidate that is not there.
+    """
 
     def rows_of(ids: list[str], rows: Rows) -> list[int]:
         try:
@@ -223,11 +228,11 @@ def rerank(ranking: RankingTask, answers: list[list], style: str, weight: float)
     return replace(ranking, found=found, scores=[scores for _, scores in new])
 
 
-def recalls(ranking: RankingTask) -> dict[str, float]:
-    """Recall at each of KS; a k beyond the rankings counts all of them."""
+def recalls(ranking: RankingTask, ks: Sequence[int] = KS) -> dict[str, float]:
+    """Recall at each of `ks`; a k beyond the rankings counts all of them."""
     longest = max(map(len, ranking.found))
     table = torch.tensor([found + [-1] * (longest - len(found)) for found in ranking.found])  # (Q, longest)
-    return {f"recall@{k}": recall_at_k(table, ranking.answers, min(k, longest)) for k in KS}
+    return {f"recall@{k}": recall_at_k(table, ranking.answers, min(k, longest)) for k in ks}
 
 
 def best_weight(one: Opened, answers: list[list]) -> float:

@@ -66,6 +66,11 @@ class TrainingQueries(Sequence[Item]):
 
 def main() -> None:
     (args,) = parse(MineArguments)
+    mine(args)
+
+
+def mine(args: MineArguments) -> Path:
+    """Encode, search, and write mined.jsonl and mined.json; returns their folder."""
     state = PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():  # it writes the indexes
         pairs = load_pairs(args, args.queries, args.pool, args.seed)
@@ -78,6 +83,7 @@ def main() -> None:
     scores, found = search(queries, gallery, depth, blocks, state.device)  # (Q, depth) each
     if state.is_main_process:
         write(encoder.folder, pairs, mined(pairs, scores, found, args))
+    return encoder.folder
 
 
 def mined(

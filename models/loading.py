@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,7 +201,7 @@ def load_trained(
 
     Args:
         role: what it must be, "retriever" or "reranker"; None takes either.
-        original_model: the base model under an adapter; by default the one the checkpoint names.
+        original_model: the base model under an adapter, see base_under.
         merge: add an adapter to the weights in memory, which then cost nothing more; False keeps it apart.
         position_ids, max_pixels: None takes the checkpoint's, or for a bare base model the default of its kind.
 
@@ -214,8 +215,7 @@ def load_trained(
     base = folder
     settings = Settings.read(folder)
     if is_adapter(folder):
-        named = original_model or (settings.base_model if settings else adapter_base_model(folder)) or ""
-        base = Path(local_folder(str(named), "original_model_id"))
+        base = Path(base_under(folder, original_model))
         if not (base / "config.json").is_file():
             raise ValueError(
                 f"{folder} is an adapter and its base model is not in {base}: name it with --original_model_id, "
@@ -235,6 +235,25 @@ def load_trained(
         model = load_adapter(model, folder)
         model = model.merge_and_unload() if merge else model
     return model.to(device), settings
+
+
+def base_under(adapter: str | Path, original_model: str | Path | None) -> str:
+    """The folder of an adapter's base model: the one that it was trained on, or where that is gone `original_model`.
+
+    Upstream's commands name Qwen2-VL for every model and read the tokenizer from it; the adapter of stage 2 belongs on
+    the merged model of stage 1 all the same.
+    """
+    settings = Settings.read(adapter)
+    remembered = (settings.base_model if settings else adapter_base_model(adapter)) or ""
+    if not original_model:
+        return local_folder(remembered, "original_model_id")
+    if not is_model(remembered):
+        return local_folder(str(original_model), "original_model_id")
+    if Path(original_model).name != Path(remembered).name and int(os.environ.get("RANK", 0)) == 0:
+        print(
+            f"note: {adapter} was trained on {remembered}, which is used; --original_model_id {original_model} is not"
+        )
+    return remembered
 
 
 def default_settings(base: Path, role: str | None, position_ids: str | None) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -231,12 +232,16 @@ def note(message: str) -> None:
         print(f"note: {message}", flush=True)
 
 
-def parse(*dataclasses):
-    """Parse sys.argv into one instance of each dataclass; abbreviated and unknown flags are errors."""
-    parser = HfArgumentParser(dataclasses, allow_abbrev=False, usage="%(prog)s [--flag value ...]  (--help lists them)")
+def parse(*dataclasses, command_line: Sequence[str] | None = None, epilog: str | None = None):
+    """Parse sys.argv, or another command line, into one instance of each dataclass.
+
+    Abbreviated and unknown flags are errors. The epilog ends --help.
+    """
+    usage = "%(prog)s [--flag value ...]  (--help lists them)"
+    parser = HfArgumentParser(dataclasses, allow_abbrev=False, usage=usage, epilog=epilog)
     parser.error = _raise  # one sentence for what argparse refuses, too
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+        *parsed, unknown = parser.parse_args_into_dataclasses(command_line, return_remaining_strings=True)
     except ValueError as error:  # also a library's word on a bad value
         raise ValueError(str(error)) from None
     if unknown:

@@ -12,7 +12,8 @@ from lamra.datasets.rerank import RerankExamples
 from lamra.models.folders import local_folder
 from lamra.models.loading import RERANKER_TEXT_MAX_TOKENS, settings_to_rerank
 from lamra.models.settings import Settings
-from lamra.train.arguments import ModelArguments, TrainingArguments, note, parse, require
+from lamra.train import upstream
+from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
 from lamra.train.build import build_reranker
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
@@ -80,7 +81,9 @@ class RerankStage(Stage):
 
 
 def main() -> None:
-    model_args, data_args, args = parse(ModelArguments, RerankDataArguments, RerankTrainingArguments)
+    model_args, data_args, args = upstream.parse(
+        upstream.RERANK_TRAINING, ModelArguments, RerankDataArguments, RerankTrainingArguments
+    )
     stage = RerankStage(model_args, data_args, args)
     mined = data_args.mined.split(",")
     with args.main_process_first(local=False, desc="index of M-BEIR's files"):

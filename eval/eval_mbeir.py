@@ -88,7 +88,7 @@ class Pools(Sequence[Item]):
 
     def __init__(self, parts: Iterable[Rows]):
         self.parts = list(parts)
-        self.path = " and ".join(str(part.path) for part in self.parts)
+        self.path, self.root = " and ".join(str(part.path) for part in self.parts), self.parts[0].root
         self._starts = np.cumsum([0, *map(len, self.parts)])
 
     def __len__(self) -> int:

@@ -66,10 +66,10 @@ class TrainingQueries(Sequence[Item]):
 
 def main() -> None:
     (args,) = parse(MineArguments)
-    mine(args)
+    mine_files(args)
 
 
-def mine(args: MineArguments) -> Path:
+def mine_files(args: MineArguments) -> Path:
     """Encode, search, and write mined.jsonl and mined.json; returns their folder."""
     state = PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():  # it writes the indexes

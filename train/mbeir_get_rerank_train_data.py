@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from accelerate import PartialState
 
-from lamra.eval.mine_rerank import MineArguments, mine
+from lamra.eval.mine_rerank import MineArguments, mine_files
 from lamra.eval.upstream_files import MINED
 from lamra.train import upstream
 from lamra.train.arguments import require
@@ -28,7 +28,7 @@ class UpstreamMineArguments(MineArguments):
 
 def main() -> None:
     (args,) = upstream.parse(upstream.MINING, UpstreamMineArguments)
-    folder = mine(args)
+    folder = mine_files(args)
     if PartialState().is_main_process:
         MINED.mkdir(exist_ok=True)
         path = MINED / f"{args.save_name}_data.json"

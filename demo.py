@@ -58,7 +58,7 @@ def main() -> None:
 
 def show_reranked(args: DemoArguments, query: Item, found: list[tuple[float, Path]]) -> None:
     """Both scores of each picture, and the place that it had before."""
-    judge = load_judge(replace(args, model_id=args.rerank, original_model_id=None, model_max_length=2048))
+    judge = load_judge(replace(args, model_id=args.rerank, original_model_id=None))
     shown = [judge.prompts.shown(Item(str(path), images=(path,))) for _, path in found]
     yes = judge.pointwise(judge.prompts.shown(query), shown)
     scores = [score for score, _ in found]

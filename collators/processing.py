@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
@@ -71,14 +72,40 @@ def _named_faults(path: str | Path) -> Iterator[None]:
         raise ValueError(f"picture {path} cannot be read ({error}): repair or replace the file") from None
 
 
+def _check_pixel_limits(path: Path) -> None:
+    """Refuse a preprocessor_config.json that gives a limit of the pixels twice and differently.
+
+    Raises:
+        ValueError: it does; names the file and the keys.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        limits = {
+            names: [config.get(names[0]), *map((config.get("size") or {}).get, names)]
+            for names in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+        }
+    except (OSError, ValueError, AttributeError):
+        return  # the image processor's own loading says what is wrong
+    for names, values in limits.items():
+        if len(found := sorted({value for value in values if value is not None})) > 1:
+            raise ValueError(
+                f"{path} contradicts itself: {names[0]} and size's {names[1]} are {' and '.join(map(str, found))}; "
+                "remove one of the two keys"
+            )
+
+
 class Processor:
     """Renders items with the checkpoint's chat template, tokenizes them and prepares their pixels.
 
     Args:
         folder: a model or checkpoint folder with tokenizer, chat template and preprocessor_config.json.
         min_pixels, max_pixels: a picture is resized to an area between these, sides multiples of 28.
-        max_length: longest prompt in tokens; a longer one loses the end of its text, never its image or its frame.
-        text_max_tokens: instruction and text together are cut after so many tokens; None does not cut.
+        max_length: longest prompt in tokens; a longer one loses the end of its text, never its image or its frame,
+            which is said in a line.
+        text_max_tokens: instruction and text together are cut after so many tokens, in training; None does not cut.
+
+    Raises:
+        ValueError: a file of the folder is missing, cannot be read, or contradicts itself.
     """
 
     def __init__(
@@ -91,10 +118,12 @@ class Processor:
         text_max_tokens: int | None = None,
     ):
         folder = Path(folder)
+        _check_pixel_limits(folder / "preprocessor_config.json")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # Not as size=: published folders have min_pixels and max_pixels, which override it without a word.
             self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
-                folder, local_files_only=True, size={"shortest_edge": min_pixels, "longest_edge": max_pixels}
+                folder, local_files_only=True, min_pixels=min_pixels, max_pixels=max_pixels
             )
         except (OSError, ValueError) as error:
             raise ValueError(
@@ -105,7 +134,16 @@ class Processor:
             if not template.is_file():
                 raise ValueError(f"{folder} has no chat template (chat_template.jinja or chat_template.json)")
             self.tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+        size = self.image_processor.size
+        if (size["shortest_edge"], size["longest_edge"]) != (min_pixels, max_pixels):
+            raise RuntimeError(f"pictures would be sized by {size}, not from {min_pixels} to {max_pixels} pixels")
         self.max_length, self.text_max_tokens = max_length, text_max_tokens
+
+    def for_evaluation(self, max_length: int) -> Processor:
+        """The same without cuts, but for the model's own limit of `max_length` tokens, as upstream evaluates."""
+        uncut = copy(self)
+        uncut.max_length, uncut.text_max_tokens = max_length, None
+        return uncut
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write everything that `Processor(folder)` reads."""
@@ -126,6 +164,7 @@ class Processor:
         grids = pixels["image_grid_thw"]
         ids = self.token_ids(embedding_messages(item), grids, item.id)
         if len(ids) > self.max_length:
+            self.note_cut(f"item {item.id!r}", len(ids))
             item = self._shortened(item, len(ids) - self.max_length)
             ids = self.token_ids(embedding_messages(item), grids, item.id)
         return {"input_ids": ids, **pixels}
@@ -191,16 +230,24 @@ class Processor:
             text += IMAGE_TOKEN * tokens + part
         return self.tokenizer(text)["input_ids"]
 
-    def cut(self, item: Item, most: int | None) -> Item:
-        """`item` with at most so many tokens of instruction and text; None does not cut."""
-        whole = instructed_text(item)
-        if not item.text or most is None or len(whole.encode()) <= most:
+    def note_cut(self, name: str, tokens: int) -> None:
+        """Say that a prompt is too long; printed where it is prepared, in a data worker of any process."""
+        print(f"note: {name} has {tokens} tokens, more than {self.max_length}: the end of its text is cut", flush=True)
+
+    def cut(self, item: Item, most: int | None, *, whole_characters: bool = False) -> Item:
+        """`item` with at most so many tokens of instruction and text, which are its text then; None does not cut.
+
+        Encoded, cut and decoded, as the published checkpoints were trained: a character of several tokens that the cut
+        splits leaves U+FFFD. `whole_characters` drops it.
+        """
+        text = instructed_text(item)
+        if most is None or len(text.encode()) <= most:
             return item  # a token is a byte or more
-        offsets = self.tokenizer(whole, return_offsets_mapping=True)["offset_mapping"]
-        if len(offsets) <= most:
+        ids = self.tokenizer(text)["input_ids"]
+        if len(ids) <= most:
             return item
-        lost = len(whole) - offsets[most - 1][1]
-        return replace(item, text=item.text[: max(1, len(item.text) - lost)])
+        text = self.tokenizer.decode(ids[:most], clean_up_tokenization_spaces=False)
+        return replace(item, instruction=None, text=text.rstrip("\ufffd") if whole_characters else text)
 
     def _shortened(self, item: Item, excess: int) -> Item:
         """`item` without the last tokens of its text, `excess` or a few more: cutting may split a merged token."""
@@ -208,6 +255,7 @@ class Processor:
         keep = len(offsets) - excess - 2
         if keep < 1:
             raise ValueError(
-                f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise --model_max_length"
+                f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise "
+                "--model_max_length, or lower --max_pixels"
             )
         return replace(item, text=item.text[: offsets[keep - 1][1]])

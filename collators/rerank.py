@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,8 +33,8 @@ class Shown:
 class RankPrompts:
     """Builds prompts in one of messages.RANK_STYLES.
 
-    An encoded prompt is what Processor.encode gives, and "answer": the number of its last tokens that are the answer
-    with its end of turn, 0 where none is given.
+    An encoded prompt is what Processor.encode gives, and "labels": how many of its last tokens LamRA-Rank learns, which
+    are the assistant's whole turn, from its header to the newline after its end; 0 where no answer is given.
     """
 
     processor: Processor
@@ -55,7 +56,7 @@ class RankPrompts:
         return self._encode([query, *candidates], lambda q, *c: listwise_messages(self.style, q, c), answer)
 
     def answer_ids(self, answer: str, messages: list[dict] = QUESTION) -> list[int]:
-        """What the chat template puts after the generation prompt when this is the answer, to the end of the turn.
+        """What the chat template puts after the generation prompt when this is the answer, to the turn's last newline.
 
         Raises:
             ValueError: the template does not continue its generation prompt.
@@ -65,7 +66,7 @@ class RankPrompts:
         whole = self.processor.tokenizer.apply_chat_template([*messages, turn], tokenize=False)
         if not whole.startswith(prompt):
             raise ValueError("the chat template does not begin an assistant's turn as its generation prompt ends")
-        return self.processor.tokenizer(whole[len(prompt) :].rstrip())["input_ids"]
+        return self.processor.tokenizer(whole[len(prompt) :].rstrip() + "\n")["input_ids"]
 
     def choices(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
         """The tokens that all answers begin with, and the one in which each first differs from the others.
@@ -84,18 +85,28 @@ class RankPrompts:
         pixels = _joined([part.pixel_values for part in parts])
         grids = _joined([part.image_grid_thw for part in parts])
         query = parts[0].item.id
-        most = self.processor.text_max_tokens or self.processor.max_length
-        while most:
-            messages = messages_of(*(self.processor.cut(part.item, most) for part in parts))
+        most, whole_characters = self.processor.text_max_tokens, self.style != "released"
+        while True:
+            items = (self.processor.cut(part.item, most, whole_characters=whole_characters) for part in parts)
+            messages = messages_of(*items)
             answer_ids = self.answer_ids(answer, messages) if answer else []
             ids = self.processor.token_ids(messages, grids, query) + answer_ids
             if len(ids) <= self.processor.max_length:
-                return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": grids, "answer": len(answer_ids)}
-            most //= 2  # every text alike, so that no candidate is favoured
-        raise ValueError(
-            f"the query {query!r} with {len(parts) - 1} candidates needs more than {self.processor.max_length} tokens "
-            "without its texts: raise --model_max_length, or lower --max_pixels"
-        )
+                labels = len(answer_ids) + len(self.header_ids) if answer else 0
+                return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": grids, "labels": labels}
+            self.processor.note_cut(f"the prompt of query {query!r} with {len(parts) - 1} candidates", len(ids))
+            most = (most or self.processor.max_length) // 2  # every text alike, so that no candidate is favoured
+            if not most:
+                raise ValueError(
+                    f"the query {query!r} with {len(parts) - 1} candidates needs more than {self.processor.max_length} "
+                    "tokens without its texts: raise --model_max_length, or lower --max_pixels"
+                )
+
+    @cached_property
+    def header_ids(self) -> list[int]:
+        """What the chat template begins an assistant's turn with: its generation prompt."""
+        without = self.processor.tokenizer.apply_chat_template(QUESTION, tokenize=False)
+        return self.processor.tokenizer(self.processor.render(QUESTION)[len(without) :])["input_ids"]
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
@@ -123,12 +134,12 @@ class RerankTrainingCollator(TrainingCollator):
     def batch(self, rows: list[int], examples: list[RerankExample], encoded: list[list[dict]]) -> dict:
         """Reranker's keyword arguments but `asked`, "ids" of the queries, and:
 
-        "labels": (B, L), IGNORED but for the tokens of the answers.
+        "labels": (B, L), IGNORED but for the assistant's turns.
         """
         prompts = [one for three in encoded for one in three]
         inputs = self.processor.pad(prompts)
         labels = torch.full_like(inputs["input_ids"], IGNORED)  # (B, L)
         for row, one in zip(labels, prompts):
-            answer = slice(len(one["input_ids"]) - one["answer"], len(one["input_ids"]))
-            row[answer] = torch.tensor(one["input_ids"][answer])
+            turn = slice(len(one["input_ids"]) - one["labels"], len(one["input_ids"]))
+            row[turn] = torch.tensor(one["input_ids"][turn])
         return {**inputs, "labels": labels, "ids": [example.query.id for example in examples]}

@@ -13,8 +13,9 @@ from PIL import Image
 class Item:
     """One thing to embed: a text, a picture, or both.
 
-    `images` are paths or PIL pictures (normally none or one). `instruction` says what to retrieve and stands before
-    the text; only queries of an instruction-tuned model have one.
+    `images` are paths or PIL pictures (normally none or one). A text may be empty: M-BEIR has candidates without text
+    and picture, which are embedded as an empty text. `instruction` says what to retrieve and stands before the text;
+    only queries of an instruction-tuned model have one.
     """
 
     id: str
@@ -23,7 +24,7 @@ class Item:
     instruction: str | None = None
 
     def __post_init__(self):
-        if not self.text and not self.images:
+        if self.text is None and not self.images:
             raise ValueError(f"item {self.id!r} has neither text nor picture")
 
 

@@ -33,7 +33,7 @@ def load_items(path: str | Path, image_root: str | Path | None = None) -> list[I
                 images = (path_inside(image_root, row["image"]),) if row.get("image") else ()
                 if images and not images[0].is_file():
                     raise ValueError(f"picture {images[0]} does not exist")
-                items.append(Item(identifier, row.get("text"), images))
+                items.append(Item(identifier, row.get("text") or None, images))
             except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise ValueError(f'{path} line {number} is not {{"id", "text" and/or "image"}}: {error}') from None
             if identifier in seen:

@@ -53,14 +53,15 @@ def encode(
     depend on how many processes there are.
 
     Args:
-        max_tokens_per_batch: bound on the tokens of a forward, padding counted where there is any.
+        max_tokens_per_batch: bound on the tokens of a forward, padding counted where there is any. A longer item is a
+            forward of its own, with a note.
         share_prefix: compute the prompt's constant beginning once; the embeddings stay the same.
 
     Returns:
         (len(items), D) float32 unit embeddings on the CPU, in the order of `items`, the same on every process.
 
     Raises:
-        ValueError: a picture cannot be read, or an item is longer than the budget; names it.
+        ValueError: a picture cannot be read; names it.
     """
     different: dict[Hashable, int] = {}  # what an item shows -> its row in the embeddings
     row_of_item = [different.setdefault(_content(item), len(different)) for item in items]
@@ -69,6 +70,8 @@ def encode(
 
     world, rank = (dist.get_world_size() if dist.is_initialized() else 1), process_rank()
     lengths = _lengths(processor, unique, world, rank, embedder.device)
+    if rank == 0 and max(lengths) > max_tokens_per_batch:
+        print(f"note: {description}: the longest item has {max(lengths)} tokens, a forward of its own", flush=True)
     batches = token_batches(lengths, max_tokens_per_batch, embedder.padding_free)
     # Every process makes the same number of forwards (ZeRO-3 gathers weights in each): the last may be a repetition.
     steps = -(-len(batches) // world)
@@ -110,16 +113,8 @@ def _lengths(processor: Processor, items: Sequence[Item], world: int, rank: int,
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int, padding_free: bool) -> list[list[int]]:
-    """Indices in batches of at most `max_tokens` tokens, longest items first.
-
-    Raises:
-        ValueError: one item alone is longer.
-    """
+    """Indices in batches of at most `max_tokens` tokens, longest items first; a longer item is a batch of its own."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    if lengths[order[0]] > max_tokens:
-        raise ValueError(
-            f"--max_tokens_per_batch {max_tokens}: the longest item has {lengths[order[0]]} tokens; give at least that"
-        )
     batches: list[list[int]] = []
     room = width = 0
     for i in order:

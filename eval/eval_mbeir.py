@@ -25,7 +25,7 @@ from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards, encode_to_shards, made_by
 from lamra.eval.zeroshot import run_name
 from lamra.train import upstream
-from lamra.train.arguments import require
+from lamra.train.arguments import note, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
 
@@ -205,7 +205,7 @@ def open_tasks(
     found = []
     for task, queries_path, pool_path, qrels_path in files:
         queries, pool = Rows(queries_path, root, QUERY), pools[pool_path]
-        answers = read_qrels(qrels_path, queries, pool)
+        answers = read_qrels(qrels_path, queries, pool, root / task.pool(args.split, "global"), note)
         candidate = task.candidate or modality_of(queries, pool, answers)
         instructed = InstructedQueries(queries, instructions, candidate, args.seed)
         found.append(TaskData(task, queries, pool, instructed, answers, qrels_path))

@@ -18,6 +18,7 @@ from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT
 from lamra.datasets.caption import load_captioned_images
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir import Rows, id_key
+from lamra.datasets.rerank import ranking_files, ranking_of
 from lamra.eval.eval_mbeir import DATA_NAME, TaskData, average, open_tasks
 from lamra.eval.mbeir_tasks import PAPER_AVERAGE, PAPER_AVERAGE_RERANKED, TASKS, choose_tasks
 from lamra.eval.metrics import recall_at_k
@@ -36,6 +37,7 @@ DEPTH_ZEROSHOT = 10
 # Weight of P(Yes) where it is not 1: LamRA's for COCO.
 WEIGHTS = {"mscoco_task0_test": 0.5, "mscoco_task3_test": 0.1}
 WEIGHTS_COCO = {"image_retrieval": 0.5, "text_retrieval": 0.1}
+UPSTREAM_FLICKR = {"image_retrieval": "flickr_t2i", "text_retrieval": "flickr_i2t"}
 WEIGHTS_TO_TRY = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 # R@1 of LamRA-Ret and with LamRA-Rank on Flickr30K, in percent (arXiv 2412.01720).
 PAPER_FLICKR = {"image_retrieval": (82.8, 88.1), "text_retrieval": (92.7, 97.6)}
@@ -43,7 +45,9 @@ PAPER_FLICKR = {"image_retrieval": (82.8, 88.1), "text_retrieval": (92.7, 97.6)}
 
 @dataclass
 class RerankArguments(RetrieverArguments):
-    rankings: str = field(default="", metadata={"help": "folder of ranking_*.jsonl that an evaluation wrote"})
+    rankings: str = field(
+        default="", metadata={"help": "folder of rankings that an evaluation wrote, ours or upstream's"}
+    )
     style: str = field(default="pointwise", metadata={"help": "pointwise or listwise"})
     depth: int | None = field(default=None, metadata={"help": "candidates to rerank; default: LamRA's"})
     weight: float | None = field(default=None, metadata={"help": "of P(Yes), pointwise; default: LamRA's of the task"})
@@ -59,7 +63,6 @@ class RerankArguments(RetrieverArguments):
     text_data_path: str | None = field(default=None, metadata={"help": "their captions"})
     data_name: str | None = field(default=None, metadata={"help": "what to call data; Flickr30K and COCO are known"})
     output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/<rankings' folder>"})
-    model_max_length: int = field(default=2048, metadata={"help": "longest prompt in tokens"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -150,24 +153,29 @@ def depth_of(args: RerankArguments) -> int:
 def mbeir_rankings(args: RerankArguments) -> list[Opened]:
     opened = []
     for data in open_tasks(args):
-        path = Path(args.rankings, f"ranking_{data.task.name}.jsonl")
+        path = ranking_of(args.rankings, data.task.name, data.task.name.removesuffix("_test"))
         of_paper = (data.task.paper, data.task.paper_reranked)
         known = args.name == DATA_NAME and args.split == "test" and args.pool == "local"
-        manifest = {"ranking": sha256(path) if path.is_file() else None, "pool": sha256(data.pool.path)}
+        ranking = mbeir_ranking(path, data)
+        manifest = {"ranking": _ranking_sha256(path), "pool": sha256(data.pool.path)}
         manifest |= {"queries": sha256(data.queries.path), "instructions": sha256(data.instructed.instructions.path)}
-        ranking = mbeir_ranking(path, read_ranking(path), data)
         weight = WEIGHTS.get(data.task.name, 1.0)
         manifest["seed"] = args.seed
         opened.append(Opened(data.task.name, ranking, manifest, data.task.k, weight, of_paper if known else None))
     return opened
 
 
-def mbeir_ranking(path: Path, ranking: dict[str, tuple[list[str], list[float]]], data: TaskData) -> RankingTask:
-    """The ranking that a file holds, its ids as rows.
+def _ranking_sha256(path: Path) -> str:
+    return "".join(map(sha256, ranking_files(path)))
+
+
+def mbeir_ranking(path: Path, data: TaskData) -> RankingTask:
+    """A ranking of all of a task's queries, its ids as rows.
 
     Raises:
-        ValueError: it names a query or a candidate that is not there.
+        ValueError: as read_ranking, or the ranking names a query or candidate that is not there.
     """
+    ranking = read_ranking(path, [data.queries.id(row) for row in range(len(data.queries))])
 
     def rows_of(ids: list[str], rows: Rows) -> list[int]:
         try:
@@ -196,21 +204,26 @@ def captioned_rankings(args: RerankArguments) -> list[Opened]:
         ("image_retrieval", data.texts, data.images, [[i] for i in data.image_of_text], INSTRUCTION_TEXT_TO_IMAGE),
         ("text_retrieval", data.images, data.texts, captions, INSTRUCTION_IMAGE_TO_TEXT),
     ):
-        path = Path(args.rankings, f"ranking_{name}.jsonl")
-        ranking = read_ranking(path)
+        path = ranking_of(args.rankings, name, UPSTREAM_FLICKR[name])
+        ranking = read_ranking(path, list(_place_of(path, queries)))
         asked = _places(path, "query", list(ranking), queries, args.text_data_path)
         found = [_places(path, "candidate", dids, candidates, args.text_data_path) for dids, _ in ranking.values()]
         instructed = [replace(item, instruction=instruction) for item in queries]
         scores = [scores for _, scores in ranking.values()]
         task = RankingTask(instructed, candidates, asked, found, scores, [answers[place] for place in asked])
-        manifest = {"ranking": sha256(path), "captions": sha256(args.text_data_path)}
+        manifest = {"ranking": _ranking_sha256(path), "captions": sha256(args.text_data_path)}
         weight = WEIGHTS_COCO[name] if args.name == "COCO" else 1.0
         opened.append(Opened(name, task, manifest, 1, weight, PAPER_FLICKR[name] if args.name == "Flickr30K" else None))
     return opened
 
 
+def _place_of(path: Path, items: list[Item]) -> dict[str, int]:
+    """What a ranking calls items -> their places; upstream's calls them by these."""
+    return {item.id if path.suffix == ".jsonl" else str(place): place for place, item in enumerate(items)}
+
+
 def _places(path: Path, kind: str, ids: list[str], items: list[Item], source: str) -> list[int]:
-    place_of = {item.id: place for place, item in enumerate(items)}
+    place_of = _place_of(path, items)
     unknown = [identifier for identifier in ids if identifier not in place_of]
     if unknown:
         raise ValueError(f"{path} names the {kind} {unknown[0]}, which is not in {source}")

@@ -15,18 +15,15 @@ def recall_at_k(ranking: Tensor, relevant: Sequence[Collection[int]], k: int) ->
 
     Args:
         ranking: (Q, K) gallery indices, best first, K >= k.
-        relevant: for each query the gallery indices that answer it, at least one.
+        relevant: for each query the gallery indices that answer it. A query without any is a miss, as in M-BEIR.
 
     Raises:
-        ValueError: sizes that do not fit, no query, or a query without a relevant candidate.
+        ValueError: sizes that do not fit, or no query.
     """
     if len(ranking) != len(relevant) or not 1 <= k <= ranking.shape[1]:
         raise ValueError(f"recall@{k} of a {tuple(ranking.shape)} ranking with relevant candidates of {len(relevant)}")
     if len(relevant) == 0:
         raise ValueError("recall of no queries is undefined")
-    empty = [i for i, answers in enumerate(relevant) if len(answers) == 0]
-    if empty:
-        raise ValueError(f"{len(empty)} queries have no relevant candidate, the first is {empty[0]}: leave them out")
     hits = (not set(answers).isdisjoint(found) for answers, found in zip(relevant, ranking[:, :k].tolist()))
     return sum(hits) / len(relevant)
 
@@ -64,6 +61,9 @@ def retrieval_recalls(
         )
     for text, image in enumerate(picture):
         texts_of_image[image].append(text)
+    if not all(texts_of_image):
+        bare = [image for image, texts in enumerate(texts_of_image) if not texts]
+        raise ValueError(f"{len(bare)} pictures have no caption, the first is {bare[0]}: leave them out")
 
     recalls = {}
     for name, query, gallery, relevant in (

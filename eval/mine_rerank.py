@@ -7,24 +7,30 @@ Writes <output_dir>/mined.jsonl, a ranking {qid, did, score, rank}, and the same
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from lamra.datasets.items import Item
-from lamra.datasets.mbeir import MBEIRPairs, dataset_of
+from lamra.datasets.mbeir import MODALITIES, MBEIRPairs, dataset_of
 from lamra.eval.eval_mbeir import Encoder
 from lamra.eval.report import write_ranking
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
+from lamra.eval.shards import Shards
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
 from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
+
+QUERIES_TOGETHER = 16_384  # of a search: other processes wait while the first looks which candidates are usable
 
 
 @dataclass
@@ -38,7 +44,9 @@ class MineArguments(RetrieverArguments):
     own_kind: bool = field(
         default=True, metadata={"help": "of the positives' data set and modality only, as from a local pool"}
     )
-    search_depth: int | None = field(default=None, metadata={"help": "candidates to choose from; default: 2 x top"})
+    search_depth: int | None = field(
+        default=None, metadata={"help": "candidates to choose from; default: as many as it takes to find top"}
+    )
     output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/mined"})
     shard_size: int = field(default=100_000, metadata={"help": "items encoded between two writes"})
     search_memory: float = field(default=4.0, metadata={"help": "GiB that a process's search may use"})
@@ -52,16 +60,44 @@ class MineArguments(RetrieverArguments):
 
 
 class TrainingQueries(Sequence[Item]):
-    """The queries of training pairs, each with its instruction of the first epoch."""
+    """The queries of training pairs, each once, with its instruction of the first epoch.
+
+    Attributes:
+        rows: the row of each query, the first where it is repeated.
+    """
 
     def __init__(self, pairs: MBEIRPairs):
         self.pairs = pairs
+        self.rows = np.unique(pairs.queries.rows_of(pairs.queries.keys))
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.rows)
 
-    def __getitem__(self, row: int) -> Item:
-        return self.pairs[row].query
+    def __getitem__(self, query: int) -> Item:
+        return self.pairs[int(self.rows[query])].query
+
+
+class RowsOf:
+    """Some rows of (N, D) embeddings, in ascending order, to be sliced as if there were no others."""
+
+    READ_TOGETHER = 4096  # rows of the embeddings
+
+    def __init__(self, embeddings: Shards, rows: np.ndarray):
+        self.embeddings, self.rows, self.shape = embeddings, rows, (len(rows), embeddings.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        rows = self.rows[part]
+        out = np.empty((len(rows), self.shape[1]), np.float32)
+        start = 0
+        while start < len(rows):
+            stop = int(np.searchsorted(rows, rows[start] + self.READ_TOGETHER))
+            block = self.embeddings[rows[start] : rows[stop - 1] + 1]
+            out[start:stop] = block[rows[start:stop] - rows[start]]
+            start = stop
+        return out
 
 
 def main() -> None:
@@ -77,43 +113,80 @@ def mine_files(args: MineArguments) -> Path:
     encoder = Encoder(args, load_retriever(args), "mined")
     gallery = encoder.candidates(pairs.pool)
     drawn_by = {"instructions": sha256(pairs.instructions.path), "seed": args.seed}
-    queries = encoder.encode(TrainingQueries(pairs), pairs.queries.path, drawn_by)
-    depth = args.search_depth or 2 * args.top
-    blocks = Blocks.within(args.search_memory * 2**30, gallery.shape[1], depth)
-    scores, found = search(queries, gallery, depth, blocks, state.device)  # (Q, depth) each
+    if pairs.notes:  # then the pool decides which queries there are, and between which positives they draw
+        drawn_by["pool"] = sha256(pairs.pool.path)
+    queries = TrainingQueries(pairs)
+    embeddings = encoder.encode(queries, pairs.queries.path, drawn_by)
+    found = mine(pairs, queries, embeddings, gallery, args, state)
     if state.is_main_process:
-        write(encoder.folder, pairs, mined(pairs, scores, found, args))
+        write(encoder.folder, pairs, queries, found)
     return encoder.folder
 
 
-def mined(
-    pairs: MBEIRPairs, scores: torch.Tensor, found: torch.Tensor, args: MineArguments
-) -> Iterator[tuple[int, list[int], list[float]]]:
-    """Row of each query with usable candidates, their rows in the pool, and their scores."""
-    for row, (score, candidates) in enumerate(zip(scores.tolist(), found.tolist())):
-        wrong = usable(pairs, row, candidates, args.own_kind)
-        kept = [(place, one) for one, place in zip(score, candidates) if place in wrong][: args.top]
-        if kept:
-            yield row, [place for place, _ in kept], [one for _, one in kept]
+def mine(
+    pairs: MBEIRPairs,
+    queries: TrainingQueries,
+    embeddings: Shards,
+    gallery: Shards,
+    args: MineArguments,
+    state: PartialState,
+) -> dict[int, tuple[list[int], list[float]]]:
+    """For each query, by its number, the first `top` usable rows of the pool and their scores; on the first process.
+
+    With own_kind the queries of a kind look at that kind's candidates only, so that the depth does not depend on what
+    else the pool holds. Positives and what looks like them are not usable: where they leave too few, these queries look
+    twice as deep, to the end if need be. With search_depth they do not.
+    """
+    found: dict[int, tuple[list[int], list[float]]] = {}
+    for members, candidates in searched_together(pairs, queries, args.own_kind):
+        depth = args.search_depth or 2 * args.top
+        while len(members):
+            blocks = Blocks.within(args.search_memory * 2**30, gallery.shape[1], depth)
+            result = search(RowsOf(embeddings, members), RowsOf(gallery, candidates), depth, blocks, state.device)
+            lacking = []
+            if state.is_main_process:
+                for query, scores, columns in zip(members.tolist(), *(table.tolist() for table in result)):
+                    rows = candidates[columns].tolist()
+                    wrong = usable(pairs, pairs.answers(int(queries.rows[query])), rows)
+                    kept = [(row, score) for row, score in zip(rows, scores) if row in wrong][: args.top]
+                    found[query] = [row for row, _ in kept], [score for _, score in kept]
+                    if len(kept) < args.top and depth < len(candidates) and not args.search_depth:
+                        lacking.append(query)
+            members, depth = np.array(broadcast_object_list([lacking])[0], dtype=np.int64), 2 * depth
+    return found
 
 
-def usable(pairs: MBEIRPairs, row: int, candidates: list[int], own_kind: bool) -> set[int]:
-    """Those candidates of a query that are wrong: no positive, and none that looks or reads like one."""
-    positives, pool = pairs.positives(row), pairs.pool
-    kinds = {_kind(pairs, positive) for positive in positives}
-    right = [pool[positive] for positive in positives]
-    others = [place for place in candidates if place not in positives]
-    others = [place for place in others if not own_kind or _kind(pairs, place) in kinds]
-    return {place for place in others if not any(same(pool[place], one) for one in right)}
+def searched_together(
+    pairs: MBEIRPairs, queries: TrainingQueries, own_kind: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Numbers of queries, and the pool's rows that they choose from: all, or those of the kinds of their positives."""
+    pool = pairs.pool
+    if not own_kind:
+        yield from _in_parts(np.arange(len(queries)), np.arange(len(pool)))
+        return
+    kinds = dataset_of(pool.keys) * len(MODALITIES) + pool.modalities  # (N,)
+    members: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for query, row in enumerate(queries.rows):
+        members[tuple(np.unique(kinds[pairs.answers(int(row))]).tolist())].append(query)
+    for wanted, together in members.items():
+        yield from _in_parts(np.array(together), np.flatnonzero(np.isin(kinds, wanted)))
 
 
-def _kind(pairs: MBEIRPairs, place: int) -> tuple[int, str]:
-    return int(dataset_of(pairs.pool.keys[place])), pairs.pool.modality(place)
+def _in_parts(queries: np.ndarray, candidates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(queries), QUERIES_TOGETHER):
+        yield queries[start : start + QUERIES_TOGETHER], candidates
+
+
+def usable(pairs: MBEIRPairs, answers: list[int], candidates: list[int]) -> set[int]:
+    """Those candidates of a query that are wrong: no answer, and none that looks or reads like one."""
+    right = [pairs.pool[row] for row in answers]
+    others = [row for row in candidates if row not in answers]
+    return {row for row in others if not any(same(pairs.pool[row], item) for item in right)}
 
 
 def same(a: Item, b: Item) -> bool:
-    """Whether two candidates have the same text or the same picture."""
-    if a.text and a.text == b.text:
+    """Whether two candidates have the same text or the same picture, or both nothing at all."""
+    if a.text and a.text == b.text or not (a.text or a.images or b.text or b.images):
         return True
     return any(_same_file(one, other) for one in a.images for other in b.images)
 
@@ -127,17 +200,23 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def write(folder: Path, pairs: MBEIRPairs, rows: Iterator[tuple[int, list[int], list[float]]]) -> None:
+def write(
+    folder: Path, pairs: MBEIRPairs, queries: TrainingQueries, found: dict[int, tuple[list[int], list[float]]]
+) -> None:
     ids = pairs.pool.id
-    rows = [(pairs.queries.id(row), row, [ids(place) for place in places], scores) for row, places, scores in rows]
+    rows = [
+        (pairs.queries.id(row), row, [ids(candidate) for candidate in found[query][0]], found[query][1])
+        for query, row in enumerate(queries.rows.tolist())
+        if found[query][0]
+    ]
     write_ranking(folder / "mined.jsonl", ((qid, dids, scores) for qid, _, dids, scores in rows))
     upstream = {
-        qid: {"gt_docs": [ids(place) for place in pairs.positives(row)], "top100_docs": dids}
+        qid: {"gt_docs": [ids(answer) for answer in pairs.answers(row)], "top100_docs": dids}
         for qid, row, dids, _ in rows
     }
     (folder / "mined.json").write_text(json.dumps(upstream) + "\n")
     count = sum(len(dids) for _, _, dids, _ in rows)
-    print(f"{count} candidates of {len(rows)} of {len(pairs)} queries in {folder}/mined.jsonl and mined.json")
+    print(f"{count} candidates of {len(rows)} of {len(queries)} queries in {folder}/mined.jsonl and mined.json")
 
 
 if __name__ == "__main__":

@@ -54,11 +54,15 @@ class RankingTask:
     answers: list[list[int]] = field(default_factory=list)
 
 
-def read_ranking(path: str | Path) -> dict[str, tuple[list[str], list[float]]]:
+def read_ranking(path: str | Path, qids: Sequence[str] = ()) -> dict[str, tuple[list[str], list[float]]]:
     """qid -> the ids of its candidates, best first, and their scores.
 
+    Args:
+        qids: the queries of the task: recall over fewer of them would be another number.
+
     Raises:
-        ValueError: as ranked_candidates, or a query has a candidate twice.
+        ValueError: as ranked_candidates; or a query has a candidate twice or ranks other than 1, 2, ..., n, or is
+            lacking.
     """
     lines: dict[str, list] = {}
     for line in ranked_candidates(path):
@@ -69,7 +73,20 @@ def read_ranking(path: str | Path) -> dict[str, tuple[list[str], list[float]]]:
         dids = [line.did for line in found]
         if len(set(dids)) < len(dids):
             raise ValueError(f"{path} has a candidate of the query {qid} twice: a ranking names each once")
+        ranks = [line.rank for line in found]
+        if ranks != list(range(1, len(found) + 1)):
+            wrong = next(rank for place, rank in enumerate(ranks, start=1) if rank != place)
+            raise ValueError(
+                f"{path}: the {len(found)} candidates of the query {qid} do not have the ranks 1 to {len(found)}, "
+                f"{wrong} is repeated or follows a gap: evaluate the retriever again"
+            )
         ranking[qid] = dids, [line.score for line in found]
+    lacking = [qid for qid in qids if qid not in ranking]
+    if lacking:
+        raise ValueError(
+            f"{path} lacks {len(lacking)} of the task's {len(qids)} queries, first {lacking[0]}: evaluate the "
+            "retriever on all of them"
+        )
     return ranking
 
 

@@ -15,7 +15,7 @@ from lamra.models.embedder import Embedder
 from lamra.models.folders import is_adapter, local_folder
 from lamra.models.loading import base_under, load_embedder
 from lamra.models.settings import Settings
-from lamra.train.arguments import check_devices, default_workers, require
+from lamra.train.arguments import check_devices, default_workers, note, require
 
 
 @dataclass
@@ -30,7 +30,7 @@ class RetrieverArguments:
     padding_free: bool = field(default=True, metadata={"help": "one row of tokens instead of a padded rectangle"})
     share_prefix: bool = field(default=True, metadata={"help": "compute the prompts' constant beginning once"})
     bf16: bool | None = field(default=None, metadata={"help": "default: True where the GPU has it, else float32"})
-    model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
+    model_max_length: int | None = field(default=None, metadata={"help": "ignored with a note: nothing is cut"})
     position_ids: str | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
     max_pixels: int | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
     attn_implementation: str | None = field(
@@ -46,6 +46,8 @@ class RetrieverArguments:
         budget = self.max_tokens_per_batch
         require(budget is None or budget > 0, "max_tokens_per_batch", budget, "1 or more")
         require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
+        if self.model_max_length is not None:
+            note(f"--model_max_length {self.model_max_length} is ignored: evaluation cuts nothing, as LamRA's does not")
         if torch.cuda.is_available():
             check_devices(bool(self.bf16))
 
@@ -98,9 +100,7 @@ def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple:
         (args.original_model_id or settings.base_model) if is_adapter(args.model_id) else args.model_id,
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
-        max_length=args.model_max_length,
-        text_max_tokens=settings.text_max_tokens,
-    )
+    ).for_evaluation(model.context_length)
     workers = default_workers() if args.num_workers is None else args.num_workers
     budget = args.max_tokens_per_batch or (32768 if on_cuda else 4096)
     return model, processor, settings, budget, workers

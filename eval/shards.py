@@ -26,7 +26,7 @@ from lamra.train.checkpoints import sha256
 MANIFEST = "manifest.json"
 # What the embeddings of a model folder are made by.
 MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json", "chat_template.*")
-SETTINGS = ("position_ids", "min_pixels", "max_pixels", "text_max_tokens")
+SETTINGS = ("position_ids", "min_pixels", "max_pixels")
 
 
 class Shards:
@@ -64,7 +64,6 @@ def made_by(args: RetrieverArguments, settings: Settings, model: nn.Module) -> d
     return {
         "model": broadcast_object_list(digest)[0],
         **{name: getattr(settings, name) for name in SETTINGS},
-        "model_max_length": args.model_max_length,
         "dtype": str(next(model.parameters()).dtype),
     }
 

@@ -33,7 +33,9 @@ def read_results(folder: Path) -> pd.DataFrame:
         if (found := RUN.fullmatch(path.parts[-3])) is None:
             continue
         for name, recall in json.loads(path.read_text()).items():
-            direction, k = name.split("@")
+            direction, at, k = name.partition("@")
+            if not at:  # the protocol
+                continue
             settings = dict(kind=found["kind"], percent=int(found["percent"]), seed=int(found["seed"]))
             rows.append(settings | dict(data=path.parts[-2], direction=direction, k=int(k), recall=recall))
     if not rows:

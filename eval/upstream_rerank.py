@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from lamra.collators.messages import listwise_answer
 from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructions, Rows, id_key
+from lamra.datasets.rerank import QUERY_NAMES, ranking_files
 from lamra.eval import eval_rerank, upstream_files
 from lamra.eval.eval_mbeir import TaskData, modality_of, open_tasks
 from lamra.eval.mbeir_tasks import TASKS, Task, task_of_file
@@ -51,8 +52,12 @@ class AskArguments(RetrieverArguments):
         super().__post_init__()
         for name in ("query_data_path", "cand_pool_path", "instructions_path"):
             require(bool(getattr(self, name)), name, "", "a file of M-BEIR")
-        for name in ("ret_query_data_path", "ret_cand_data_path"):
-            require(bool(getattr(self, name)), name, "", "a file that eval/eval_mbeir.py writes with upstream's flags")
+        given = (self.ret_query_data_path, self.ret_cand_data_path)
+        if tuple(map(Path, given)) != ranking_files(self.ret_query_data_path)[:2]:
+            raise ValueError(
+                f"--ret_query_data_path {given[0]} and --ret_cand_data_path {given[1]}: expected the two files "
+                f"..{QUERY_NAMES} and .._cand_names.json of one ranking, as eval/eval_mbeir.py writes them"
+            )
         require(bool(self.save_name), "save_name", "", "a name, such as cirr_task7_top50")
         require(self.rank_num >= 0, "rank_num", self.rank_num, "1 or more")
 
@@ -81,7 +86,6 @@ def ask(style: str) -> None:
 def open_ranking(args: AskArguments) -> RankingTask:
     """Everything but the pictures, so that a mistake in the files is told before a model is loaded."""
     root = Path(args.image_path_prefix)
-    ranking = upstream_files.read_retrieved(args.ret_query_data_path, args.ret_cand_data_path)
     queries, pool = Rows(args.query_data_path, root, QUERY), Rows(args.cand_pool_path, root, CANDIDATE)
     task, _ = task_of_file(args.query_data_path)
     candidate = task.candidate
@@ -91,7 +95,7 @@ def open_ranking(args: AskArguments) -> RankingTask:
         candidate = modality_of(queries, pool, rows)
     instructed = InstructedQueries(queries, Instructions(args.instructions_path), candidate, args.seed)
     data = TaskData(task, queries, pool, instructed, [[]] * len(queries))
-    return eval_rerank.mbeir_ranking(Path(args.ret_cand_data_path), ranking, data)
+    return eval_rerank.mbeir_ranking(Path(args.ret_query_data_path), data)
 
 
 @dataclass
@@ -128,9 +132,8 @@ def report(style: str) -> None:
     """Parse the command line, and print the recall that follows from upstream's files."""
     (args,) = parse(ReportArguments)
     (data,) = open_tasks(args)
-    prefix = upstream_files.RETRIEVED / f"mbeir_{args.task_name}_test_{args.retriever}"
-    names, scores = [f"{prefix}_{part}_names.json" for part in ("query", "cand")], f"{prefix}_scores.json"
-    ranking = eval_rerank.mbeir_ranking(Path(names[1]), upstream_files.read_retrieved(*names, scores), data)
+    retrieved = upstream_files.RETRIEVED / f"mbeir_{args.task_name}_test_{args.retriever}{QUERY_NAMES}"
+    ranking = eval_rerank.mbeir_ranking(retrieved, data)
     depth, kind = ANSWERS[style]
     path = upstream_files.RERANKED / f"{args.task_name}_{depth}_{kind}.json"
     said = upstream_files.read_json(path, dict, f"eval/eval_mbeir_rerank_{style}.py")
@@ -138,7 +141,7 @@ def report(style: str) -> None:
     for row, found in zip(ranking.asked, ranking.found):
         qid = data.queries.id(row)
         if qid not in said:
-            raise ValueError(f"{path} has no answer about the query {qid} of {names[0]}: ask about that ranking again")
+            raise ValueError(f"{path} has no answer about the query {qid} of {retrieved}: ask about that ranking again")
         answers.append(said[qid][: len(found)] if style == "pointwise" else order_of(said[qid], len(found), path))
     after = eval_rerank.rerank(ranking, answers, style, eval_rerank.WEIGHTS.get(data.task.name, 1.0))
     before, after = (eval_rerank.recalls(one, KS[style]) for one in (ranking, after))

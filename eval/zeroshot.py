@@ -19,13 +19,21 @@ from lamra.train import upstream
 from lamra.train.arguments import require
 
 RERANK_DEPTH = 50
+PROTOCOLS = ("released", "clean")
 
 
 @dataclass
 class ZeroshotArguments(RetrieverArguments):
     image_data_path: str = field(default="", metadata={"help": "folder of pictures"})
     text_data_path: str = field(default="", metadata={"help": "LamRA_Eval's list of captions or Karpathy's json"})
-    mode: str = field(default="pretrained", metadata={"help": "finetuned puts an instruction before the query"})
+    mode: str = field(default="pretrained", metadata={"help": "finetuned: with instructions, see --protocol"})
+    protocol: str = field(
+        default="released",
+        metadata={
+            "help": "of --mode finetuned: released embeds pictures with their instruction and captions without, as "
+            "the paper's numbers were measured; clean instructs queries alone"
+        },
+    )
     save_for_rerank: bool = field(default=False, metadata={"help": f"write the top {RERANK_DEPTH} of each query"})
     output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/<data>"})
     data_name: str | None = field(default=None, metadata={"help": "what to call pictures that are your own"})
@@ -35,6 +43,7 @@ class ZeroshotArguments(RetrieverArguments):
         for flag in ("image_data_path", "text_data_path"):
             require(bool(getattr(self, flag)), flag, "", "a path")
         require(self.mode in ("pretrained", "finetuned"), "mode", self.mode, "pretrained or finetuned")
+        require(self.protocol in PROTOCOLS, "protocol", self.protocol, " or ".join(PROTOCOLS))
 
 
 def evaluate(default_name: str) -> None:
@@ -43,15 +52,18 @@ def evaluate(default_name: str) -> None:
     data_name = args.data_name or default_name
     data = load_captioned_images(args.image_data_path, args.text_data_path)
     retriever = load_retriever(args)
-    instructed = args.mode == "finetuned"
-    captions = with_instruction(data.texts, INSTRUCTION_TEXT_TO_IMAGE if instructed else None)
-    pictures = with_instruction(data.images, INSTRUCTION_IMAGE_TO_TEXT if instructed else None)
-
-    # A gallery never has an instruction: in finetuned mode queries and candidates are embedded apart.
-    image_gallery = retriever.encode(data.images, f"{data_name} pictures")  # (I, D)
-    text_gallery = retriever.encode(data.texts, f"{data_name} captions")  # (T, D)
-    text_query = retriever.encode(captions, f"{data_name} caption queries") if instructed else text_gallery
-    image_query = retriever.encode(pictures, f"{data_name} picture queries") if instructed else image_gallery
+    images, texts = data.images, data.texts
+    instructed_images = with_instruction(images, INSTRUCTION_IMAGE_TO_TEXT)
+    if args.mode == "finetuned" and args.protocol == "released":
+        images = instructed_images
+    image_gallery = retriever.encode(images, f"{data_name} pictures")  # (I, D)
+    text_gallery = retriever.encode(texts, f"{data_name} captions")  # (T, D)
+    image_query, text_query = image_gallery, text_gallery
+    if args.mode == "finetuned" and args.protocol == "clean":
+        image_query = retriever.encode(instructed_images, f"{data_name} picture queries")
+        text_query = retriever.encode(
+            with_instruction(texts, INSTRUCTION_TEXT_TO_IMAGE), f"{data_name} caption queries"
+        )
     if not PartialState().is_main_process:
         return
 
@@ -59,11 +71,12 @@ def evaluate(default_name: str) -> None:
         image_gallery, text_gallery, data.image_of_text, image_query=image_query, text_query=text_query
     )
     folder = Path(args.output_dir or Path("results", run_name(args.model_id), data_name.lower()))
-    write_metrics(folder, metrics)
+    protocol = {"protocol": args.protocol} if args.mode == "finetuned" else {}  # without instructions both are the same
+    write_metrics(folder, metrics | protocol)
     if args.save_for_rerank:
         save_ranking(folder / "ranking_image_retrieval.jsonl", text_query, data.texts, image_gallery, data.images)
         save_ranking(folder / "ranking_text_retrieval.jsonl", image_query, data.images, text_gallery, data.texts)
-    show(data_name, data, metrics)
+    show(data_name, data, metrics, f", protocol {args.protocol}" if protocol else "")
     print(f"written to {folder}/")
 
 
@@ -84,9 +97,9 @@ def save_ranking(path: Path, query: Tensor, queries: list[Item], gallery: Tensor
     write_ranking(path, ((query.id, [candidates[i].id for i in best], score) for query, best, score in rows))
 
 
-def show(data_name: str, data: CaptionedImages, metrics: dict[str, float]) -> None:
-    print(f"\n{data_name}: {len(data.images)} pictures, {len(data.texts)} captions, recall@K")
+def show(data_name: str, data: CaptionedImages, metrics: dict[str, float], protocol: str) -> None:
+    print(f"\n{data_name}: {len(data.images)} pictures, {len(data.texts)} captions{protocol}, recall@K")
     rows = {"this model": metrics}
-    if data_name == "Flickr30K" and (len(data.images), len(data.texts)) == (1000, 5000):
+    if not protocol and data_name == "Flickr30K" and (len(data.images), len(data.texts)) == (1000, 5000):
         rows["the practice's Qwen2-VL-7B"] = PRACTICE_STAGE1_FLICKR30K
     print_table(rows)

@@ -63,6 +63,11 @@ class Backbone(nn.Module):
         return self.stock.config
 
     @property
+    def context_length(self) -> int:
+        """Tokens of the longest prompt that the model was made for."""
+        return self.config.text_config.max_position_embeddings
+
+    @property
     def device(self) -> torch.device:
         return self.stock.get_input_embeddings().weight.device
 

@@ -20,10 +20,11 @@ from lamra.models.settings import Settings
 
 ARCHITECTURES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 
-# LamRA's published Qwen2-VL checkpoints were trained with plain positions, its Qwen2.5-VL ones with M-RoPE.
+# LamRA's published Qwen2-VL checkpoints were trained with plain positions, its Qwen2.5-VL ones with M-RoPE. Its
+# rerankers alike, but all are asked with M-RoPE: upstream asks by generate(), which computes it.
 DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
 RERANKER_POSITION_IDS = "mrope"
-RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate
+RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate, in training
 
 
 def architecture(folder: str | Path) -> str:
@@ -65,20 +66,24 @@ def settings_to_rerank(
     *,
     rank_style: str,
     position_ids: str | None,
+    train_position_ids: str | None,
     text_max_tokens: int | None,
     **pixels: int | None,
 ) -> Settings:
     """Settings for training a reranker on top of the model in `folder`: a LamRA model's pictures keep their sizes.
 
-    Positions do not follow a retriever: LamRA-Rank is trained and asked with Qwen2-VL's own (FACTS: it generates).
+    Positions do not follow a retriever: upstream trains LamRA-Rank with those of its family (sequential for Qwen2-VL)
+    and asks it with M-RoPE.
 
     Args:
+        position_ids, train_position_ids: to ask and to train with; None takes upstream's.
         pixels: min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
 
     Raises:
         ValueError: a flag contradicts the model, or min_pixels exceeds max_pixels.
     """
     position_ids = position_ids or RERANKER_POSITION_IDS
+    trained = train_position_ids or DEFAULT_POSITION_IDS[architecture(folder)]
     before = Settings.read(folder)
     settings = settings_to_train(
         folder,
@@ -87,7 +92,10 @@ def settings_to_rerank(
         temperature=Settings.temperature,
         **pixels,
     )
-    return replace(settings, position_ids=position_ids, role="reranker", rank_style=rank_style)
+    trained = None if trained == position_ids else trained
+    return replace(
+        settings, position_ids=position_ids, train_position_ids=trained, role="reranker", rank_style=rank_style
+    )
 
 
 def attention_implementation(requested: str | None, device: torch.device | str, dtype: torch.dtype) -> str:
@@ -259,6 +267,5 @@ def base_under(adapter: str | Path, original_model: str | Path | None) -> str:
 def default_settings(base: Path, role: str | None, position_ids: str | None) -> Settings:
     """Of a published model, which remembers none: those that LamRA's published checkpoints were trained with."""
     if role == "reranker":
-        style = dict(text_max_tokens=RERANKER_TEXT_MAX_TOKENS, role=role, rank_style="released")
-        return Settings(str(base), position_ids or RERANKER_POSITION_IDS, **style)
+        return Settings(str(base), position_ids or RERANKER_POSITION_IDS, role=role, rank_style="released")
     return Settings(str(base), position_ids or DEFAULT_POSITION_IDS[architecture(base)])

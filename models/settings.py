@@ -15,12 +15,14 @@ class Settings:
 
     Attributes:
         base_model: folder of the base model under an adapter; for a merged model, the folder it was merged from.
-        position_ids: "sequential" or "mrope", see embedder.Embedder.
+        position_ids: "sequential" or "mrope", see backbone.Backbone; of a reranker those that it is asked with.
         min_pixels, max_pixels: a picture is resized to sides that are multiples of 28 with an area between these.
-        text_max_tokens: instruction and text together are cut after so many tokens; None does not cut.
+        text_max_tokens: in training instruction and text together were cut after so many tokens; evaluation does not
+            cut.
         temperature: of the contrastive loss; scales scores and changes no ranking.
         role: "retriever" embeds (models.embedder), "reranker" answers (models.reranker).
         rank_style: a reranker's prompts, see collators.messages.RANK_STYLES; None for a retriever.
+        train_position_ids: those that a reranker was trained with, where they are not those that it is asked with.
     """
 
     base_model: str
@@ -31,6 +33,7 @@ class Settings:
     text_max_tokens: int | None = None
     role: str = "retriever"
     rank_style: str | None = None
+    train_position_ids: str | None = None
 
     def write(self, folder: str | Path) -> None:
         (Path(folder) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")

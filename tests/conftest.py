@@ -113,6 +113,14 @@ def tiny_model(world, tmp_path_factory) -> Path:
     return folder
 
 
+def call(main, *flags, **named) -> None:
+    """An entrypoint in this process."""
+    flags = [*flags, *(part for name, value in named.items() for part in (f"--{name}", value))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["entrypoint", *map(str, flags)])
+        run(main)
+
+
 @pytest.fixture
 def fails(monkeypatch, capsys):
     """Call an entrypoint with flags, expect exit 1, return the sentence on stderr."""

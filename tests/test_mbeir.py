@@ -93,7 +93,7 @@ def test_the_index_is_built_once_for_each_state_of_the_file(tmp_path, monkeypatc
     Rows(path, tmp_path, CANDIDATE)
     built = []
     build = Rows._build_index
-    monkeypatch.setattr(Rows, "_build_index", lambda self, index: built.append(index) or build(self, index))
+    monkeypatch.setattr(Rows, "_build_index", lambda self: built.append(1) or build(self))
     assert len(Rows(path, tmp_path, CANDIDATE)) == 1 and not built
     write_rows(path, row, row | {"did": "1:2"})
     assert len(Rows(path, tmp_path, CANDIDATE)) == 2 and len(built) == 1
@@ -104,11 +104,10 @@ def test_the_index_is_built_once_for_each_state_of_the_file(tmp_path, monkeypatc
     ("second", "words"),
     [
         ("{", "line 2 is no row of M-BEIR: Expecting"),
-        ("", "line 2 is no row of M-BEIR"),
         ("[1]", "line 2 is no row of M-BEIR: it is not a json object"),
-        ({"did": "1:2", "txt": "a", "modality": "text"}, "line 2 is no row of M-BEIR: it lacks 'img_path'"),
+        ({"did": "1:2", "txt": "a"}, "line 2 is no row of M-BEIR: it lacks 'modality'"),
+        ({"txt": "a", "modality": "text"}, "line 2 is no row of M-BEIR: it lacks 'did'"),
         ({"did": "1:2", "txt": "a", "img_path": None, "modality": "video"}, "modality is 'video', not 'text', 'image'"),
-        ({"did": "1:2", "txt": "", "img_path": None, "modality": "text"}, "it has neither text nor picture"),
         ({"did": "1:2", "txt": 3, "img_path": None, "modality": "text"}, "txt and img_path must be strings or null"),
         ({"did": "two", "txt": "a", "img_path": None, "modality": "text"}, "the id 'two' is not \"dataset:number\""),
         ({"did": "1:1", "txt": "b", "img_path": None, "modality": "text"}, "line 2 repeats the id '1:1' of line 1"),
@@ -134,12 +133,22 @@ def test_what_does_not_fit_together(mbeir, tmp_path):
         (root / file).write_text(text.replace(old, new, 1))
         return root
 
-    with pytest.raises(
-        ValueError, match="up_train.jsonl line 1: pos_cand_list has 9:99999, which is not in .*train_cand"
-    ):
-        pairs_of(broken(TRAIN_QUERIES, '"pos_cand_list": ["9:', '"pos_cand_list": ["9:99999", "9:'))
-    with pytest.raises(ValueError, match="neg_cand_list has 4:99999, which is not in"):
-        pairs_of(broken(TRAIN_QUERIES, '"neg_cand_list": ["4:', '"neg_cand_list": ["4:99999", "4:'), hard_negatives=1)
+    def lost(field: str, rows: int):
+        """Rows whose candidates are all of another pool."""
+        text = (mbeir / TRAIN_QUERIES).read_text().splitlines()
+        for number in [number for number, line in enumerate(text) if json.loads(line)[field]][:rows]:
+            text[number] = json.dumps(json.loads(text[number]) | {field: ["9:99999"]})
+        root = broken(TRAIN_QUERIES, "", "")
+        (root / TRAIN_QUERIES).write_text("\n".join(text))
+        return root
+
+    assert len(pairs_of(lost("pos_cand_list", 1))) == 5 * SCENES - 1  # 1 % of the rows
+    for field, options in (("pos_cand_list", {}), ("neg_cand_list", {"hard_negatives": 1})):
+        words = (
+            f"up_train.jsonl: 2 of 100 rows have no candidate of their {field} in .*train_cand_pool.jsonl, first line"
+        )
+        with pytest.raises(ValueError, match=words + r" \d+, which has 9:99999: give the pool"):
+            pairs_of(lost(field, 2), **options)
     with pytest.raises(ValueError, match="up_train.jsonl line 1 has no positive in pos_cand_list"):
         first = json.loads((mbeir / TRAIN_QUERIES).read_text().splitlines()[0])["pos_cand_list"]
         pairs_of(broken(TRAIN_QUERIES, json.dumps(first), "[]"))
@@ -167,7 +176,7 @@ def test_qrels_by_hand_and_bad_ones(tmp_path):
     recalls = eval_mbeir.recalls(torch.tensor([[2, 0, 1], [2, 1, 0]]), read_qrels(qrels, queries, pool))
     assert recalls == {"recall@1": 0.5, "recall@5": 1.0, "recall@10": 1.0, "recall@20": 1.0, "recall@50": 1.0}
     for content, words in (
-        ("1:0 0 1:0 1\n1:0 0 1:9 1\n", "qrels.txt line 2 names the candidate 1:9, not in .*pool.jsonl"),
+        ("1:0 0 1:9 1\n1:1 0 1:8 1\n", "qrels.txt: no query has an answer in .*pool.jsonl: give the pool that"),
         ("1:7 0 1:0 1\n", "qrels.txt line 1 names the query 1:7, not in .*queries.jsonl"),
         ("1:0 1:0\n", 'qrels.txt line 1 is not "qid 0 did relevance"'),
         ("1:0 0 1:0 1\n1:1 0 1:0 0\n", "no relevant candidate for 1 queries of .*queries.jsonl, first 1:1"),
@@ -447,7 +456,7 @@ def test_evaluation_refuses(fails, evaluated, mbeir, trained, stage1, tmp_path, 
         ({"tasks": "all"}, "mbeir_visualnews_task0_cand_pool.jsonl does not exist: data/README.md shows"),
         ({"pool": "both"}, "--pool both: expected local or global"),
         ({"depth": 5}, "--depth 5: expected 50 or more"),
-        ({"data_path": root}, "line 7 names the candidate 8:99999, not in"),
+        ({"data_path": root}, "names candidates that are in no pool, neither in"),
     ):
         assert words in fails(eval_mbeir.main, **(run | change))
 

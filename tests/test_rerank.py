@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import call, run_script
 
 from lamra.collators.messages import listwise_messages, pointwise_messages
 from lamra.collators.processing import Processor
@@ -28,7 +28,6 @@ from lamra.models.settings import Settings
 from lamra.train import train_rerank
 from lamra.train.arguments import ModelArguments
 from lamra.train.build import build_embedder, build_reranker
-from lamra.train.entrypoint import run as entrypoint
 from lamra.train.limits import memory_sentence
 
 TASKS = "mscoco_task0_test,infoseek_task6"  # text to picture, picture and text to text
@@ -73,14 +72,6 @@ def mbeir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mbeir")
     build_mbeir(folder, seed=0, train=8, gallery=6)
     return folder
-
-
-def call(main, **named) -> None:
-    """An entrypoint in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        flags = [str(part) for name, value in named.items() for part in (f"--{name}", value)]
-        patch.setattr(sys, "argv", ["entrypoint", *flags])
-        entrypoint(main)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +124,7 @@ def test_draws_repeat_and_change_with_seed_and_epoch(mbeir, mined):
 
 
 @pytest.mark.parametrize("real", [False, True])
-def test_labels_are_the_answers_alone(request, mbeir, mined, tiny_model, real):
+def test_labels_are_the_assistants_whole_turn(request, mbeir, mined, tiny_model, real):
     folder = request.getfixturevalue("shared") / "data" / "qwen2vl_processor" if real else tiny_model
     processor = Processor(folder, max_length=2048, text_max_tokens=256)
     examples = RerankExamples(pairs_of(mbeir), [mined / "mined.jsonl"])
@@ -148,10 +139,8 @@ def test_labels_are_the_answers_alone(request, mbeir, mined, tiny_model, real):
             ids, labels = (batch[name][3 * i + j] for name in ("input_ids", "labels"))
             ids = ids[: batch["attention_mask"][3 * i + j].sum()]
             counted = labels != IGNORED
-            assert decode(labels[counted]) == f"{answer}<|im_end|>" and torch.equal(
-                labels[counted], ids[-counted.sum() :]
-            )
-            assert decode(ids).endswith(f"<|im_start|>assistant\n{answer}<|im_end|>")
+            assert decode(labels[counted]) == f"<|im_start|>assistant\n{answer}<|im_end|>\n"
+            assert torch.equal(labels[counted], ids[-counted.sum() :])
         if example.positive.text:  # and it stands where the answer says
             found = decode(batch["input_ids"][3 * i + 2])
             assert f"({example.place + 1}) {example.positive.text}" in found
@@ -164,7 +153,7 @@ def test_a_long_prompt_loses_text_alike_and_no_picture(tiny_model, mbeir):
     prompts = RankPrompts(Processor(tiny_model, max_length=700, text_max_tokens=256), "clean")
     encoded = prompts.listwise(prompts.shown(long[0]), [prompts.shown(item) for item in long[1:]], "Ans: (2)")
     text = prompts.processor.tokenizer.decode(encoded["input_ids"])
-    assert len(encoded["input_ids"]) <= 700 and text.endswith("Ans: (2)<|im_end|>")
+    assert len(encoded["input_ids"]) <= 700 and text.endswith("Ans: (2)<|im_end|>\n")
     assert text.count(" red") == text.count(" blue") == text.count(" green") >= 16
     assert text.count("<|vision_start|>") == 3 == len(encoded["image_grid_thw"])
     prompts.processor.max_length = 300
@@ -452,11 +441,14 @@ def test_what_is_refused(fails, trained, mbeir, rankings, mined, tiny_model, tmp
     other = shutil.copytree(rankings, tmp_path / "other")
     path = other / "ranking_infoseek_task6.jsonl"
 
-    def ranking_with(line: str) -> dict:
-        path.write_text(line + "\n")
+    first, *lines = (rankings / "ranking_infoseek_task6.jsonl").read_text().splitlines()
+
+    def ranking_with(first: str, lines=lines) -> dict:
+        path.write_text("\n".join([first, *lines]) + "\n")
         return {"rankings": other}
 
-    good = json.loads((rankings / "ranking_infoseek_task6.jsonl").read_text().splitlines()[0])
+    good = json.loads(first)
+    whole = json.dumps(good | {"qid": "6:99999"}) + "\n" + first
     monkeypatch.setattr(eval_rerank, "load_judge", lambda *_: pytest.fail("a model was loaded"))
     for change, words in (
         ({"depth": 8}, "have at most 6 candidates a query; give 6 or less"),
@@ -468,11 +460,21 @@ def test_what_is_refused(fails, trained, mbeir, rankings, mined, tiny_model, tmp
         assert words in fails(eval_rerank.main, **run | change)
     for line, words in (
         (json.dumps(good | {"did": "6:99999"}), "names the candidate 6:99999, which is not in"),
-        (json.dumps(good | {"qid": "6:99999"}), "names the query 6:99999, which is not in"),
+        (whole, "names the query 6:99999, which is not in"),
         ("{}", "ranking_infoseek_task6.jsonl line 1 is not {qid, did, score, rank}: '{}'"),
         ("\n".join(2 * [json.dumps(good)]), f"has a candidate of the query {good['qid']} twice"),
+        (
+            json.dumps(good | {"rank": 2}),
+            f"the 6 candidates of the query {good['qid']} do not have the ranks 1 to 6, 2 is",
+        ),
+        (
+            json.dumps(good | {"rank": 0}),
+            f"the 6 candidates of the query {good['qid']} do not have the ranks 1 to 6, 0 is",
+        ),
     ):
         assert words in fails(eval_rerank.main, **run | ranking_with(line))
+    fewer = ranking_with(lines[5], lines[6:])  # without the first query
+    assert f"lacks 1 of the task's 6 queries, first {good['qid']}: evaluate" in fails(eval_rerank.main, **run | fewer)
 
     bad = tmp_path / "bad.json"
     bad.write_text("[]")
@@ -508,12 +510,15 @@ def test_what_is_trained_in_full(tiny_model):
 def test_a_reranker_goes_its_own_way_from_a_retriever(tiny_model, tmp_path):
     merged = shutil.copytree(tiny_model, tmp_path / "merged")
     Settings("base", "sequential", max_pixels=28 * 28 * 100, text_max_tokens=480).write(merged)
-    flags = dict(rank_style="clean", text_max_tokens=256, min_pixels=None, max_pixels=None)
+    flags = dict(rank_style="clean", text_max_tokens=256, min_pixels=None, max_pixels=None, train_position_ids=None)
     settings = settings_to_rerank(merged, position_ids=None, **flags)
-    assert settings == Settings(
-        *(str(merged), "mrope"), max_pixels=28 * 28 * 100, text_max_tokens=256, role="reranker", rank_style="clean"
+    as_retriever = dict(max_pixels=28 * 28 * 100, text_max_tokens=256, role="reranker", rank_style="clean")
+    assert settings == Settings(str(merged), "mrope", train_position_ids="sequential", **as_retriever)  # as upstream
+    both = settings_to_rerank(merged, position_ids=None, **flags | {"train_position_ids": "mrope"})
+    assert both == Settings(str(merged), "mrope", **as_retriever)  # as this project's first rerankers remember
+    assert settings_to_rerank(merged, position_ids="sequential", **flags) == Settings(
+        str(merged), "sequential", **as_retriever
     )
-    assert settings_to_rerank(merged, position_ids="sequential", **flags).position_ids == "sequential"
     with pytest.raises(ValueError, match="--max_pixels 784 contradicts the checkpoint"):
         settings_to_rerank(merged, position_ids=None, **flags | {"max_pixels": 784})
     settings.write(merged)

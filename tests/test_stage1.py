@@ -141,7 +141,7 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(trained, world, t
         output = tmp_path / str(processes)
         result = run_script(
             *("bash", "scripts/eval/eval_pretrained.sh", "--output_dir", output, "--save_for_rerank", "True"),
-            *("--mode", "finetuned"),  # four sets to encode: with and without instruction
+            *("--mode", "finetuned", "--protocol", "clean"),  # four sets to encode: with and without instruction
             MODEL_ID=trained,
             NUM_GPUS=processes,
             MAX_TOKENS_PER_BATCH=200,  # 11 pictures and 55 captions do not divide
@@ -154,8 +154,9 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(trained, world, t
     for name in ("ranking_image_retrieval.jsonl", "ranking_text_retrieval.jsonl"):
         one, two = ({(r["qid"], r["did"]): r["score"] for r in map(json.loads, w[name].splitlines())} for w in written)
         assert one == pytest.approx(two, abs=1e-6)  # a matrix product may round otherwise in another process
-    assert "11 pictures, 55 captions" in result.stdout and "R@10" in result.stdout
+    assert "11 pictures, 55 captions, protocol clean" in result.stdout and "R@10" in result.stdout
     metrics = json.loads(written[0]["metrics.json"])
+    assert metrics.pop("protocol") == "clean"
     assert list(metrics) == sorted(f"{d}_retrieval_recall@{k}" for d in ("image", "text") for k in (1, 5, 10))
     ranking = [json.loads(line) for line in written[0]["ranking_image_retrieval.jsonl"].splitlines()]
     assert len(ranking) == 55 * 11 and ranking[0].keys() == {"qid", "did", "score", "rank"}

@@ -293,7 +293,8 @@ def test_mistakes_are_one_sentence(workplace, fails, no_model):
     files = dict(query_data_path=test, cand_pool_path=pool, qrels_path=qrels)
     model = dict(model_id="checkpoints/hf_models/Qwen2-VL-7B-Instruct")
     train = dict(output_dir="o", report_to="none", model_id="qwen2-vl-7b")
-    ranking = dict(ret_query_data_path="q.json", ret_cand_data_path="c.json", save_name="x")
+    ranking = dict(ret_query_data_path="a_query_names.json", ret_cand_data_path="a_cand_names.json", save_name="x")
+    files_asked = dict(query_data_path=test, cand_pool_path=pool, instructions_path="data/M-BEIR/" + INSTRUCTIONS)
     for main, flags, words in (
         (
             eval_mbeir.main,
@@ -321,8 +322,13 @@ def test_mistakes_are_one_sentence(workplace, fails, no_model):
         (train_rerank.main, train | dict(rerank_data_path="no.json"), "no.json is not {qid: {gt_docs, top100_docs}}"),
         (
             lambda: upstream_rerank.ask("pointwise"),
-            model | ranking | dict(query_data_path=test, cand_pool_path=pool, instructions_path="i"),
-            "q.json does not exist: eval/eval_mbeir.py with upstream's flags writes it",
+            model | ranking | files_asked,
+            "a_query_names.json does not exist",
+        ),
+        (
+            lambda: upstream_rerank.ask("pointwise"),
+            model | ranking | files_asked | dict(ret_cand_data_path="b_cand_names.json"),
+            "expected the two files .._query_names.json and .._cand_names.json of one ranking",
         ),
         (lambda: upstream_rerank.report("listwise"), dict(task_name="cirr"), "--task_name cirr is unknown"),
         (

@@ -1,4 +1,4 @@
-"""RerankTrainer: next-token loss on the answers of LamRA-Rank's three prompts together."""
+"""RerankTrainer: next-token loss on the assistant's turn of LamRA-Rank's three prompts together."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lamra.train.trainer import StageTrainer
 class RerankTrainer(StageTrainer):
     """Trains a Reranker on batches of collators.rerank.RerankTrainingCollator.
 
-    The loss is the mean over all answer tokens of a batch. Every query brings equally many, so the mean over
-    accumulated batches and over processes is that of the global batch.
+    The loss is the mean over all tokens of the assistant's turns of a batch, header and end of turn too, as upstream.
+    Every query brings equally many: the mean over accumulated batches and processes is that of the global batch.
     """
 
     def shown(self, _batch: dict) -> dict[str, int]:

@@ -95,7 +95,9 @@ class Stage:
         preemption, sampler = Preemption(), self._sampler(pairs)
         skipped = SkippedPairs(args.output_dir, len(pairs), args.max_skipped_share, resume=bool(self.resume))
         trainer = self.trainer_class(
-            model=self.build(self.folder, model_args, args, self.settings.position_ids),
+            model=self.build(
+                self.folder, model_args, args, self.settings.train_position_ids or self.settings.position_ids
+            ),
             args=args,
             settings=self.settings,
             record=record,

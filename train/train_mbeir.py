@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lamra.datasets.mbeir import CANDIDATE, QUERY, Instructions, MBEIRPairs, Rows
 from lamra.train import upstream
-from lamra.train.arguments import ModelArguments, TrainingArguments, require
+from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
 from lamra.train.stage import Stage
@@ -50,13 +50,16 @@ def load_pairs(
     data_args: MBEIRDataArguments, queries: str, pool: str, seed: int, hard_negatives: int = 0
 ) -> MBEIRPairs:
     root = Path(data_args.data_path)
-    return MBEIRPairs(
+    pairs = MBEIRPairs(
         Rows(root / queries, root, QUERY),
         Rows(root / pool, root, CANDIDATE),
         Instructions(root / data_args.instructions),
         seed=seed,
         hard_negatives=hard_negatives,
     )
+    for sentence in pairs.notes:
+        note(sentence)
+    return pairs
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from lamra.collators.messages import RANK_STYLES
 from lamra.collators.rerank import RerankTrainingCollator
 from lamra.datasets.rerank import RerankExamples
+from lamra.models.backbone import POSITION_IDS
 from lamra.models.folders import local_folder
 from lamra.models.loading import RERANKER_TEXT_MAX_TOKENS, settings_to_rerank
 from lamra.models.settings import Settings
@@ -29,11 +30,17 @@ class RerankDataArguments(MBEIRDataArguments):
     mined: str = field(default="", metadata={"help": "files of mine.sh, or upstream's json; several: A,B,C"})
     init: str = field(default="base", metadata={"help": "start from the base model, or from a merged model's folder"})
     rank_style: str = field(default="released", metadata={"help": "prompts of the published weights, or clean"})
+    train_position_ids: str | None = field(
+        default=None,
+        metadata={"help": "to train with; default, as upstream: sequential for Qwen2-VL; --position_ids: to ask with"},
+    )
 
     def __post_init__(self):
         super().__post_init__()
         require(bool(self.mined), "mined", self.mined, "a file that scripts/lamra_rank/mine.sh wrote")
         require(self.rank_style in RANK_STYLES, "rank_style", self.rank_style, " or ".join(RANK_STYLES))
+        positions = self.train_position_ids
+        require(positions in (None, *POSITION_IDS), "train_position_ids", positions, " or ".join(POSITION_IDS))
         require(not self.hard_negatives, "hard_negatives", self.hard_negatives, "0: the mined candidates are those")
         require(not self.eval_queries, "eval_queries", self.eval_queries, "None: measure with rerank_mbeir.sh")
 
@@ -61,7 +68,7 @@ class RerankStage(Stage):
     build = staticmethod(build_reranker)
 
     def __init__(self, model_args: ModelArguments, data_args: RerankDataArguments, args: RerankTrainingArguments):
-        self.rank_style = data_args.rank_style
+        self.rank_style, self.train_position_ids = data_args.rank_style, data_args.train_position_ids
         if data_args.init != "base":
             model_args.model_local_path = local_folder(data_args.init, "init")
         super().__init__(model_args, args)
@@ -71,6 +78,7 @@ class RerankStage(Stage):
             self.folder,
             rank_style=self.rank_style,
             position_ids=self.model_args.position_ids,
+            train_position_ids=self.train_position_ids,
             text_max_tokens=self.args.text_max_tokens,
             min_pixels=self.model_args.min_pixels,
             max_pixels=self.model_args.max_pixels,

@@ -200,7 +200,7 @@ class ContrastiveTrainer(StageTrainer):
         query, target = (
             encode(
                 self.model,
-                self.processing_class,
+                self.processing_class.for_evaluation(self.model.context_length),
                 items,
                 max_tokens_per_batch=max(self.args.model_max_length, self.args.per_device_eval_batch_size * 64),
                 num_workers=self.args.dataloader_num_workers,

@@ -7,6 +7,7 @@ a restarted run, or one with another weight, does not ask again.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def mbeir_rankings(args: RerankArguments) -> list[Opened]:
         path = ranking_of(args.rankings, data.task.name, data.task.name.removesuffix("_test"))
         of_paper = (data.task.paper, data.task.paper_reranked)
         known = args.name == DATA_NAME and args.split == "test" and args.pool == "local"
-        ranking = _mbeir_ranking(path, data)
+        ranking = mbeir_ranking(path, data)
         manifest = {"ranking": _ranking_sha256(path), "pool": sha256(data.pool.path)}
         manifest |= {"queries": sha256(data.queries.path), "instructions": sha256(data.instructed.instructions.path)}
         weight = WEIGHTS.get(data.task.name, 1.0)
@@ -168,7 +169,12 @@ def _ranking_sha256(path: Path) -> str:
     return "".join(map(sha256, ranking_files(path)))
 
 
-def _mbeir_ranking(path: Path, data: TaskData) -> RankingTask:
+def mbeir_ranking(path: Path, data: TaskData) -> RankingTask:
+    """A ranking of all of a task's queries, its ids as rows.
+
+    Raises:
+        ValueError: as read_ranking, or the ranking names a query or candidate that is not there.
+    """
     ranking = read_ranking(path, [data.queries.id(row) for row in range(len(data.queries))])
 
     def rows_of(ids: list[str], rows: Rows) -> list[int]:
@@ -235,11 +241,11 @@ def rerank(ranking: RankingTask, answers: list[list], style: str, weight: float)
     return replace(ranking, found=found, scores=[scores for _, scores in new])
 
 
-def recalls(ranking: RankingTask) -> dict[str, float]:
-    """Recall at each of KS; a k beyond the rankings counts all of them."""
+def recalls(ranking: RankingTask, ks: Sequence[int] = KS) -> dict[str, float]:
+    """Recall at each of `ks`; a k beyond the rankings counts all of them."""
     longest = max(map(len, ranking.found))
     table = torch.tensor([found + [-1] * (longest - len(found)) for found in ranking.found])  # (Q, longest)
-    return {f"recall@{k}": recall_at_k(table, ranking.answers, min(k, longest)) for k in KS}
+    return {f"recall@{k}": recall_at_k(table, ranking.answers, min(k, longest)) for k in ks}
 
 
 def best_weight(one: Opened, answers: list[list]) -> float:

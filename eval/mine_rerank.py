@@ -102,6 +102,11 @@ class RowsOf:
 
 def main() -> None:
     (args,) = parse(MineArguments)
+    mine_files(args)
+
+
+def mine_files(args: MineArguments) -> Path:
+    """Encode, search, and write mined.jsonl and mined.json; returns their folder."""
     state = PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():  # it writes the indexes
         pairs = load_pairs(args, args.queries, args.pool, args.seed)
@@ -115,6 +120,7 @@ def main() -> None:
     found = mine(pairs, queries, embeddings, gallery, args, state)
     if state.is_main_process:
         write(encoder.folder, pairs, queries, found)
+    return encoder.folder
 
 
 def mine(

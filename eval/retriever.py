@@ -12,15 +12,18 @@ from lamra.collators.processing import Processor
 from lamra.eval.encode import encode
 from lamra.models.backbone import POSITION_IDS
 from lamra.models.embedder import Embedder
-from lamra.models.loading import is_adapter, load_embedder
+from lamra.models.folders import is_adapter, local_folder
+from lamra.models.loading import base_under, load_embedder
 from lamra.models.settings import Settings
 from lamra.train.arguments import check_devices, default_workers, note, require
 
 
 @dataclass
 class RetrieverArguments:
-    model_id: str = field(metadata={"help": "folder of an adapter, a merged model or a bare base model"})
-    original_model_id: str | None = field(default=None, metadata={"help": "base model under an adapter"})
+    model_id: str = field(metadata={"help": "folder, or published name, of an adapter or a whole model"})
+    original_model_id: str | None = field(
+        default=None, metadata={"help": "base model under an adapter, where the one it was trained on is gone"}
+    )
     max_tokens_per_batch: int | None = field(
         default=None, metadata={"help": "tokens in a forward; default: 32768 on CUDA, 4096 elsewhere"}
     )
@@ -36,6 +39,10 @@ class RetrieverArguments:
     num_workers: int | None = field(default=None, metadata={"help": "processes that prepare inputs"})
 
     def __post_init__(self):
+        self.model_id = local_folder(self.model_id, "model_id")
+        if self.original_model_id:  # a whole model has no use for it
+            adapter = is_adapter(self.model_id)
+            self.original_model_id = base_under(self.model_id, self.original_model_id) if adapter else None
         budget = self.max_tokens_per_batch
         require(budget is None or budget > 0, "max_tokens_per_batch", budget, "1 or more")
         require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")

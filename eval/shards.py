@@ -19,7 +19,7 @@ from torch import nn
 
 from lamra.datasets.items import Item
 from lamra.eval.retriever import Retriever, RetrieverArguments
-from lamra.models.loading import is_adapter
+from lamra.models.folders import is_adapter
 from lamra.models.settings import Settings
 from lamra.train.checkpoints import sha256
 

@@ -15,7 +15,8 @@ from lamra.eval.metrics import retrieval_recalls
 from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_metrics, write_ranking
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
-from lamra.train.arguments import parse, require
+from lamra.train import upstream
+from lamra.train.arguments import require
 
 RERANK_DEPTH = 50
 PROTOCOLS = ("released", "clean")
@@ -47,7 +48,7 @@ class ZeroshotArguments(RetrieverArguments):
 
 def evaluate(default_name: str) -> None:
     """Parse the command line, encode, print the table and write metrics.json (and rankings, where asked)."""
-    (args,) = parse(ZeroshotArguments)
+    (args,) = upstream.parse(upstream.ZEROSHOT, ZeroshotArguments)
     data_name = args.data_name or default_name
     data = load_captioned_images(args.image_data_path, args.text_data_path)
     retriever = load_retriever(args)

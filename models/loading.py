@@ -1,9 +1,10 @@
-"""From a model id or a folder to a model, on disk only: nothing here reaches for a hub."""
+"""From a folder to a model, on disk only: nothing here reaches for a hub."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,45 +13,18 @@ from torch import nn
 from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 from lamra.models.embedder import Embedder
+from lamra.models.folders import is_adapter, is_model, local_folder
 from lamra.models.lora import adapter_base_model, load_adapter
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings
 
 ARCHITECTURES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 
-# --model_id -> folder below checkpoints/hf_models/ (the published name); scripts/download.sh puts it there.
-MODELS = {
-    "qwen2-vl-2b": "Qwen2-VL-2B-Instruct",
-    "qwen2-vl-7b": "Qwen2-VL-7B-Instruct",
-    "qwen2.5-vl-3b": "Qwen2.5-VL-3B-Instruct",
-    "qwen2.5-vl-7b": "Qwen2.5-VL-7B-Instruct",
-    "miniature": "miniature",
-}
-
 # LamRA's published Qwen2-VL checkpoints were trained with plain positions, its Qwen2.5-VL ones with M-RoPE. Its
 # rerankers alike, but all are asked with M-RoPE: upstream asks by generate(), which computes it.
 DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
 RERANKER_POSITION_IDS = "mrope"
 RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate, in training
-
-
-def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
-    """The folder of a base model.
-
-    Raises:
-        ValueError: unknown id, or the folder is not there; says how to get it.
-    """
-    if model_id not in MODELS:
-        raise ValueError(f"--model_id {model_id!r} is unknown: choose one of {', '.join(MODELS)}")
-    folder = Path(model_local_path or f"checkpoints/hf_models/{MODELS[model_id]}")
-    if is_adapter(folder):
-        raise ValueError(f"{folder} is an adapter, not a whole model: MODEL_ID={folder} bash scripts/merge_lora.sh")
-    if not (folder / "config.json").is_file():
-        how = (
-            "bash scripts/quickstart.sh makes it" if model_id == "miniature" else f"bash scripts/download.sh {model_id}"
-        )
-        raise ValueError(f"no model in {folder} (config.json is missing): {how}, or set --model_local_path")
-    return folder
 
 
 def architecture(folder: str | Path) -> str:
@@ -198,10 +172,6 @@ def vision_encoder_modules(model: nn.Module) -> tuple[str, ...]:
 VISION_PROJECTOR_MODULES = ("visual.merger",)
 
 
-def is_adapter(folder: str | Path) -> bool:
-    return (Path(folder) / "adapter_config.json").is_file()
-
-
 def load_embedder(
     folder: str | Path, original_model: str | Path | None = None, *, padding_free: bool = True, **options
 ) -> tuple[Embedder, Settings]:
@@ -239,7 +209,7 @@ def load_trained(
 
     Args:
         role: what it must be, "retriever" or "reranker"; None takes either.
-        original_model: the base model under an adapter; by default the one the checkpoint names.
+        original_model: the base model under an adapter, see base_under.
         merge: add an adapter to the weights in memory, which then cost nothing more; False keeps it apart.
         position_ids, max_pixels: None takes the checkpoint's, or for a bare base model the default of its kind.
 
@@ -247,13 +217,13 @@ def load_trained(
         ValueError: a folder is not there or does not fit, or a flag contradicts the checkpoint.
     """
     folder = Path(folder)
-    if not is_adapter(folder) and not (folder / "config.json").is_file():
+    if not is_model(folder):
         hint = "has the training finished?" if folder.is_dir() else "it does not exist"
         raise ValueError(f"--model_id {folder}: no adapter_config.json and no config.json there ({hint})")
     base = folder
     settings = Settings.read(folder)
     if is_adapter(folder):
-        base = Path(original_model or (settings.base_model if settings else adapter_base_model(folder)) or "")
+        base = Path(base_under(folder, original_model))
         if not (base / "config.json").is_file():
             raise ValueError(
                 f"{folder} is an adapter and its base model is not in {base}: name it with --original_model_id, "
@@ -273,6 +243,25 @@ def load_trained(
         model = load_adapter(model, folder)
         model = model.merge_and_unload() if merge else model
     return model.to(device), settings
+
+
+def base_under(adapter: str | Path, original_model: str | Path | None) -> str:
+    """The folder of an adapter's base model: the one that it was trained on, or where that is gone `original_model`.
+
+    Upstream's commands name Qwen2-VL for every model and read the tokenizer from it; the adapter of stage 2 belongs on
+    the merged model of stage 1 all the same.
+    """
+    settings = Settings.read(adapter)
+    remembered = (settings.base_model if settings else adapter_base_model(adapter)) or ""
+    if not original_model:
+        return local_folder(remembered, "original_model_id")
+    if not is_model(remembered):
+        return local_folder(str(original_model), "original_model_id")
+    if Path(original_model).name != Path(remembered).name and int(os.environ.get("RANK", 0)) == 0:
+        print(
+            f"note: {adapter} was trained on {remembered}, which is used; --original_model_id {original_model} is not"
+        )
+    return remembered
 
 
 def default_settings(base: Path, role: str | None, position_ids: str | None) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -18,7 +19,7 @@ from lamra.models.backbone import POSITION_IDS
 
 @dataclass
 class ModelArguments:
-    model_id: str = field(default="qwen2-vl-7b", metadata={"help": "base model, see models/loading.py"})
+    model_id: str = field(default="qwen2-vl-7b", metadata={"help": "base model, see models/folders.py"})
     model_local_path: str | None = field(default=None, metadata={"help": "its folder, if not checkpoints/hf_models/"})
     train_vision_encoder: bool = field(default=False, metadata={"help": "train the vision tower in full"})
     use_vision_lora: bool = field(default=False, metadata={"help": "LoRA on the vision tower"})
@@ -231,12 +232,16 @@ def note(message: str) -> None:
         print(f"note: {message}", flush=True)
 
 
-def parse(*dataclasses):
-    """Parse sys.argv into one instance of each dataclass; abbreviated and unknown flags are errors."""
-    parser = HfArgumentParser(dataclasses, allow_abbrev=False, usage="%(prog)s [--flag value ...]  (--help lists them)")
+def parse(*dataclasses, command_line: Sequence[str] | None = None, epilog: str | None = None):
+    """Parse sys.argv, or another command line, into one instance of each dataclass.
+
+    Abbreviated and unknown flags are errors. The epilog ends --help.
+    """
+    usage = "%(prog)s [--flag value ...]  (--help lists them)"
+    parser = HfArgumentParser(dataclasses, allow_abbrev=False, usage=usage, epilog=epilog)
     parser.error = _raise  # one sentence for what argparse refuses, too
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+        *parsed, unknown = parser.parse_args_into_dataclasses(command_line, return_remaining_strings=True)
     except ValueError as error:  # also a library's word on a bad value
         raise ValueError(str(error)) from None
     if unknown:

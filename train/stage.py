@@ -11,7 +11,8 @@ from transformers import set_seed
 
 from lamra.collators.processing import Processor
 from lamra.collators.retrieval import TrainingCollator
-from lamra.models.loading import model_folder, settings_to_train
+from lamra.models.folders import model_folder
+from lamra.models.loading import settings_to_train
 from lamra.models.settings import Settings
 from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
 from lamra.train.build import build_embedder

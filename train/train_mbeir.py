@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lamra.datasets.mbeir import CANDIDATE, QUERY, Instructions, MBEIRPairs, Rows
-from lamra.train.arguments import ModelArguments, TrainingArguments, note, parse, require
+from lamra.train import upstream
+from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
 from lamra.train.stage import Stage
@@ -31,7 +32,9 @@ class MBEIRDataArguments:
 
 
 def main() -> None:
-    model_args, data_args, args = parse(ModelArguments, MBEIRDataArguments, TrainingArguments)
+    model_args, data_args, args = upstream.parse(
+        upstream.TRAINING, ModelArguments, MBEIRDataArguments, TrainingArguments
+    )
     stage = Stage(model_args, args)
     with args.main_process_first(local=False, desc="index of M-BEIR's files"):
         pairs = load_pairs(data_args, data_args.queries, data_args.pool, args.seed, data_args.hard_negatives)

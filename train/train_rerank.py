@@ -10,9 +10,11 @@ from lamra.collators.messages import RANK_STYLES
 from lamra.collators.rerank import RerankTrainingCollator
 from lamra.datasets.rerank import RerankExamples
 from lamra.models.backbone import POSITION_IDS
+from lamra.models.folders import local_folder
 from lamra.models.loading import RERANKER_TEXT_MAX_TOKENS, settings_to_rerank
 from lamra.models.settings import Settings
-from lamra.train.arguments import ModelArguments, TrainingArguments, note, parse, require
+from lamra.train import upstream
+from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
 from lamra.train.build import build_reranker
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
@@ -68,7 +70,7 @@ class RerankStage(Stage):
     def __init__(self, model_args: ModelArguments, data_args: RerankDataArguments, args: RerankTrainingArguments):
         self.rank_style, self.train_position_ids = data_args.rank_style, data_args.train_position_ids
         if data_args.init != "base":
-            model_args.model_local_path = data_args.init
+            model_args.model_local_path = local_folder(data_args.init, "init")
         super().__init__(model_args, args)
 
     def settings_to_train(self) -> Settings:
@@ -87,7 +89,9 @@ class RerankStage(Stage):
 
 
 def main() -> None:
-    model_args, data_args, args = parse(ModelArguments, RerankDataArguments, RerankTrainingArguments)
+    model_args, data_args, args = upstream.parse(
+        upstream.RERANK_TRAINING, ModelArguments, RerankDataArguments, RerankTrainingArguments
+    )
     stage = RerankStage(model_args, data_args, args)
     mined = data_args.mined.split(",")
     with args.main_process_first(local=False, desc="index of M-BEIR's files"):

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir import MBEIRPairs, dataset_of
 from lamra.eval.eval_mbeir import Encoder
-from lamra.eval.report import write_ranking
+from lamra.eval.report import write_made_by, write_ranking
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
 from lamra.train.arguments import parse, require
@@ -77,6 +77,7 @@ def main() -> None:
     blocks = Blocks.within(args.search_memory * 2**30, gallery.shape[1], depth)
     scores, found = search(queries, gallery, depth, blocks, state.device)  # (Q, depth) each
     if state.is_main_process:
+        write_made_by(encoder.folder, {**encoder.made_by, "files": encoder.files, **drawn_by})
         write(encoder.folder, pairs, mined(pairs, scores, found, args))
 
 

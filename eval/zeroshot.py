@@ -12,9 +12,10 @@ from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT
 from lamra.datasets.caption import CaptionedImages, load_captioned_images
 from lamra.datasets.items import Item
 from lamra.eval.metrics import retrieval_recalls
-from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_metrics, write_ranking
+from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_made_by, write_metrics, write_ranking
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
+from lamra.eval.shards import made_by
 from lamra.train.arguments import parse, require
 
 RERANK_DEPTH = 50
@@ -42,6 +43,7 @@ def evaluate(default_name: str) -> None:
     data_name = args.data_name or default_name
     data = load_captioned_images(args.image_data_path, args.text_data_path)
     retriever = load_retriever(args)
+    made = made_by(args, retriever.settings, retriever.embedder)
     instructed = args.mode == "finetuned"
     captions = with_instruction(data.texts, INSTRUCTION_TEXT_TO_IMAGE if instructed else None)
     pictures = with_instruction(data.images, INSTRUCTION_IMAGE_TO_TEXT if instructed else None)
@@ -60,6 +62,7 @@ def evaluate(default_name: str) -> None:
     folder = Path(args.output_dir or Path("results", run_name(args.model_id), data_name.lower()))
     write_metrics(folder, metrics)
     if args.save_for_rerank:
+        write_made_by(folder, {**made, "mode": args.mode})
         save_ranking(folder / "ranking_image_retrieval.jsonl", text_query, data.texts, image_gallery, data.images)
         save_ranking(folder / "ranking_text_retrieval.jsonl", image_query, data.images, text_gallery, data.texts)
     show(data_name, data, metrics)

@@ -15,6 +15,7 @@ from lamra.datasets.jsonl import load_items
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.train.arguments import parse
 from lamra.train.entrypoint import run
+from lamra.train.whole_files import whole_file
 
 
 @dataclass
@@ -36,8 +37,8 @@ def main() -> None:
     items = load_items(args.input, args.image_root)
     embeddings = load_retriever(args).encode(items, "embed")  # (N, D)
     if PartialState().is_main_process:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        np.savez(args.output, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy())
+        with whole_file(args.output, "wb") as file:
+            np.savez(file, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy())
         print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")
 
 

@@ -19,7 +19,7 @@ from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructio
 from lamra.eval import upstream_files
 from lamra.eval.mbeir_tasks import PAPER_AVERAGE, TASKS, Task, choose_tasks, task_of_file
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.report import write_metrics, write_ranking
+from lamra.eval.report import write_made_by, write_metrics, write_ranking
 from lamra.eval.retriever import Retriever, RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards, encode_to_shards, made_by
@@ -166,6 +166,7 @@ def evaluate(args: MBEIRArguments, *, together: bool = False) -> None:
     if state.is_main_process:
         chosen = [data.task for data in tasks]
         metrics["average"] = average(metrics, chosen)
+        write_made_by(folder, {**encoder.made_by, "files": encoder.files, "seed": args.seed})
         write_metrics(folder, metrics)
         show(args, chosen, metrics)
         print(f"written to {folder}/")
@@ -233,7 +234,8 @@ class Encoder:
     def __init__(self, args: RetrieverArguments, retriever: Retriever, default: str = "mbeir"):
         self.args, self.retriever = args, retriever
         self.folder = Path(args.output_dir or Path("results", run_name(args.model_id), default))
-        self._made_by = made_by(args, retriever.settings, retriever.embedder)
+        self.made_by = made_by(args, retriever.settings, retriever.embedder)
+        self.files: dict[str, str] = {}  # name of each encoded file -> its sha256
 
     def candidates(self, pool: Rows | Pools) -> Shards:
         if isinstance(pool, Pools):
@@ -248,11 +250,12 @@ class Encoder:
 
     def encode(self, items: Sequence[Item], path: Path, manifest: dict) -> Shards:
         """Embeddings of the items of a file; the manifest says what else decides them."""
+        self.files[path.name] = sha256(path)
         return encode_to_shards(
             self.retriever,
             items,
             self.folder / "embeddings" / path.stem,
-            {**self._made_by, **manifest, "file": sha256(path)},
+            {**self.made_by, **manifest, "file": self.files[path.name]},
             shard_size=self.args.shard_size,
             description=path.stem,
         )

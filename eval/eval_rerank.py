@@ -22,7 +22,7 @@ from lamra.datasets.rerank import ranking_files, ranking_of
 from lamra.eval.eval_mbeir import DATA_NAME, TaskData, average, open_tasks
 from lamra.eval.mbeir_tasks import PAPER_AVERAGE, PAPER_AVERAGE_RERANKED, TASKS, choose_tasks
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.report import write_metrics, write_ranking
+from lamra.eval.report import write_made_by, write_metrics, write_ranking
 from lamra.eval.rerank import STYLES, Judge, RankingTask, judge_ranking, load_judge, read_ranking, reranked
 from lamra.eval.retriever import RetrieverArguments
 from lamra.eval.shards import made_by
@@ -121,6 +121,7 @@ def main() -> None:
         if state.is_main_process:
             save(folder / f"ranking_{one.name}.jsonl", after)
     if state.is_main_process:
+        write_made_by(folder, {**asked_by, "rankings": {one.name: one.manifest for one in opened}})
         write_metrics(folder, metrics)
         show(args, opened, metrics)
         if judge.queries:
@@ -242,7 +243,16 @@ def rerank(ranking: RankingTask, answers: list[list], style: str, weight: float)
 
 
 def recalls(ranking: RankingTask, ks: Sequence[int] = KS) -> dict[str, float]:
-    """Recall at each of `ks`; a k beyond the rankings counts all of them."""
+    """Recall at each of `ks`; a k beyond the rankings counts all of them.
+
+    Raises:
+        ValueError: the ranking is not of each query once.
+    """
+    if sorted(ranking.asked) != list(range(len(ranking.queries))):
+        raise ValueError(
+            f"the ranking is of {len(set(ranking.asked))} of the {len(ranking.queries)} queries: recall is over all of "
+            "them; write the rankings again"
+        )
     longest = max(map(len, ranking.found))
     table = torch.tensor([found + [-1] * (longest - len(found)) for found in ranking.found])  # (Q, longest)
     return {f"recall@{k}": recall_at_k(table, ranking.answers, min(k, longest)) for k in ks}

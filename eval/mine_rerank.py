@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir import MODALITIES, MBEIRPairs, dataset_of
 from lamra.eval.eval_mbeir import Encoder
-from lamra.eval.report import write_ranking
+from lamra.eval.report import write_made_by, write_ranking
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards
@@ -119,6 +119,7 @@ def mine_files(args: MineArguments) -> Path:
     embeddings = encoder.encode(queries, pairs.queries.path, drawn_by)
     found = mine(pairs, queries, embeddings, gallery, args, state)
     if state.is_main_process:
+        write_made_by(encoder.folder, {**encoder.made_by, "files": encoder.files, **drawn_by})
         write(encoder.folder, pairs, queries, found)
     return encoder.folder
 

@@ -97,7 +97,7 @@ def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple:
         padding_free=args.padding_free,
     )
     processor = Processor(
-        (args.original_model_id or settings.base_model) if is_adapter(args.model_id) else args.model_id,
+        settings.base_model if is_adapter(args.model_id) else args.model_id,
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
     ).for_evaluation(model.context_length)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,13 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
+from lamra.models.digests import model_sha256
+from lamra.models.distributed import process_rank
 from lamra.models.embedder import Embedder
 from lamra.models.folders import is_adapter, is_model, local_folder
 from lamra.models.lora import adapter_base_model, load_adapter
 from lamra.models.reranker import Reranker
+from lamra.models.settings import FILE_NAME as SETTINGS_FILE
 from lamra.models.settings import Settings
 
 ARCHITECTURES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
@@ -58,7 +60,8 @@ def settings_to_train(
         settings = Settings(str(folder), **({"position_ids": DEFAULT_POSITION_IDS[architecture(folder)]} | given))
     if not 0 < settings.min_pixels <= settings.max_pixels:
         raise ValueError(f"--min_pixels {settings.min_pixels}: expected 1 to --max_pixels ({settings.max_pixels})")
-    return replace(settings, base_model=str(folder), text_max_tokens=text_max_tokens, temperature=temperature)
+    base = dict(base_model=str(folder), base_sha256=model_sha256(folder))
+    return replace(settings, **base, text_max_tokens=text_max_tokens, temperature=temperature)
 
 
 def settings_to_rerank(
@@ -233,6 +236,9 @@ def load_trained(
         if role:
             settings.require_role(folder, role)
         settings.with_flags(folder, position_ids=position_ids, max_pixels=max_pixels)
+        if is_adapter(folder):
+            check_base(folder, base, settings)
+            settings = replace(settings, base_model=str(base))
     else:
         settings = default_settings(base, role, position_ids)
         settings = replace(settings, max_pixels=max_pixels) if max_pixels else settings
@@ -257,11 +263,28 @@ def base_under(adapter: str | Path, original_model: str | Path | None) -> str:
         return local_folder(remembered, "original_model_id")
     if not is_model(remembered):
         return local_folder(str(original_model), "original_model_id")
-    if Path(original_model).name != Path(remembered).name and int(os.environ.get("RANK", 0)) == 0:
-        print(
-            f"note: {adapter} was trained on {remembered}, which is used; --original_model_id {original_model} is not"
-        )
+    if Path(original_model).resolve() != Path(remembered).resolve() and process_rank() == 0:
+        print(f"note: {adapter} was trained on {remembered}, which is used, not --original_model_id {original_model}")
     return remembered
+
+
+def check_base(folder: Path, base: Path, settings: Settings) -> None:
+    """Refuse a base model that is not the one that an adapter was trained on, whatever its folder is called.
+
+    Raises:
+        ValueError: its files have another digest than the adapter remembers.
+    """
+    if settings.base_sha256 is None:
+        if process_rank() == 0:
+            print(f"note: {folder} does not say what its base model held when it was trained; {base} is used as it is")
+        return
+    found = model_sha256(base)
+    if found != settings.base_sha256:
+        raise ValueError(
+            f"{folder} was trained on a base model with the digest {settings.base_sha256[:16]}, and {base} has "
+            f"{found[:16]}: its weights, config or tokenizer are others; name the right one with --original_model_id, "
+            f"or remove base_sha256 from {folder / SETTINGS_FILE} if this one is meant"
+        )
 
 
 def default_settings(base: Path, role: str | None, position_ids: str | None) -> Settings:

@@ -23,6 +23,7 @@ class Settings:
         role: "retriever" embeds (models.embedder), "reranker" answers (models.reranker).
         rank_style: a reranker's prompts, see collators.messages.RANK_STYLES; None for a retriever.
         train_position_ids: those that a reranker was trained with, where they are not those that it is asked with.
+        base_sha256: digests.model_sha256 of `base_model`; None in checkpoints that were written before it was kept.
     """
 
     base_model: str
@@ -34,6 +35,7 @@ class Settings:
     role: str = "retriever"
     rank_style: str | None = None
     train_position_ids: str | None = None
+    base_sha256: str | None = None
 
     def write(self, folder: str | Path) -> None:
         (Path(folder) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")

@@ -23,6 +23,7 @@ from lamra.datasets.rerank import RerankExamples
 from lamra.eval import compare_rerank, eval_mbeir, eval_rerank, mine_rerank
 from lamra.eval.report import write_ranking
 from lamra.eval.rerank import Judge, reranked
+from lamra.models.digests import model_sha256
 from lamra.models.loading import load_reranker, settings_to_rerank, settings_to_train
 from lamra.models.settings import Settings
 from lamra.train import train_rerank
@@ -512,13 +513,13 @@ def test_a_reranker_goes_its_own_way_from_a_retriever(tiny_model, tmp_path):
     Settings("base", "sequential", max_pixels=28 * 28 * 100, text_max_tokens=480).write(merged)
     flags = dict(rank_style="clean", text_max_tokens=256, min_pixels=None, max_pixels=None, train_position_ids=None)
     settings = settings_to_rerank(merged, position_ids=None, **flags)
-    as_retriever = dict(max_pixels=28 * 28 * 100, text_max_tokens=256, role="reranker", rank_style="clean")
-    assert settings == Settings(str(merged), "mrope", train_position_ids="sequential", **as_retriever)  # as upstream
+    as_retriever = dict(text_max_tokens=256, role="reranker", rank_style="clean", max_pixels=28 * 28 * 100)
+    as_retriever |= dict(base_model=str(merged), base_sha256=model_sha256(merged))
+    assert settings == Settings(position_ids="mrope", train_position_ids="sequential", **as_retriever)  # as upstream
     both = settings_to_rerank(merged, position_ids=None, **flags | {"train_position_ids": "mrope"})
-    assert both == Settings(str(merged), "mrope", **as_retriever)  # as this project's first rerankers remember
-    assert settings_to_rerank(merged, position_ids="sequential", **flags) == Settings(
-        str(merged), "sequential", **as_retriever
-    )
+    assert both == Settings(position_ids="mrope", **as_retriever)  # as this project's first rerankers remember
+    asked = settings_to_rerank(merged, position_ids="sequential", **flags)
+    assert asked == Settings(position_ids="sequential", **as_retriever)
     with pytest.raises(ValueError, match="--max_pixels 784 contradicts the checkpoint"):
         settings_to_rerank(merged, position_ids=None, **flags | {"max_pixels": 784})
     settings.write(merged)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lamra.collators.processing import Processor
+from lamra.models.digests import sha256
 from lamra.models.embedder import Embedder
 from lamra.models.settings import FILE_NAME as SETTINGS_FILE
 from lamra.models.settings import Settings
@@ -37,7 +37,7 @@ DECISIVE = {
 }  # fmt: skip
 
 # What the tensors of a checkpoint, or their division among processes, are made of.
-CANNOT_CHANGE = {"world_size", "base_model", "deepspeed", "use_lora", "lora_r", "use_vision_lora"}
+CANNOT_CHANGE = {"world_size", "base_model", "base_sha256", "deepspeed", "use_lora", "lora_r", "use_vision_lora"}
 CANNOT_CHANGE |= {"train_vision_encoder", "train_vision_projector"}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "flash-attn", "numpy", "pillow")
 
@@ -174,6 +174,8 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
     """
     before = json.loads((Path(checkpoint) / MANIFEST).read_text())
     now = json.loads(json.dumps(record, default=str))
+    if "base_sha256" not in before:  # written before it was kept
+        note(f"{checkpoint} does not say what its base model held: {now.pop('base_sha256', None)} is taken as the same")
     differences = {name: (before.get(name), now[name]) for name in now if before.get(name) != now[name]}
     forbidden = [name for name in differences if not allow_changes or name in CANNOT_CHANGE]
     for name, (old, new) in differences.items():
@@ -220,11 +222,12 @@ def run_record(settings: Settings, data: dict, *arguments) -> dict:
     }
 
 
-def write_run_record(folder: str | Path, arguments: dict, data: dict) -> None:
-    """run.json: arguments, command, package versions, git commit and the sha256 of the data."""
+def write_run_record(folder: str | Path, settings: Settings, arguments: dict, data: dict) -> None:
+    """run.json: arguments, command, package versions, git commit, and the sha256 of base model and data."""
     record = {
         "command": sys.argv,
         "arguments": arguments,
+        "base_sha256": settings.base_sha256,
         "data": data,
         "versions": package_versions(),
         "git_commit": git_commit(),
@@ -254,11 +257,3 @@ def git_commit() -> str:
         return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown (no git checkout)"
-
-
-def sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

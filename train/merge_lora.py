@@ -42,9 +42,7 @@ def main() -> None:
     (args,) = parse(MergeArguments)
     # Added in float32 and rounded once, whatever the folder is written in.
     model, settings = load_trained(args.model_id, args.original_model_id, dtype=torch.float32, merge=True)
-    processor = Processor(
-        args.original_model_id or settings.base_model, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
-    )
+    processor = Processor(settings.base_model, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
     model = model.to(DTYPES[args.dtype])
     model.save_pretrained(args.save_path)
     processor.save_pretrained(args.save_path)

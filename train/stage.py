@@ -116,7 +116,8 @@ class Stage:
 
         preempted = Path(args.output_dir, PREEMPTED)
         if args.process_index == 0:
-            write_run_record(args.output_dir, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, data)
+            arguments = {**asdict(model_args), **asdict(data_args), **args.to_dict()}
+            write_run_record(args.output_dir, self.settings, arguments, data)
             preempted.unlink(missing_ok=True)
         with explained(trainer):
             trainer.train(resume_from_checkpoint=self.resume)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -24,7 +25,7 @@ from lamra.models.settings import FILE_NAME as SETTINGS_FILE
 from lamra.models.settings import RUN_FILE, Settings
 from lamra.train.arguments import note
 from lamra.train.processes import of_all_processes, on_first_process
-from lamra.train.whole_files import appears, remove, unfinished_name, whole_file
+from lamra.train.whole_files import DISK_ERRORS, appears, is_disk_full, remove, unfinished_name, whole_file
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # folder where a checkpoint is written, beside its place, until it is complete
@@ -87,6 +88,9 @@ def whole_model(folder: str | Path) -> Iterator[Path]:
 
     The settings go first, and last the file by which a folder is known as a model: a kill leaves a whole model or none.
     Nothing else in `folder` is touched. If the block raises, nothing has changed.
+
+    Raises:
+        OSError: the disk is full; names `folder`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +107,10 @@ def whole_model(folder: str | Path) -> Iterator[Path]:
         for path in written:
             os.replace(path, folder / path.name)
         _fsync(folder)
+    except DISK_ERRORS as error:
+        if is_disk_full(error):  # safetensors' word for it names no file
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

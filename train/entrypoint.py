@@ -76,7 +76,7 @@ def what_the_machine_says(error: Exception) -> str | None:
         there = next(folder for folder in (there, *there.parents) if folder.is_dir())
         free = f" ({shutil.disk_usage(there).free / MIB:.1f} MiB free)" if file else ""
         name = os.fsdecode(file) if file else "the output"
-        return f"{name} cannot be written, the disk or a quota is full{free}: make room, and start the same again"
+        return f"{name} cannot be written, the disk, a quota or a limit is full{free}: make room, and start again"
     if isinstance(error, OSError) and file and error.errno in PATH_ERRORS:
         return (
             f"{os.fsdecode(file)} cannot be read or written ({error.strerror}): give another path, or the right to it"

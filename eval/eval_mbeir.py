@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructions, Rows, read_qrels
@@ -24,6 +23,7 @@ from lamra.eval.zeroshot import run_name
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.processes import start_processes
 
 KS = (1, 5, 10, 20, 50)
 DATA_NAME = "M-BEIR"
@@ -65,7 +65,7 @@ class TaskData:
 
 def main() -> None:
     (args,) = parse(MBEIRArguments)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
     with state.main_process_first():  # it writes the indexes
         tasks = open_tasks(args)
     retriever = load_retriever(args)

@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir import MBEIRPairs, dataset_of
@@ -24,6 +23,7 @@ from lamra.eval.search import Blocks, search
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.processes import start_processes
 from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
 
 
@@ -66,7 +66,7 @@ class TrainingQueries(Sequence[Item]):
 
 def main() -> None:
     (args,) = parse(MineArguments)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
     with state.main_process_first():  # it writes the indexes
         pairs = load_pairs(args, args.queries, args.pool, args.seed)
     encoder = Encoder(args, load_retriever(args), "mined")

@@ -105,6 +105,8 @@ def whole_model(folder: str | Path) -> Iterator[Path]:
         for mark in MODEL_MARKS:
             (folder / mark).unlink(missing_ok=True)
         for path in written:
+            if path.is_dir():
+                remove(folder / path.name)
             os.replace(path, folder / path.name)
         _fsync(folder)
     except DISK_ERRORS as error:

@@ -16,6 +16,8 @@ from lamra.train.tether import PARENT, end_with, end_with_named_parent
 
 T = TypeVar("T")
 
+ALONE_UNDER_ACCELERATE = "ACCELERATE_USE_CPU"  # it starts one process without RANK
+
 # How long processes wait for one that works alone: an index of 5.6 million rows, digests of 15 GB of weights. That a
 # process has died is noticed otherwise, and at once.
 TIMEOUT = timedelta(hours=2)
@@ -88,7 +90,7 @@ def end_with_parent() -> None:
     Only below a launcher or one of scripts/: what a user starts by hand may outlive the shell.
     """
     global _hooked
-    if PARENT in os.environ or "RANK" in os.environ:
+    if any(name in os.environ for name in (PARENT, "RANK", ALONE_UNDER_ACCELERATE)):
         end_with_named_parent()
         if not _hooked:
             os.register_at_fork(before=_remember_who_forks, after_in_child=_end_with_who_forked)

@@ -106,8 +106,6 @@ class Stage:
         if self.resume:
             check_unchanged(self.resume, record, allow_changes=args.allow_changes)
         preemption, sampler = Preemption(), self._sampler(pairs)
-        if args.force and not (self.resume or args.dry_run):
-            on_first_process(lambda: clear_output(args.output_dir))
         skipped = SkippedPairs(args.output_dir, len(pairs), args.max_skipped_share, resume=bool(self.resume))
         trainer = self.trainer_class(
             model=self.build(self.folder, model_args, args, self.settings.position_ids),
@@ -127,6 +125,8 @@ class Stage:
                 print_dry_run(trainer)
             return
 
+        if args.force and not self.resume:
+            on_first_process(lambda: clear_output(args.output_dir))
         preempted = Path(args.output_dir, PREEMPTED)
         if args.process_index == 0:
             write_run_record(args.output_dir, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, data)

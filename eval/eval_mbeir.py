@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructions, Rows, read_qrels
@@ -28,6 +27,7 @@ from lamra.train import upstream
 from lamra.train.arguments import note, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.processes import start_processes
 
 KS = (1, 5, 10, 20, 50)
 DATA_NAME = "M-BEIR"
@@ -138,7 +138,7 @@ def main() -> None:
 
 def evaluate(args: MBEIRArguments, *, together: bool = False) -> None:
     """Encode, search, write rankings and metrics, print the table; `together` joins the local pools to a global one."""
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
     with state.main_process_first():  # it writes the indexes
         tasks = open_tasks(args, files_of(args, "local" if together else args.pool), together=together)
     retriever = load_retriever(args)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT_TO_IMAGE
 from lamra.datasets.caption import load_captioned_images
@@ -30,6 +29,7 @@ from lamra.eval.zeroshot import run_name
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.processes import start_processes
 
 KS = (1, 5, 10)
 DEPTHS = {"pointwise": 50, "listwise": 5}  # LamRA's on M-BEIR
@@ -99,7 +99,7 @@ class Opened:
 
 def main() -> None:
     (args,) = parse(RerankArguments)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
     with state.main_process_first():  # it writes the indexes
         opened = open_rankings(args)
         validation = open_rankings(replace(args, rankings=args.tune_weight, split="val")) if args.tune_weight else []

@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -28,6 +27,7 @@ from lamra.eval.shards import Shards
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.processes import start_processes
 from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
 
 QUERIES_TOGETHER = 16_384  # of a search: other processes wait while the first looks which candidates are usable
@@ -107,7 +107,7 @@ def main() -> None:
 
 def mine_files(args: MineArguments) -> Path:
     """Encode, search, and write mined.jsonl and mined.json; returns their folder."""
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
     with state.main_process_first():  # it writes the indexes
         pairs = load_pairs(args, args.queries, args.pool, args.seed)
     encoder = Encoder(args, load_retriever(args), "mined")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from accelerate import PartialState
 
 from lamra.collators.processing import Processor
 from lamra.eval.encode import encode
@@ -16,6 +15,7 @@ from lamra.models.folders import is_adapter, local_folder
 from lamra.models.loading import base_under, load_embedder
 from lamra.models.settings import Settings
 from lamra.train.arguments import check_devices, default_workers, note, require
+from lamra.train.processes import start_processes
 
 
 @dataclass
@@ -83,7 +83,7 @@ def load_retriever(args: RetrieverArguments) -> Retriever:
 
 def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple:
     """What `load` (load_embedder or load_reranker) makes of the flags, its processor, settings, budget and workers."""
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
     on_cuda = state.device.type == "cuda"
     bf16 = on_cuda and torch.cuda.is_bf16_supported() if args.bf16 is None else args.bf16
     model, settings = load(

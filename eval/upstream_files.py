@@ -7,11 +7,11 @@ embeddings are not written: they are pickles, and results/<model>/mbeir/embeddin
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from lamra.datasets.rerank import QUERY_NAMES, ranking_files
+from lamra.train.whole_files import whole_file
 
 RETRIEVED = Path("LamRA_Ret_eval_results")
 RETRIEVED_GLOBAL = Path("LamRA_Ret_eval_global_results")
@@ -22,11 +22,8 @@ KS = (1, 5, 10, 50)
 
 
 def write_json(path: Path, content) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(unfinished, path)
+    with whole_file(path) as file:
+        file.write(json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: str | Path, kind: type, command: str):

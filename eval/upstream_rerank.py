@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
-
 from lamra.collators.messages import listwise_answer
 from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructions, Rows, id_key
 from lamra.datasets.rerank import QUERY_NAMES, ranking_files
@@ -25,6 +22,7 @@ from lamra.eval.zeroshot import run_name
 from lamra.train import upstream
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
+from lamra.train.processes import start_processes
 
 KS = {"pointwise": (1, 5, 10, 20), "listwise": (1,)}
 # Style -> what upstream's next command expects at the end of --save_name, and the rest of the file's name.
@@ -66,7 +64,7 @@ def ask(style: str) -> None:
     """Parse the command line, ask, and write upstream's file of answers."""
     (args,) = upstream.parse(upstream.RERANKING, AskArguments)
     depth = args.rank_num or {"pointwise": 50, "listwise": 10}[style]
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
     with state.main_process_first():  # it writes the indexes
         task = open_ranking(args)
     judge = load_judge(args)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 FILE_NAME = "lamra.json"
+RUN_FILE = "run.json"  # what a training writes before its first step
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,15 @@ class Settings:
         """The settings in `folder`, or None for a folder that LamRA did not write (a published base model).
 
         Raises:
-            ValueError: the file is not what `write` writes.
+            ValueError: the file is not what `write` writes, or is not there in the folder of a training.
         """
         path = Path(folder) / FILE_NAME
         if not path.is_file():
+            if (Path(folder) / RUN_FILE).is_file():
+                raise ValueError(
+                    f"{folder} is half-written: its {RUN_FILE} says that a training began, and its {FILE_NAME} is not "
+                    "there: take one of its checkpoint-N, or train again with --force True"
+                )
             return None
         try:
             return cls(**json.loads(path.read_text()))

@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 
 from lamra.datasets.pairs import DATA_FORMATS
 from lamra.models.backbone import POSITION_IDS
+from lamra.train.processes import TIMEOUT
 
 
 @dataclass
@@ -138,6 +139,9 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True shows a NaN loss as 0.0"})
+    ddp_timeout: int = field(
+        default=int(TIMEOUT.total_seconds()), metadata={"help": "seconds that processes wait for each other"}
+    )
     report_to: None | str | list[str] = "tensorboard"
 
     def __post_init__(self):
@@ -152,6 +156,8 @@ class TrainingArguments(transformers.TrainingArguments):
         require(
             0 <= self.max_skipped_share < 1, "max_skipped_share", self.max_skipped_share, "a share from 0 to below 1"
         )
+        kept = self.save_total_limit
+        require(kept is None or kept >= 0, "save_total_limit", kept, "a number of checkpoints, or 0 to keep all")
         cut = self.text_max_tokens
         require(cut is None or cut > 0, "text_max_tokens", cut, "1 or more")
         require(self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip")
@@ -218,7 +224,7 @@ def start_deepspeed_on_cpu() -> None:
 
     # Its shared-memory all-reduce would be compiled at the first start, for minutes; gloo does the same without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo")
+    deepspeed.init_distributed("gloo", timeout=TIMEOUT)
 
 
 def require(condition: bool, flag: str, value, wanted: str) -> None:

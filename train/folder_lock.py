@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lamra.train.processes import on_first_process
-from lamra.train.whole_files import Owner
+from lamra.train.processes import of_all_processes, on_first_process
+from lamra.train.whole_files import Owner, appears
 
 FILE_NAME = ".lock"
 
@@ -28,15 +28,21 @@ def folder_lock(folder: str | Path, flag: str = "output_dir", name: str = FILE_N
         name: of the lock; for an output that is one file, let it hold the file's name.
 
     Raises:
-        ValueError: another job holds it, or one on another machine that may.
+        ValueError: another job holds it, or one on another machine that may; or not all processes see the folder.
     """
     lock = Path(folder) / name
-    ours = on_first_process(lambda: _take(lock, flag))
+    is_new = on_first_process(lambda: not lock.parent.exists())
+    owner = on_first_process(lambda: _take(lock, flag))
     try:
+        if not all(of_all_processes([appears(lock)])):
+            raise ValueError(f"--{flag} {lock.parent} is not the same folder on all machines: they must share it")
         yield
     finally:
-        if ours and ours == str(Owner.this()):
+        if owner == str(Owner.this()):
             lock.unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):  # unless something was written
+                    lock.parent.rmdir()
 
 
 def _take(lock: Path, flag: str) -> str | None:
@@ -50,14 +56,12 @@ def _take(lock: Path, flag: str) -> str | None:
             fcntl.flock(folder, fcntl.LOCK_EX)  # two that find the same stale lock take turns
         try:
             holder = json.loads(lock.read_text())
-            owner = Owner.parse(holder["owner"])
-        except FileNotFoundError:
-            owner = None
-        except (ValueError, KeyError, TypeError):  # killed while it wrote this
+            owner, job = Owner.parse(holder["owner"]), holder["job"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # or killed while it wrote this
             owner = None
         if owner and str(owner) == str(me):
             return None
-        if owner and not owner.ended() and not _was_requeued(holder["job"]):
+        if owner and not owner.ended() and not _was_requeued(job):
             elsewhere = "" if owner.host == me.host else f"; if that job is gone, delete {lock}"
             raise ValueError(
                 f"--{flag} {lock.parent} is written by another job, process {owner.pid} on "

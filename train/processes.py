@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +12,11 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from lamra.train.tether import PARENT, end_with, end_with_named_parent
+
 T = TypeVar("T")
+
+ALONE_UNDER_ACCELERATE = "ACCELERATE_USE_CPU"  # it starts one process without RANK
 
 # How long processes wait for one that works alone: an index of 5.6 million rows, digests of 15 GB of weights. That a
 # process has died is noticed otherwise, and at once.
@@ -24,8 +25,6 @@ FROM_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PO
 # What torch, accelerate and this project take for a launcher's word.
 TAKEN_FOR_IT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 TAKEN_FOR_IT += ("MV2_COMM_WORLD_SIZE",)
-PARENT = "LAMRA_PARENT"  # number of the process that started this one: set by scripts/env.sh and train/tether.py
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def start_processes() -> PartialState:
@@ -59,6 +58,15 @@ def on_first_process(decide: Callable[[], T]) -> T:
     return said[0]
 
 
+def of_all_processes(mine: list) -> list:
+    """The lists of all processes in rank order, joined; all must call this."""
+    if not dist.is_initialized():
+        return mine
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    return [entry for part in gathered for entry in part]
+
+
 def forget_half_a_launcher() -> str | None:
     """Drop RANK, WORLD_SIZE, ... from the environment where not all that a launcher sets is there; say what was.
 
@@ -77,41 +85,28 @@ def forget_half_a_launcher() -> str | None:
 
 
 def end_with_parent() -> None:
-    """Let the system kill this process when the one that started it ends, also its data workers when it ends.
+    """Let the system kill this process when the one that started it ends, and its data workers when it ends.
 
     Only below a launcher or one of scripts/: what a user starts by hand may outlive the shell.
     """
-    if not (PARENT in os.environ or "RANK" in os.environ) or not _arm(os.getppid()):
-        return
-    parent = os.environ.get(PARENT)
-    if parent and not os.path.exists(f"/proc/{parent}"):  # it ended before
-        os.kill(os.getpid(), signal.SIGKILL)
     global _hooked
-    if not _hooked:
-        _hooked = True
-        os.register_at_fork(before=_remember_thread, after_in_child=_arm_child)
+    if any(name in os.environ for name in (PARENT, "RANK", ALONE_UNDER_ACCELERATE)):
+        end_with_named_parent()
+        if not _hooked:
+            os.register_at_fork(before=_remember_who_forks, after_in_child=_end_with_who_forked)
+            _hooked = True
 
 
 _hooked = False
-_forking: tuple[int, bool] = (0, False)  # the process that forks, and whether its main thread does
+_forked_by: int | None = None
 
 
-def _remember_thread() -> None:
-    global _forking
-    _forking = os.getpid(), threading.current_thread() is threading.main_thread()
+def _remember_who_forks() -> None:
+    global _forked_by
+    in_main = threading.current_thread() is threading.main_thread()  # a child would end with any other thread
+    _forked_by = os.getpid() if in_main else None
 
 
-def _arm_child() -> None:
-    parent, by_main_thread = _forking
-    if by_main_thread:  # the signal comes when the *thread* that forked ends
-        _arm(parent)
-
-
-def _arm(parent: int) -> bool:
-    """Whether this system has such a signal."""
-    if sys.platform != "linux":
-        return False
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended in between: the signal will not come
-        os.kill(os.getpid(), signal.SIGKILL)
-    return True
+def _end_with_who_forked() -> None:
+    if _forked_by is not None:
+        end_with(_forked_by)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from lamra.train.arguments import note
+from lamra.train.processes import of_all_processes, on_first_process
 
 FILE_NAME = "skipped.jsonl"
 
@@ -23,12 +24,11 @@ class SkippedPairs:
     def __init__(self, folder: str | Path, pairs: int, share: float, *, resume: bool):
         self.file, self.pairs, self.share = Path(folder, FILE_NAME), pairs, share
         self.most = min(math.ceil(share * pairs), pairs - 1)
-        self.rows = set()
-        if resume and self.file.is_file():
-            lines = self.file.read_text().splitlines()
-            self.rows = {json.loads(line)["row"] for line in lines if line.endswith("}")}  # a full disk cuts the last
-        elif _is_first_process():
-            self.file.unlink(missing_ok=True)  # an earlier run's
+        self.rows = on_first_process(self._logged) if resume else set()
+
+    def _logged(self) -> set[int]:
+        lines = self.file.read_text().splitlines() if self.file.is_file() else []
+        return {json.loads(line)["row"] for line in lines if line.endswith("}")}  # a full disk cuts the last
 
     def add(self, faults: list[tuple[int, str]], step: int) -> None:
         """Log what is new among all processes' (row, reason). All must call this, and hold the same rows afterwards.
@@ -54,12 +54,3 @@ class SkippedPairs:
 
 def _is_first_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def of_all_processes(mine: list) -> list:
-    """The lists of all processes in rank order, joined; all must call this."""
-    if not dist.is_initialized():
-        return mine
-    gathered = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    return [one for part in gathered for one in part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,16 +21,24 @@ from lamra.train.checkpoints import (
     PREEMPTED,
     check_unchanged,
     checkpoint_to_resume,
+    clear_output,
     prepare_output,
     run_record,
     write_run_record,
 )
 from lamra.train.dry_run import print_dry_run
+from lamra.train.folder_lock import folder_lock
 from lamra.train.limits import explained
 from lamra.train.preemption import EXIT_STATUS, Preemption
+from lamra.train.processes import on_first_process
 from lamra.train.sampling import MixtureSampler, SetEpoch
 from lamra.train.skipped import SkippedPairs
 from lamra.train.trainer import ContrastiveTrainer, StageTrainer
+
+
+def alone_in_output(args: TrainingArguments) -> AbstractContextManager:
+    """Around all of a run: no other job writes into its folder. A dry run writes nothing."""
+    return nullcontext() if args.dry_run else folder_lock(args.output_dir)
 
 
 class Stage:
@@ -45,8 +54,7 @@ class Stage:
         set_seed(args.seed)
         self.model_args, self.args = model_args, args
         self.folder = model_folder(model_args.model_id, model_args.model_local_path)
-        prepare_output(args.output_dir, force=args.force, resume=args.resume)
-        self.resume = checkpoint_to_resume(args.output_dir, args.resume) if args.resume else None
+        self.resume = on_first_process(self._checkpoint_to_resume)
         self.settings = self.settings_to_train()
         self.processor = Processor(
             self.folder,
@@ -55,6 +63,12 @@ class Stage:
             max_length=args.model_max_length,
             text_max_tokens=self.settings.text_max_tokens,
         )
+
+    def _checkpoint_to_resume(self) -> str | None:
+        args = self.args
+        if not args.dry_run:
+            prepare_output(args.output_dir, self.folder, force=args.force, resume=args.resume)
+        return checkpoint_to_resume(args.output_dir, args.resume) if args.resume else None
 
     def settings_to_train(self) -> Settings:
         """What the checkpoints will remember."""
@@ -114,6 +128,8 @@ class Stage:
                 print_dry_run(trainer)
             return
 
+        if args.force and not self.resume:
+            on_first_process(lambda: clear_output(args.output_dir))
         preempted = Path(args.output_dir, PREEMPTED)
         if args.process_index == 0:
             arguments = {**asdict(model_args), **asdict(data_args), **args.to_dict()}

@@ -10,18 +10,19 @@ from lamra.datasets.pairs import Mixture, Subset, load_source
 from lamra.train.arguments import DataArguments, ModelArguments, TrainingArguments, note, parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
-from lamra.train.stage import Stage
+from lamra.train.stage import Stage, alone_in_output
 
 DONE = "stage 1 is done; measure it: MODEL_ID={output_dir} bash scripts/eval/eval_pretrained.sh"
 
 
 def main() -> None:
     model_args, data_args, args = parse(ModelArguments, DataArguments, TrainingArguments)
-    stage = Stage(model_args, args)
-    pairs = load_pairs(data_args, args.seed)
-    eval_path = data_args.eval_data_path
-    eval_pairs = load_and_note(eval_path, "nli") if eval_path else None
-    stage.train(pairs, eval_pairs, data_args, describe(data_args.data_path, pairs), DONE)
+    with alone_in_output(args):
+        stage = Stage(model_args, args)
+        pairs = load_pairs(data_args, args.seed)
+        eval_path = data_args.eval_data_path
+        eval_pairs = load_and_note(eval_path, "nli") if eval_path else None
+        stage.train(pairs, eval_pairs, data_args, describe(data_args.data_path, pairs), DONE)
 
 
 def load_pairs(args: DataArguments, seed: int) -> Sequence[Pair]:

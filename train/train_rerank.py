@@ -19,7 +19,7 @@ from lamra.train.build import build_reranker
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
 from lamra.train.rerank_trainer import RerankTrainer
-from lamra.train.stage import Stage
+from lamra.train.stage import Stage, alone_in_output
 from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
 
 DONE = "the reranker is done; measure it: MODEL_ID={output_dir} bash scripts/eval/rerank_mbeir.sh"
@@ -92,16 +92,17 @@ def main() -> None:
     model_args, data_args, args = upstream.parse(
         upstream.RERANK_TRAINING, ModelArguments, RerankDataArguments, RerankTrainingArguments
     )
-    stage = RerankStage(model_args, data_args, args)
-    mined = data_args.mined.split(",")
-    with args.main_process_first(local=False, desc="index of M-BEIR's files"):
-        pairs = load_pairs(data_args, data_args.queries, data_args.pool, args.seed)
-    examples = RerankExamples(pairs, mined)
-    if len(examples) < len(pairs):
-        note(f"{len(pairs) - len(examples)} of {len(pairs)} queries have no mined negative and are left out")
-    files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
-    data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(examples)}
-    stage.train(examples, None, data_args, data, DONE)
+    with alone_in_output(args):
+        stage = RerankStage(model_args, data_args, args)
+        mined = data_args.mined.split(",")
+        with args.main_process_first(local=False, desc="index of M-BEIR's files"):
+            pairs = load_pairs(data_args, data_args.queries, data_args.pool, args.seed)
+        examples = RerankExamples(pairs, mined)
+        if len(examples) < len(pairs):
+            note(f"{len(pairs) - len(examples)} of {len(pairs)} rows have no mined negative and are left out")
+        files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
+        data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(examples)}
+        stage.train(examples, None, data_args, data, DONE)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,17 @@ from lamra.eval.search import top_k
 from lamra.models.losses import info_nce
 from lamra.models.settings import Settings
 from lamra.train.arguments import note
-from lamra.train.checkpoints import checkpoints, commit_checkpoint, load_weights, save_model
+from lamra.train.checkpoints import (
+    PARTIAL,
+    checkpoints,
+    commit_checkpoint,
+    load_weights,
+    require_shared,
+    save_model,
+)
 from lamra.train.limits import DiskGuard
-from lamra.train.skipped import SkippedPairs, of_all_processes
+from lamra.train.processes import of_all_processes
+from lamra.train.skipped import SkippedPairs
 from lamra.train.throughput import flops_per_token, peak_flops
 
 
@@ -137,7 +145,7 @@ class StageTrainer(Trainer):
     @property
     def partial_dir(self) -> Path:
         """Where a checkpoint is written, beside its place, until it is complete."""
-        return Path(self.args.output_dir) / ".partial"
+        return Path(self.args.output_dir) / PARTIAL
 
     def _get_output_dir(self, trial=None) -> str:
         return str(self.partial_dir)
@@ -150,8 +158,9 @@ class StageTrainer(Trainer):
         with nullcontext() if self.is_deepspeed_enabled else self.disk():
             super()._save_checkpoint(model, trial)
         self.disk.stop_if_full(self.args.device)
+        name = f"checkpoint-{self.state.global_step}"
+        require_shared(self.partial_dir / name)
         if self.args.process_index == 0:
-            name = f"checkpoint-{self.state.global_step}"
             final = Path(self.args.output_dir) / name
             with self.disk():
                 commit_checkpoint(self.partial_dir / name, final, record=self.record, keep=self.args.save_total_limit)

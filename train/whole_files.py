@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import IO
 from safetensors import SafetensorError
 
 MIB = 2**20
+PATIENCE = 30  # seconds that a network file system may take to show a file
 DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
 # What safetensors and torch.save say where Python has an error number.
 NO_SPACE = re.compile(
@@ -66,6 +68,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def appears(path: Path) -> bool:
+    """Whether another machine's file is there, or comes within the time that a network file system may take."""
+    until = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def is_disk_full(error: Exception) -> bool:

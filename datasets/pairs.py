@@ -58,6 +58,8 @@ class PairFile(Sequence[Pair]):
             raise ValueError(
                 f"--use_hard_negatives True: rows of {path} have {counts} negatives; give each the same number"
             )
+        if use_hard_negatives and len(self.rows[0]) == 2:
+            raise ValueError(f"--use_hard_negatives True: {path} has no hard negatives; leave the flag out")
         step = -(-len(self.rows) // PICTURES_CHECKED)
         for side in (side for row in self.rows[::step] for side in row if side.image):
             if not path_inside(self.root, side.image).is_file():
@@ -155,15 +157,25 @@ class _Fields(dict):
 def _side(place: str, side) -> Side:
     """Check {"text"?, "image"?}."""
     text, image = (side.get("text"), side.get("image")) if isinstance(side, dict) else (None, None)
-    if not all(value is None or isinstance(value, str) for value in (text, image)) or not (text or image):
+    if not all(value is None or isinstance(value, str) for value in (text, image)) or not (
+        (text and text.strip()) or image
+    ):
         raise ValueError(f'{place}: {json.dumps(side)[:80]} is not {{"text" and/or "image"}}')
     return Side(text, image)
 
 
 class Mixture(Sequence[Pair]):
-    """Several sources as one; `groups` gives each source's indices."""
+    """Several sources as one; `groups` gives each source's indices.
+
+    Raises:
+        ValueError: their pairs have unequal numbers of hard negatives, which no step can gather; names the sources.
+    """
 
     def __init__(self, sources: dict[str, Sequence[Pair]]):
+        negatives = {name: len(source[0].negatives) for name, source in sources.items()}
+        if len(set(negatives.values())) > 1:
+            counts = ", ".join(f"{count} in {name}" for name, count in negatives.items())
+            raise ValueError(f"--use_hard_negatives True: unequal numbers of hard negatives, {counts}; make them equal")
         self.sources = list(sources.values())
         self.ends = list(accumulate(len(source) for source in self.sources))
         starts = [0, *self.ends]

@@ -39,6 +39,8 @@ def load_pairs(args: DataArguments, seed: int) -> Sequence[Pair]:
         share = args.max_train_samples if args.max_train_samples < 1 else args.max_train_samples / rows
         require(share <= 1, "max_train_samples", int(args.max_train_samples), f"at most the {rows} rows there are")
         sources = {path: Subset(source, round(share * len(source)), seed) for path, source in sources.items()}
+        empty = [path for path, source in sources.items() if not len(source)]
+        require(not empty, "max_train_samples", f"{args.max_train_samples:g}", f"more: it leaves no row of {empty}")
     return Mixture(sources) if len(sources) > 1 else next(iter(sources.values()))
 
 

@@ -165,17 +165,9 @@ def _side(place: str, side) -> Side:
 
 
 class Mixture(Sequence[Pair]):
-    """Several sources as one; `groups` gives each source's indices.
-
-    Raises:
-        ValueError: their pairs have unequal numbers of hard negatives, which no step can gather; names the sources.
-    """
+    """Several sources as one; `groups` gives each source's indices."""
 
     def __init__(self, sources: dict[str, Sequence[Pair]]):
-        negatives = {name: len(source[0].negatives) for name, source in sources.items()}
-        if len(set(negatives.values())) > 1:
-            counts = ", ".join(f"{count} in {name}" for name, count in negatives.items())
-            raise ValueError(f"--use_hard_negatives True: unequal numbers of hard negatives, {counts}; make them equal")
         self.sources = list(sources.values())
         self.ends = list(accumulate(len(source) for source in self.sources))
         starts = [0, *self.ends]

@@ -133,11 +133,9 @@ class Stage:
             note(f"asked to stop: checkpoint-{trainer.state.global_step} is complete; go on with --resume auto")
             sys.exit(EXIT_STATUS)
         if args.load_best_model_at_end:
-            best, metric = trainer.state.best_global_step, args.metric_for_best_model
-            best = (
-                f"step {best} are kept: {metric} {trainer.state.best_metric:.4f}" if best else "the last step are kept"
-            )
-            note(f"the weights of {best}")
+            best, score = trainer.state.best_global_step, trainer.state.best_metric
+            kept = f"step {best}: {args.metric_for_best_model} {score:.4f}" if best else "the last: none was measured"
+            note(f"the weights are those of {kept}")
         with explained(trainer):
             trainer.save_model()
         note(done.format(output_dir=args.output_dir))

@@ -34,6 +34,10 @@ def load_pairs(args: DataArguments, seed: int) -> Sequence[Pair]:
         for path, format in zip(paths, formats)
     }
     require(len(sources) == len(paths), "data_path", args.data_path, "each file once; --mixture_weights weighs them")
+    negatives = {path: len(source[0].negatives) for path, source in sources.items()}
+    if len(set(negatives.values())) > 1:  # a step gathers one number of them
+        counts = ", ".join(f"{count} in {path}" for path, count in negatives.items())
+        raise ValueError(f"--use_hard_negatives True: unequal numbers of hard negatives, {counts}; make them equal")
     if args.max_train_samples:
         rows = sum(map(len, sources.values()))
         share = args.max_train_samples if args.max_train_samples < 1 else args.max_train_samples / rows

@@ -61,8 +61,8 @@ def test_evaluating_saving_and_logging_change_no_bit(train, world, tmp_path):
     train(
         tmp_path / "watched",
         f"""--max_steps 4 --save_strategy steps --save_steps 2 --eval_data_path {world}/nli_eval.csv
-        --eval_on_start True --eval_strategy steps --eval_steps 1 --include_num_input_tokens_seen True --skip_memory_metrics False
-        --logging_first_step True --torch_empty_cache_steps 2 --disable_tqdm True""",
+        --eval_on_start True --eval_strategy steps --eval_steps 1 --include_num_input_tokens_seen True
+        --skip_memory_metrics False --logging_first_step True --torch_empty_cache_steps 2 --disable_tqdm True""",
     )
     assert equal(weights(tmp_path / "plain"), weights(tmp_path / "watched"))
 

@@ -91,7 +91,7 @@ NAN, INF = float("nan"), float("inf")
         *(
             ({argument.name: value}, f"--{argument.name} {value}: expected a finite number")
             for argument in fields(TrainingArguments)
-            if str(argument.type) == "float"
+            if argument.type in (float, "float")
             for value in (NAN, INF)
         ),
     ],

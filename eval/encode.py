@@ -83,7 +83,11 @@ def encode(
     prefix_ids = torch.tensor(processor.prefix_ids)
     prefix = embedder.prefix_of(prefix_ids.to(embedder.device)) if share_prefix and embedder.padding_free else None
     loader = DataLoader(
-        _Batches(unique, mine, processor), batch_size=None, num_workers=num_workers, worker_init_fn=one_thread
+        _Batches(unique, mine, processor),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=one_thread,
+        generator=torch.Generator(),  # without one it draws from the global generator, and shifts training's dropout
     )
     parts = []
     with tqdm(total=len(unique), desc=description, unit="item", disable=rank > 0) as progress:

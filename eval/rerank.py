@@ -314,6 +314,7 @@ def judge_ranking(
         batch_size=None,
         num_workers=judge.num_workers if mine else 0,
         worker_init_fn=one_thread,
+        generator=torch.Generator(),  # draws nothing from the global one
     )
     began = time.perf_counter()
     with open(folder / f"{state.process_index}.jsonl", "a") as file:

@@ -15,15 +15,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from peft import set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lamra.collators.processing import Processor
 from lamra.models.digests import sha256
 from lamra.models.embedder import Embedder
+from lamra.models.lora import todays_name
 from lamra.models.settings import FILE_NAME as SETTINGS_FILE
 from lamra.models.settings import RUN_FILE, Settings
-from lamra.train.arguments import note
+from lamra.train.arguments import deepspeed_config, note
 from lamra.train.processes import of_all_processes, on_first_process
 from lamra.train.whole_files import DISK_ERRORS, appears, is_disk_full, remove, unfinished_name, whole_file
 
@@ -46,6 +48,7 @@ OF_A_RUN = (
 DECISIVE = {
     "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "adam_beta1",
+    "lr_scheduler_kwargs", "optim_args", "dataloader_drop_last", "tf32", "image_root", "early_stopping_patience",
     "adam_beta2", "adam_epsilon", "bf16", "fp16", "deepspeed", "grad_cache_chunk", "mask_duplicates",
     "model_max_length", "data_format", "max_train_samples", "mixture_weights", "mixture_batches", "use_hard_negatives",
     "hard_negatives", "use_lora", "q_lora", "use_vision_lora", "lora_r", "lora_alpha", "lora_dropout",
@@ -137,6 +140,7 @@ def load_weights(embedder: Embedder, folder: str | Path) -> None:
     for file in sorted(Path(folder).glob("*.safetensors")):
         state.update(load_file(file))
     if embedder.model is embedder.stock:
+        state = {todays_name(name): tensor for name, tensor in state.items()}  # written as published models are
         result = embedder.stock.load_state_dict(state, strict=False)
     else:
         result = set_peft_model_state_dict(embedder.model, state)
@@ -146,8 +150,10 @@ def load_weights(embedder: Embedder, folder: str | Path) -> None:
         raise ValueError(f"the weights in {folder} are not those of this model, for example {(lacking or ['none'])[0]}")
 
 
-def commit_checkpoint(partial: Path, final: Path, *, record: dict, keep: int | None) -> None:
+def commit_checkpoint(partial: Path, final: Path, *, record: dict, keep: int | None, best: Path | None = None) -> None:
     """Make a written folder a checkpoint: manifest, fsync, rename; then delete the oldest complete ones beyond `keep`.
+
+    The `best` one is never deleted.
 
     Until the rename there is no checkpoint, afterwards it is complete, whenever the machine stops. What has its name
     already, a damaged one or the same state saved before, stands aside until then.
@@ -174,7 +180,8 @@ def commit_checkpoint(partial: Path, final: Path, *, record: dict, keep: int | N
     if keep:
         complete = [folder for folder in checkpoints(final.parent) if (folder / MANIFEST).is_file()]
         for old in complete[keep:]:
-            shutil.rmtree(old)
+            if old != best:
+                shutil.rmtree(old)
 
 
 def put_back(folder: Path) -> None:
@@ -223,7 +230,8 @@ def _named_as_checkpoints(folder: Path) -> list[Path]:
 def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None when all are as its manifest says."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = manifest["files"]
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
     except (OSError, ValueError, KeyError, TypeError):
@@ -236,6 +244,18 @@ def fault(checkpoint: Path) -> str | None:
             return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
         if sha256(path) != expected["sha256"]:
             return f"{name} has other content than was written"
+    if manifest.get("save_only_model"):
+        return "it was saved with --save_only_model True: no run can go on from it"
+    return not_finite(checkpoint)
+
+
+def not_finite(folder: Path) -> str | None:
+    """Which weights of a folder are not finite, or None."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if not tensors.get_tensor(name).isfinite().all():
+                    return f"{file.name}: the weights {name} are not finite"
     return None
 
 
@@ -271,9 +291,11 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
     """
     before = json.loads((Path(checkpoint) / MANIFEST).read_text())
     now = json.loads(json.dumps(record, default=str))
-    if "base_sha256" not in before:  # written before it was kept
-        note(f"{checkpoint} does not say what its base model held: {now.pop('base_sha256', None)} is taken as the same")
-    differences = {name: (before.get(name), now[name]) for name in now if before.get(name) != now[name]}
+    before.setdefault("train_position_ids", None)  # the first rerankers were trained as they are asked
+    unknown = [name for name in now if name not in before]
+    if unknown:
+        note(f"{checkpoint} is of an older version and does not say its {', '.join(unknown)}: they are not compared")
+    differences = {name: (before[name], now[name]) for name in now if name in before and before[name] != now[name]}
     forbidden = [name for name in differences if not allow_changes or name in CANNOT_CHANGE]
     for name, (old, new) in differences.items():
         if name not in forbidden:
@@ -339,7 +361,8 @@ def run_record(settings: Settings, data: dict, *arguments) -> dict:
     return {
         **asdict(settings),
         **flags,
-        "deepspeed": Path(deepspeed).name if deepspeed else None,
+        "deepspeed": Path(deepspeed).name if isinstance(deepspeed, str) else deepspeed,
+        "deepspeed_config": deepspeed_config(deepspeed),
         "world_size": arguments[-1].world_size,
         "data_sha256": data["sha256"],
     }

@@ -18,12 +18,13 @@ class SkippedPairs:
     """The different pairs of the data set that could not be used so far, in all epochs and on all processes.
 
     `most` of them may be, max_skipped_share of the data set rounded up: one pair of a small data set never stops a run,
-    unless the share is 0. Each is a line {"step", "row", "reason"} of skipped.jsonl in the output folder.
+    unless the share is 0. Fewer where the smallest source has fewer, because one of its rows must be left to stand in.
+    Each is a line {"step", "row", "reason"} of skipped.jsonl in the output folder.
     """
 
-    def __init__(self, folder: str | Path, pairs: int, share: float, *, resume: bool):
+    def __init__(self, folder: str | Path, pairs: int, share: float, *, resume: bool, smallest: int | None = None):
         self.file, self.pairs, self.share = Path(folder, FILE_NAME), pairs, share
-        self.most = min(math.ceil(share * pairs), pairs - 1)
+        self.most = min(math.ceil(share * pairs), (smallest or pairs) - 1)
         self.rows = on_first_process(self._logged) if resume else set()
 
     def _logged(self) -> set[int]:

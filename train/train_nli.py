@@ -35,11 +35,17 @@ def load_pairs(args: DataArguments, seed: int) -> Sequence[Pair]:
         for path, format in zip(paths, formats)
     }
     require(len(sources) == len(paths), "data_path", args.data_path, "each file once; --mixture_weights weighs them")
+    negatives = {path: len(source[0].negatives) for path, source in sources.items()}
+    if len(set(negatives.values())) > 1:  # a step gathers one number of them
+        counts = ", ".join(f"{count} in {path}" for path, count in negatives.items())
+        raise ValueError(f"--use_hard_negatives True: unequal numbers of hard negatives, {counts}; make them equal")
     if args.max_train_samples:
         rows = sum(map(len, sources.values()))
         share = args.max_train_samples if args.max_train_samples < 1 else args.max_train_samples / rows
         require(share <= 1, "max_train_samples", int(args.max_train_samples), f"at most the {rows} rows there are")
         sources = {path: Subset(source, round(share * len(source)), seed) for path, source in sources.items()}
+        empty = [path for path, source in sources.items() if not len(source)]
+        require(not empty, "max_train_samples", f"{args.max_train_samples:g}", f"more: it leaves no row of {empty}")
     return Mixture(sources) if len(sources) > 1 else next(iter(sources.values()))
 
 

@@ -60,6 +60,8 @@ class RerankTrainingArguments(TrainingArguments):
     def __post_init__(self):
         for flag in ("grad_cache_chunk", "mask_duplicates"):
             require(not getattr(self, flag), flag, getattr(self, flag), "no value: it is for in-batch negatives")
+        same = self.temperature == TrainingArguments.temperature
+        require(same, "temperature", self.temperature, "no value: a reranker's loss has none")
         super().__post_init__()
 
 
@@ -68,6 +70,8 @@ class RerankStage(Stage):
     build = staticmethod(build_reranker)
 
     def __init__(self, model_args: ModelArguments, data_args: RerankDataArguments, args: RerankTrainingArguments):
+        given = model_args.last_token_only
+        require(given, "last_token_only", given, "no value: a reranker asks for the tokens of its answers")
         self.rank_style, self.train_position_ids = data_args.rank_style, data_args.train_position_ids
         if data_args.init != "base":
             model_args.model_local_path = local_folder(data_args.init, "init")

@@ -183,7 +183,7 @@ def test_retrieval_mining_and_reranking_as_upstream_spells_them(workplace, retri
     capsys.readouterr()
     evaluate("cirr_task7", "local/mbeir_cirr_task7")
     # Upstream names Qwen2-VL for every model; the adapter of stage 2 belongs on the merged model of stage 1.
-    trained_on = "was trained on checkpoints/LamRA-Ret-Pretrained-merged, which is used; --original_model_id"
+    trained_on = "was trained on checkpoints/LamRA-Ret-Pretrained-merged, which is used, not --original_model_id"
     assert trained_on in capsys.readouterr().out
     evaluate("mscoco_task0", "local/mbeir_mscoco_task0_test", "--query_cand_pool")
     assert "note: --query_cand_pool is ignored" in capsys.readouterr().out

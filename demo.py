@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lamra.datasets.items import Item
-from lamra.eval.rerank import load_judge, reranked
+from lamra.eval.judge import load_judge, reranked
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
 from lamra.models.folders import local_folder

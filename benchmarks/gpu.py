@@ -44,7 +44,7 @@ from lamra.collators.processing import Processor
 from lamra.collators.rerank import IGNORED, RankPrompts
 from lamra.datasets.items import Item
 from lamra.eval.encode import encode
-from lamra.eval.rerank import Judge
+from lamra.eval.judge import Judge
 from lamra.eval.search import Blocks, search
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model

@@ -19,10 +19,10 @@ from lamra.datasets.items import Item
 from lamra.datasets.mbeir import Rows, id_key
 from lamra.datasets.rerank import ranking_files, ranking_of
 from lamra.eval.eval_mbeir import DATA_NAME, TaskData, average, open_tasks
+from lamra.eval.judge import STYLES, Judge, RankingTask, judge_ranking, load_judge, read_ranking, reranked
 from lamra.eval.mbeir_tasks import PAPER_AVERAGE, PAPER_AVERAGE_RERANKED, TASKS, choose_tasks
 from lamra.eval.metrics import recall_at_k
 from lamra.eval.report import write_made_by, write_metrics, write_ranking
-from lamra.eval.rerank import STYLES, Judge, RankingTask, judge_ranking, load_judge, read_ranking, reranked
 from lamra.eval.retriever import RetrieverArguments
 from lamra.eval.shards import made_by
 from lamra.eval.zeroshot import run_name

@@ -14,8 +14,8 @@ from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructio
 from lamra.datasets.rerank import QUERY_NAMES, ranking_files
 from lamra.eval import eval_rerank, upstream_files
 from lamra.eval.eval_mbeir import TaskData, modality_of, open_tasks
+from lamra.eval.judge import RankingTask, judge_ranking, load_judge
 from lamra.eval.mbeir_tasks import TASKS, Task, task_of_file
-from lamra.eval.rerank import RankingTask, judge_ranking, load_judge
 from lamra.eval.retriever import RetrieverArguments
 from lamra.eval.shards import made_by
 from lamra.eval.zeroshot import run_name

@@ -19,7 +19,7 @@ from lamra.collators.processing import Processor
 from lamra.collators.rerank import RankPrompts
 from lamra.datasets.items import Item
 from lamra.eval import shards
-from lamra.eval.rerank import RankingTask, divided, joined, judge_ranking
+from lamra.eval.judge import RankingTask, divided, joined, judge_ranking
 from lamra.eval.retriever import RetrieverArguments
 from lamra.models import digests
 from lamra.models.digests import KEPT, MODEL_FILES, model_sha256

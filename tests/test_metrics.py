@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lamra.eval import compare_mbeir, compare_rerank, eval_rerank, report
+from lamra.eval.judge import RankingTask
 from lamra.eval.metrics import recall_at_k, retrieval_recalls
-from lamra.eval.rerank import RankingTask
 from lamra.eval.search import top_k
 
 

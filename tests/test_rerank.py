@@ -21,8 +21,8 @@ from lamra.datasets.mbeir_files import INSTRUCTIONS, TRAIN_QUERIES, global_pool,
 from lamra.datasets.miniature_mbeir import build_mbeir
 from lamra.datasets.rerank import RerankExamples
 from lamra.eval import compare_rerank, eval_mbeir, eval_rerank, mine_rerank
+from lamra.eval.judge import Judge, reranked
 from lamra.eval.report import write_ranking
-from lamra.eval.rerank import Judge, reranked
 from lamra.models.digests import model_sha256
 from lamra.models.loading import load_reranker, settings_to_rerank, settings_to_train
 from lamra.models.settings import Settings

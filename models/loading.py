@@ -133,10 +133,11 @@ def load_model(
     """The stock model in `folder`, every weight of it read from safetensors.
 
     Args:
-        quantize: 4-bit NF4 linears for QLoRA (arXiv 2305.14314); needs CUDA and bitsandbytes.
+        quantize: 4-bit NF4 linears in the language model for QLoRA (arXiv 2305.14314); needs CUDA and bitsandbytes.
+            The vision tower and lm_head keep `dtype`: they may be trained, and answers are read from lm_head.
 
     Raises:
-        ValueError: the folder holds no such model, or weights are missing from it.
+        ValueError: the folder holds no such model, weights are missing from it, or its config has no place for some.
     """
     model_class = ARCHITECTURES[architecture(folder)]
     kwargs = {}
@@ -144,7 +145,11 @@ def load_model(
         if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError("--q_lora True needs a CUDA GPU and `pip install bitsandbytes`; set Q_LORA=False here")
         kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["model.visual", "lm_head"],  # the name says int8, NF4 reads it too
         )
     try:
         model, info = model_class.from_pretrained(
@@ -164,6 +169,14 @@ def load_model(
         raise ValueError(
             f"{folder} lacks {len(names)} weights of a {model_class.__name__}, for example {names[0]}: "
             "it is incomplete or was written by another version; download or merge it again"
+        )
+    # It leaves out those that the config does not ask for, too: a model of fewer layers than were trained. Rotary
+    # frequencies are computed, whether or not a file holds them.
+    unused = [name for name in info["unexpected_keys"] if not name.endswith(".inv_freq")]
+    if unused:
+        raise ValueError(
+            f"{folder} holds {len(unused)} weights that its config.json has no place for, for example {min(unused)}: "
+            "config and weights are of different models; download or merge it again"
         )
     return model
 
@@ -236,7 +249,8 @@ def load_trained(
         position_ids, max_pixels: None takes the checkpoint's, or for a bare base model the default of its kind.
 
     Raises:
-        ValueError: a folder is not there or does not fit, or a flag contradicts the checkpoint.
+        ValueError: a folder is not there or does not fit, an adapter's base model is no base of it, or a flag
+            contradicts the checkpoint.
     """
     folder = Path(folder)
     if not is_adapter(folder) and not (folder / "config.json").is_file():
@@ -245,12 +259,19 @@ def load_trained(
     base = folder
     settings = Settings.read(folder)
     if is_adapter(folder):
-        base = Path(original_model or (settings.base_model if settings else adapter_base_model(folder)) or "")
+        own_base = Path((settings.base_model if settings else adapter_base_model(folder)) or "")
+        base = Path(original_model or own_base)
         if not (base / "config.json").is_file():
             raise ValueError(
                 f"{folder} is an adapter and its base model is not in {base}: name it with --original_model_id, "
                 "or download it with bash scripts/download.sh"
             )
+        _require_base(folder, base, own_base)
+    elif original_model:
+        raise ValueError(
+            f"--original_model_id {original_model}: {folder} is a whole model, not an adapter on another: "
+            "leave the flag out, or give the adapter's folder as --model_id"
+        )
     if settings:
         if role:
             settings.require_role(folder, role)
@@ -265,6 +286,28 @@ def load_trained(
         model = load_adapter(model, folder)
         model = model.merge_and_unload() if merge else model
     return model.to(device), settings
+
+
+def _require_base(adapter: Path, base: Path, own_base: Path) -> None:
+    """Refuse a base model that an adapter was merged into, unless `adapter` was trained on top of that one.
+
+    Raises:
+        ValueError: the adapter would be added to this or to another adapter.
+    """
+    if is_adapter(base):
+        raise ValueError(f"--original_model_id {base} holds an adapter itself: give the base model of {adapter}")
+    merged = Settings.read(base)
+    if merged is None or not own_base.name or base.resolve() == own_base.resolve():
+        return
+    if own_base.is_dir():
+        refused = Settings.read(own_base) != merged  # a copy says the same
+    else:  # moved away, or named as on the hub: at least no model that was merged from it
+        refused = Path(merged.base_model).name == own_base.name
+    if refused:
+        raise ValueError(
+            f"--original_model_id {base} has an adapter merged into it already, and {adapter} was trained on "
+            f"{own_base}: give that model, or leave the flag out"
+        )
 
 
 def default_settings(base: Path, role: str | None, position_ids: str | None) -> Settings:

@@ -21,6 +21,7 @@ class Settings:
         temperature: of the contrastive loss; scales scores and changes no ranking.
         role: "retriever" embeds (models.embedder), "reranker" answers (models.reranker).
         rank_style: a reranker's prompts, see collators.messages.RANK_STYLES; None for a retriever.
+        quantized: the base model's linears were in 4 bits (NF4) while the adapter was trained.
     """
 
     base_model: str
@@ -31,6 +32,7 @@ class Settings:
     text_max_tokens: int | None = None
     role: str = "retriever"
     rank_style: str | None = None
+    quantized: bool = False
 
     def write(self, folder: str | Path) -> None:
         (Path(folder) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")

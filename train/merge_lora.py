@@ -25,9 +25,8 @@ class MergeArguments:
     def __post_init__(self):
         require(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
         require(is_adapter(self.model_id), "model_id", self.model_id, "a folder with adapter_config.json")
-        require(
-            not (Path(self.save_path) / "config.json").exists(), "save_path", self.save_path, "a folder without a model"
-        )
+        taken = (Path(self.save_path) / "config.json").exists() or is_adapter(self.save_path)
+        require(not taken, "save_path", self.save_path, "a folder without a model and without an adapter")
 
 
 def main() -> None:

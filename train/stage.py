@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -46,7 +46,7 @@ class Stage:
         self.folder = model_folder(model_args.model_id, model_args.model_local_path)
         prepare_output(args.output_dir, force=args.force, resume=args.resume)
         self.resume = checkpoint_to_resume(args.output_dir, args.resume) if args.resume else None
-        self.settings = self.settings_to_train()
+        self.settings = replace(self.settings_to_train(), quantized=model_args.q_lora)
         self.processor = Processor(
             self.folder,
             min_pixels=self.settings.min_pixels,

@@ -76,7 +76,8 @@ def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple:
     """What `load` (load_embedder or load_reranker) makes of the flags, its processor, settings, budget and workers."""
     state = PartialState(cpu=not torch.cuda.is_available())
     on_cuda = state.device.type == "cuda"
-    bf16 = on_cuda and torch.cuda.is_bf16_supported() if args.bf16 is None else args.bf16
+    in_hardware = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = in_hardware if args.bf16 is None else args.bf16
     model, settings = load(
         args.model_id,
         args.original_model_id,

@@ -138,7 +138,7 @@ class Judge:
         for batch in token_batches([len(one) - known for one in ids], self.max_tokens_per_batch, True):
             rows = [{**prompts[i], "input_ids": ids[i]} for i in batch]
             shown = [one for i in batch for one in (() if known else (query,)) + (candidates[i],)]
-            logits = self._last_logits(rows, shown, prefix)[:, deciding]  # (b, 2)
+            logits = self._last_logits(rows, shown, deciding, prefix)  # (b, 2)
             scores[batch] = logits.softmax(dim=1)[:, 0].cpu()
             self._require_finite(scores[batch], query, [candidates[i] for i in batch])
             self.tokens += sum(len(ids[i]) - known for i in batch)
@@ -161,8 +161,8 @@ class Judge:
             window = order[start : start + MOST_CANDIDATES]
             prompt = self.prompts.listwise(query, [candidates[i] for i in window])
             prompt["input_ids"] = prompt["input_ids"] + common
-            logits = self._last_logits([prompt], [query, *(candidates[i] for i in window)])[0]  # (V,)
-            logits = logits[deciding[: len(window)]]  # (window,)
+            shown = [query, *(candidates[i] for i in window)]
+            logits = self._last_logits([prompt], shown, deciding[: len(window)])[0]  # (window,)
             self._require_finite(logits, query, [candidates[i] for i in window])
             self.tokens += len(prompt["input_ids"])
             best_first = logits.argsort(descending=True, stable=True).tolist()
@@ -190,11 +190,18 @@ class Judge:
             return 0
         return pictures[of_query] if len(pictures) > of_query else known
 
-    def _last_logits(self, prompts: list[dict], shown: Sequence[Shown], prefix=None) -> torch.Tensor:
-        """(b, V) logits of what follows each prompt; `shown` has the items of all prompts but those in the prefix."""
+    def _last_logits(
+        self, prompts: list[dict], shown: Sequence[Shown], answers: list[int], prefix=None
+    ) -> torch.Tensor:
+        """(b, n) logits of n tokens that may follow each prompt.
+
+        Args:
+            shown: the items of all prompts, without those in the prefix.
+        """
         inputs = self.processor.pad([{**prompt, "pixel_values": None} for prompt in prompts])
         last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
         inputs["asked"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
+        inputs["answers"] = torch.tensor(answers)
         inputs = dict(zip(inputs, self._on_device(*inputs.values())))
         return self.model(**inputs, prefix=prefix, picture_features=self.pictures.of(shown))
 

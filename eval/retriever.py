@@ -40,9 +40,11 @@ class RetrieverArguments:
 
     def __post_init__(self):
         self.model_id = local_folder(self.model_id, "model_id")
-        if self.original_model_id:  # a whole model has no use for it
-            adapter = is_adapter(self.model_id)
-            self.original_model_id = base_under(self.model_id, self.original_model_id) if adapter else None
+        if self.original_model_id and is_adapter(self.model_id):
+            self.original_model_id = base_under(self.model_id, self.original_model_id)
+        elif self.original_model_id:  # upstream's commands name it for every model
+            note(f"--original_model_id {self.original_model_id} is ignored: {self.model_id} is a whole model")
+            self.original_model_id = None
         budget = self.max_tokens_per_batch
         require(budget is None or budget > 0, "max_tokens_per_batch", budget, "1 or more")
         require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
@@ -85,7 +87,8 @@ def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple:
     """What `load` (load_embedder or load_reranker) makes of the flags, its processor, settings, budget and workers."""
     state = start_processes()
     on_cuda = state.device.type == "cuda"
-    bf16 = on_cuda and torch.cuda.is_bf16_supported() if args.bf16 is None else args.bf16
+    in_hardware = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = in_hardware if args.bf16 is None else args.bf16
     model, settings = load(
         args.model_id,
         args.original_model_id,

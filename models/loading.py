@@ -118,10 +118,11 @@ def load_model(
     """The stock model in `folder`, every weight of it read from safetensors.
 
     Args:
-        quantize: 4-bit NF4 linears for QLoRA (arXiv 2305.14314); needs CUDA and bitsandbytes.
+        quantize: 4-bit NF4 linears in the language model for QLoRA (arXiv 2305.14314); needs CUDA and bitsandbytes.
+            The vision tower and lm_head keep `dtype`: they may be trained, and answers are read from lm_head.
 
     Raises:
-        ValueError: the folder holds no such model, or weights are missing from it.
+        ValueError: the folder holds no such model, weights are missing from it, or its config has no place for some.
     """
     model_class = ARCHITECTURES[architecture(folder)]
     kwargs = {}
@@ -129,7 +130,11 @@ def load_model(
         if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError("--q_lora True needs a CUDA GPU and `pip install bitsandbytes`; set Q_LORA=False here")
         kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["model.visual", "lm_head"],  # the name says int8, NF4 reads it too
         )
     try:
         model, info = model_class.from_pretrained(
@@ -149,6 +154,14 @@ def load_model(
         raise ValueError(
             f"{folder} lacks {len(names)} weights of a {model_class.__name__}, for example {names[0]}: "
             "it is incomplete or was written by another version; download or merge it again"
+        )
+    # It leaves out those that the config does not ask for, too: a model of fewer layers than were trained. Rotary
+    # frequencies are computed, whether or not a file holds them.
+    unused = [name for name in info["unexpected_keys"] if not name.endswith(".inv_freq")]
+    if unused:
+        raise ValueError(
+            f"{folder} holds {len(unused)} weights that its config.json has no place for, for example {min(unused)}: "
+            "config and weights are of different models; download or merge it again"
         )
     return model
 
@@ -217,7 +230,8 @@ def load_trained(
         position_ids, max_pixels: None takes the checkpoint's, or for a bare base model the default of its kind.
 
     Raises:
-        ValueError: a folder is not there or does not fit, or a flag contradicts the checkpoint.
+        ValueError: a folder is not there or does not fit, an adapter's base model is no base of it, or a flag
+            contradicts the checkpoint.
     """
     folder = Path(folder)
     if not is_model(folder):
@@ -232,6 +246,11 @@ def load_trained(
                 f"{folder} is an adapter and its base model is not in {base}: name it with --original_model_id, "
                 "or download it with bash scripts/download.sh"
             )
+    elif original_model:
+        raise ValueError(
+            f"--original_model_id {original_model}: {folder} is a whole model, not an adapter on another: "
+            "leave the flag out, or give the adapter's folder as --model_id"
+        )
     if settings:
         if role:
             settings.require_role(folder, role)
@@ -256,13 +275,18 @@ def base_under(adapter: str | Path, original_model: str | Path | None) -> str:
 
     Upstream's commands name Qwen2-VL for every model and read the tokenizer from it; the adapter of stage 2 belongs on
     the merged model of stage 1 all the same.
+
+    Raises:
+        ValueError: `original_model` has an adapter merged into it that `adapter` was not trained on top of.
     """
     settings = Settings.read(adapter)
     remembered = (settings.base_model if settings else adapter_base_model(adapter)) or ""
     if not original_model:
         return local_folder(remembered, "original_model_id")
+    original_model = local_folder(str(original_model), "original_model_id")
+    _require_base(Path(adapter), Path(original_model), Path(remembered))
     if not is_model(remembered):
-        return local_folder(str(original_model), "original_model_id")
+        return original_model
     if Path(original_model).resolve() != Path(remembered).resolve() and process_rank() == 0:
         print(f"note: {adapter} was trained on {remembered}, which is used, not --original_model_id {original_model}")
     return remembered
@@ -284,6 +308,28 @@ def check_base(folder: Path, base: Path, settings: Settings) -> None:
             f"{folder} was trained on a base model with the digest {settings.base_sha256[:16]}, and {base} has "
             f"{found[:16]}: its weights, config or tokenizer are others; name the right one with --original_model_id, "
             f"or remove base_sha256 from {folder / SETTINGS_FILE} if this one is meant"
+        )
+
+
+def _require_base(adapter: Path, base: Path, own_base: Path) -> None:
+    """Refuse a base model that an adapter was merged into, unless `adapter` was trained on top of that one.
+
+    Raises:
+        ValueError: the adapter would be added to this or to another adapter.
+    """
+    if is_adapter(base):
+        raise ValueError(f"--original_model_id {base} holds an adapter itself: give the base model of {adapter}")
+    merged = Settings.read(base)
+    if merged is None or not own_base.name or base.resolve() == own_base.resolve():
+        return
+    if own_base.is_dir():
+        refused = Settings.read(own_base) != merged  # a copy says the same
+    else:  # moved away, or named as on the hub: at least no model that was merged from it
+        refused = Path(merged.base_model).name == own_base.name
+    if refused:
+        raise ValueError(
+            f"--original_model_id {base} has an adapter merged into it already, and {adapter} was trained on "
+            f"{own_base}: give that model, or leave the flag out"
         )
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lamra.models.distributed import all_gather_with_grad, process_rank
+from lamra.models.distributed import all_gather_with_grad, process_rank, several_processes
+from lamra.models.float32 import inner_products
 
 QUERIES_PER_BLOCK = 1024
 
@@ -34,13 +35,18 @@ def info_nce(
     Args:
         query: (B, D) unit embeddings.
         target: (M, D) unit embeddings, M >= B: row i < B is query i's positive, later rows are hard negatives.
-            All ranks hold the same M.
+            All ranks hold the same B and M.
         temperature: divides the cosine similarities; 0.05 in LamRA.
         contents: (B + M,) int64 of query and target rows, equal where two items are. A target is no negative of a query
             that it equals, whose positive it equals, or whose equal it is the positive of.
         shown: (B + M,) int64 likewise, for the accuracy alone: a target that equals the positive, or that is an equal
             query's positive, is a hit.
+
+    Raises:
+        ValueError: on every rank, that the ranks hold different numbers of rows.
     """
+    if several_processes():
+        _check_equal_sizes(query, target)
     targets = all_gather_with_grad(target).float()  # (W * M, D)
     labels = torch.arange(len(query), device=query.device) + process_rank() * len(target)  # (B,)
     if contents is not None:
@@ -64,11 +70,23 @@ def info_nce(
     return InfoNCE(loss, hits.detach())
 
 
+def _check_equal_sizes(query: Tensor, target: Tensor) -> None:
+    """Before the gather, which would leave a part of its buffer unfilled, or abort on some ranks only."""
+    mine = torch.tensor([[len(query), len(target)]], device=query.device)
+    sizes = all_gather_with_grad(mine).tolist()  # (W, 2)
+    if any(size != sizes[0] for size in sizes):
+        listed = ", ".join(f"{queries} and {targets - queries}" for queries, targets in sizes)
+        raise ValueError(
+            f"the processes hold different numbers of queries and hard negatives in this step ({listed}): every row of "
+            "all --data_path sources must have equally many hard negatives, and every process equally many rows"
+        )
+
+
 def _block_loss(
     query: Tensor, labels: Tensor, targets: Tensor, contents: Tensor | None, shown: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Sums over a block of queries (b, D): the loss, and how often the own target or one shown alike scores highest."""
-    scores = query @ targets.T / temperature  # (b, W * M), float32 also when the model is bf16
+    scores = inner_products(query, targets) / temperature  # (b, W * M), float32 also when the model is bf16
     if contents is not None:
         scores = scores.masked_fill(_false_negatives(labels, contents), -torch.inf)
     best = scores.argmax(dim=1)  # (b,)

@@ -25,6 +25,7 @@ class Settings:
         rank_style: a reranker's prompts, see collators.messages.RANK_STYLES; None for a retriever.
         train_position_ids: those that a reranker was trained with, where they are not those that it is asked with.
         base_sha256: digests.model_sha256 of `base_model`; None in checkpoints that were written before it was kept.
+        quantized: the base model's linears were in 4 bits (NF4) while the adapter was trained.
     """
 
     base_model: str
@@ -37,6 +38,7 @@ class Settings:
     rank_style: str | None = None
     train_position_ids: str | None = None
     base_sha256: str | None = None
+    quantized: bool = False
 
     def write(self, folder: str | Path) -> None:
         (Path(folder) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")

@@ -295,7 +295,7 @@ def check_devices(bf16: bool) -> None:
     processes, found = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if processes > found:
         raise ValueError(f"NUM_GPUS={processes}, but this machine has {found}: set NUM_GPUS={found}")
-    if bf16 and not torch.cuda.is_bf16_supported():
+    if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError("--bf16 True: this GPU has no bf16; use --bf16 False")
 
 

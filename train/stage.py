@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -57,7 +57,7 @@ class Stage:
         self.model_args, self.args = model_args, args
         self.folder = model_folder(model_args.model_id, model_args.model_local_path)
         self.resume = on_first_process(self._checkpoint_to_resume)
-        self.settings = self.settings_to_train()
+        self.settings = replace(self.settings_to_train(), quantized=model_args.q_lora)
         self.processor = Processor(
             self.folder,
             min_pixels=self.settings.min_pixels,

@@ -227,7 +227,8 @@ def test_a_target_of_the_same_content_is_a_hit(tiny_model, monkeypatch, picture_
     pairs = [Pair(Item("x", "else"), Item("y", "other"))] + [Pair(*both) for both in zip(*sides)]
 
     trainer = object.__new__(ContrastiveTrainer)
-    trainer.model, trainer.processing_class, trainer.eval_dataset = None, None, pairs
+    trainer.model, trainer.eval_dataset = SimpleNamespace(context_length=9), pairs
+    trainer.processing_class = SimpleNamespace(for_evaluation=lambda _length: None)
     trainer.state, trainer.control = None, None
     trainer.args = SimpleNamespace(
         per_device_train_batch_size=3,

@@ -165,7 +165,7 @@ class TrainingArguments(transformers.TrainingArguments):
             ("per_device_train_batch_size", self.per_device_train_batch_size > 0, "1 or more"),
             ("per_device_eval_batch_size", self.per_device_eval_batch_size > 0, "1 or more"),
             ("gradient_accumulation_steps", self.gradient_accumulation_steps > 0, "1 or more"),
-            ("num_train_epochs", self.num_train_epochs > 0, "more than 0 epochs; --dry_run True trains nothing"),
+            ("num_train_epochs", self.num_train_epochs > 0, "more than 0; to see what would run: --dry_run True"),
             ("max_steps", self.max_steps == -1 or self.max_steps > 0, "1 or more, or -1: as the epochs have"),
             ("learning_rate", self.learning_rate > 0, "a positive value"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),

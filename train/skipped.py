@@ -25,6 +25,7 @@ class SkippedPairs:
     def __init__(self, folder: str | Path, pairs: int, share: float, *, resume: bool, smallest: int | None = None):
         self.file, self.pairs, self.share = Path(folder, FILE_NAME), pairs, share
         self.most = min(math.ceil(share * pairs), (smallest or pairs) - 1)
+        self.why = f" in a mixture with a source of {smallest}" if smallest == self.most + 1 else ""
         self.rows = on_first_process(self._logged) if resume else set()
 
     def _logged(self) -> set[int]:
@@ -49,7 +50,8 @@ class SkippedPairs:
             if len(self.rows) > self.most:
                 raise ValueError(
                     f"step {step}: {len(self.rows)} of {self.pairs} pairs cannot be used, --max_skipped_share "
-                    f"{self.share} allows {self.most}: repair what {self.file} lists, or allow more; the last: {reason}"
+                    f"{self.share} allows {self.most}{self.why}: repair what {self.file} lists, or allow more; the "
+                    f"last: {reason}"
                 )
 
 

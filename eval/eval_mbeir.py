@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructions, Rows, read_qrels
@@ -22,11 +23,12 @@ from lamra.eval.report import write_made_by, write_metrics, write_ranking
 from lamra.eval.retriever import Retriever, RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards, encode_to_shards, made_by
-from lamra.eval.zeroshot import run_name
+from lamra.eval.zeroshot import output_folder
 from lamra.train import upstream
 from lamra.train.arguments import note, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.folder_lock import folder_lock
 from lamra.train.processes import start_processes
 
 KS = (1, 5, 10, 20, 50)
@@ -139,6 +141,11 @@ def main() -> None:
 def evaluate(args: MBEIRArguments, *, together: bool = False) -> None:
     """Encode, search, write rankings and metrics, print the table; `together` joins the local pools to a global one."""
     state = start_processes()
+    with folder_lock(output_folder(args, "mbeir")):
+        _evaluate(args, together, state)
+
+
+def _evaluate(args: MBEIRArguments, together: bool, state: PartialState) -> None:
     with state.main_process_first():  # it writes the indexes
         tasks = open_tasks(args, files_of(args, "local" if together else args.pool), together=together)
     retriever = load_retriever(args)
@@ -233,7 +240,7 @@ class Encoder:
 
     def __init__(self, args: RetrieverArguments, retriever: Retriever, default: str = "mbeir"):
         self.args, self.retriever = args, retriever
-        self.folder = Path(args.output_dir or Path("results", run_name(args.model_id), default))
+        self.folder = output_folder(args, default)
         self.made_by = made_by(args, retriever.settings, retriever.embedder)
         self.files: dict[str, str] = {}  # name of each encoded file -> its sha256
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT_TO_IMAGE
 from lamra.datasets.caption import load_captioned_images
@@ -25,10 +26,11 @@ from lamra.eval.metrics import recall_at_k
 from lamra.eval.report import write_made_by, write_metrics, write_ranking
 from lamra.eval.retriever import RetrieverArguments
 from lamra.eval.shards import made_by
-from lamra.eval.zeroshot import run_name
+from lamra.eval.zeroshot import output_folder
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.folder_lock import folder_lock
 from lamra.train.processes import start_processes
 
 KS = (1, 5, 10)
@@ -100,11 +102,16 @@ class Opened:
 def main() -> None:
     (args,) = parse(RerankArguments)
     state = start_processes()
+    folder = output_folder(args, Path(args.rankings).name) / args.style
+    with folder_lock(folder):
+        _evaluate(args, folder, state)
+
+
+def _evaluate(args: RerankArguments, folder: Path, state: PartialState) -> None:
     with state.main_process_first():  # it writes the indexes
         opened = open_rankings(args)
         validation = open_rankings(replace(args, rankings=args.tune_weight, split="val")) if args.tune_weight else []
     judge = load_judge(args, picture_memory=args.picture_memory)
-    folder = Path(args.output_dir or Path("results", run_name(args.model_id), Path(args.rankings).name)) / args.style
     asked_by = {**made_by(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
 
     weights = {}

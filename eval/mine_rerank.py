@@ -24,9 +24,11 @@ from lamra.eval.report import write_made_by, write_ranking
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards
+from lamra.eval.zeroshot import output_folder
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.folder_lock import folder_lock
 from lamra.train.processes import start_processes
 from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
 
@@ -108,6 +110,11 @@ def main() -> None:
 def mine_files(args: MineArguments) -> Path:
     """Encode, search, and write mined.jsonl and mined.json; returns their folder."""
     state = start_processes()
+    with folder_lock(output_folder(args, "mined")):
+        return _mine_files(args, state)
+
+
+def _mine_files(args: MineArguments, state: PartialState) -> Path:
     with state.main_process_first():  # it writes the indexes
         pairs = load_pairs(args, args.queries, args.pool, args.seed)
     encoder = Encoder(args, load_retriever(args), "mined")

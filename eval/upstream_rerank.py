@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from accelerate import PartialState
+
 from lamra.collators.messages import listwise_answer
 from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructions, Rows, id_key
 from lamra.datasets.rerank import QUERY_NAMES, ranking_files
@@ -18,10 +20,11 @@ from lamra.eval.judge import RankingTask, judge_ranking, load_judge
 from lamra.eval.mbeir_tasks import TASKS, Task, task_of_file
 from lamra.eval.retriever import RetrieverArguments
 from lamra.eval.shards import made_by
-from lamra.eval.zeroshot import run_name
+from lamra.eval.zeroshot import output_folder
 from lamra.train import upstream
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
+from lamra.train.folder_lock import folder_lock
 from lamra.train.processes import start_processes
 
 KS = {"pointwise": (1, 5, 10, 20), "listwise": (1,)}
@@ -43,7 +46,6 @@ class AskArguments(RetrieverArguments):
     rank_num: int = field(default=0, metadata={"help": "candidates of each query; default: 50, listwise 10"})
     save_name: str = field(default="", metadata={"help": "such as cirr_task7_top50, listwise cirr_task7_top5_all"})
     seed: int = field(default=0, metadata={"help": "draws each query's instruction"})
-    model_max_length: int = field(default=2048, metadata={"help": "longest prompt in tokens"})
     output_dir: str | None = field(default=None, metadata={"help": "answers; default: results/<model>/<save_name>"})
 
     def __post_init__(self):
@@ -65,10 +67,16 @@ def ask(style: str) -> None:
     (args,) = upstream.parse(upstream.RERANKING, AskArguments)
     depth = args.rank_num or {"pointwise": 50, "listwise": 10}[style]
     state = start_processes()
+    folder = output_folder(args, args.save_name) / style
+    with folder_lock(folder):
+        _ask(args, style, depth, folder, state)
+
+
+def _ask(args: AskArguments, style: str, depth: int, folder: Path, state: PartialState) -> None:
     with state.main_process_first():  # it writes the indexes
         task = open_ranking(args)
     judge = load_judge(args)
-    folder = Path(args.output_dir or Path("results", run_name(args.model_id), args.save_name)) / style / "answers"
+    folder = folder / "answers"
     files = {name: sha256(getattr(args, name)) for name in vars(args) if name.endswith("_path") and getattr(args, name)}
     asked_by = {**made_by(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
     answers = judge_ranking(judge, task, style, depth, folder, asked_by | files | {"seed": args.seed}, args.save_name)

@@ -18,6 +18,8 @@ from lamra.eval.search import top_k
 from lamra.eval.shards import made_by
 from lamra.train import upstream
 from lamra.train.arguments import require
+from lamra.train.folder_lock import folder_lock
+from lamra.train.processes import start_processes
 
 RERANK_DEPTH = 50
 PROTOCOLS = ("released", "clean")
@@ -51,6 +53,13 @@ def evaluate(default_name: str) -> None:
     """Parse the command line, encode, print the table and write metrics.json (and rankings, where asked)."""
     (args,) = upstream.parse(upstream.ZEROSHOT, ZeroshotArguments)
     data_name = args.data_name or default_name
+    start_processes()
+    folder = output_folder(args, data_name.lower())
+    with folder_lock(folder):
+        _evaluate(args, data_name, folder)
+
+
+def _evaluate(args: ZeroshotArguments, data_name: str, folder: Path) -> None:
     data = load_captioned_images(args.image_data_path, args.text_data_path)
     retriever = load_retriever(args)
     protocol = args.protocol if args.mode == "finetuned" else None  # without instructions both are the same
@@ -73,7 +82,6 @@ def evaluate(default_name: str) -> None:
     metrics = retrieval_recalls(
         image_gallery, text_gallery, data.image_of_text, image_query=image_query, text_query=text_query
     )
-    folder = Path(args.output_dir or Path("results", run_name(args.model_id), data_name.lower()))
     write_metrics(folder, metrics | ({"protocol": protocol} if protocol else {}))
     if args.save_for_rerank:
         write_made_by(folder, {**made, "mode": args.mode})
@@ -81,6 +89,11 @@ def evaluate(default_name: str) -> None:
         save_ranking(folder / "ranking_text_retrieval.jsonl", image_query, data.images, text_gallery, data.texts)
     show(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
     print(f"written to {folder}/")
+
+
+def output_folder(args, *default: str) -> Path:
+    """--output_dir, or its default: results/<model>/..."""
+    return Path(args.output_dir or Path("results", run_name(args.model_id), *default))
 
 
 def run_name(model_id: str) -> Path:

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from conftest import ROOT
 
+from lamra.eval import embed, eval_mbeir, eval_rerank, mine_rerank, zeroshot
 from lamra.models.loading import load_trained
 from lamra.models.settings import Settings
 from lamra.train import checkpoints, folder_lock, merge_lora, processes, train_nli, whole_files
@@ -239,6 +240,25 @@ def test_a_second_job_is_refused_until_the_first_has_ended(fails, trained, tmp_p
     with folder_lock.folder_lock(tmp_path / "new"):
         pass
     assert not (tmp_path / "new").exists()  # nothing was written
+
+
+def test_every_output_is_locked_before_a_model_is_loaded(fails, no_model, world, tiny_model, tmp_path):
+    folder = tmp_path / "out"
+    record = {"owner": "other-1_17_99", "since": "2026-01-01 00:00:00", "job": [None, None]}
+    for lock in (folder / ".lock", folder / "pointwise" / ".lock", folder / ".out.npz.lock"):
+        lock.parent.mkdir(exist_ok=True)
+        lock.write_text(json.dumps(record))
+    (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "a dog"}')
+    model, captions = dict(model_id=tiny_model), dict(text_data_path=world / "test" / "captions.json")
+    data = dict(image_data_path=world / "test" / "images", **captions)
+    for main, flags in (
+        (lambda: zeroshot.evaluate("Flickr30K"), dict(data, output_dir=folder)),
+        (eval_mbeir.main, dict(output_dir=folder)),
+        (mine_rerank.main, dict(output_dir=folder)),
+        (eval_rerank.main, dict(output_dir=folder, rankings=tmp_path)),
+        (embed.main, dict(input=tmp_path / "items.jsonl", output=folder / "out.npz")),
+    ):
+        assert "is written by another job, process 17 on other since" in fails(main, **model, **flags)
 
 
 def test_a_file_is_old_or_new(tmp_path):

@@ -32,6 +32,7 @@ from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
 from lamra.train.folder_lock import folder_lock
 from lamra.train.processes import start_processes
+from lamra.train.whole_files import whole_file
 
 KS = (1, 5, 10)
 DEPTHS = {"pointwise": 50, "listwise": 5}  # LamRA's on M-BEIR
@@ -136,7 +137,8 @@ def _evaluate(args: RerankArguments, folder: Path, state: PartialState) -> None:
                 "seconds_per_query": judge.seconds / judge.queries,
                 "tokens_per_query": judge.tokens / judge.queries,
             }
-            (folder / "cost.json").write_text(json.dumps(cost) + "\n")
+            with whole_file(folder / "cost.json") as file:
+                file.write(json.dumps(cost) + "\n")
             print("{:.4f} s and {:.0f} tokens a query,".format(*cost.values()), f"{judge.queries} on this process")
         print(f"written to {folder}/")
 

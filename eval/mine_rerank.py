@@ -31,6 +31,7 @@ from lamra.train.entrypoint import run
 from lamra.train.folder_lock import folder_lock
 from lamra.train.processes import start_processes
 from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
+from lamra.train.whole_files import whole_file
 
 QUERIES_TOGETHER = 16_384  # of a search: other processes wait while the first looks which candidates are usable
 
@@ -222,7 +223,8 @@ def write(
         qid: {"gt_docs": [ids(answer) for answer in pairs.answers(row)], "top100_docs": dids}
         for qid, row, dids, _ in rows
     }
-    (folder / "mined.json").write_text(json.dumps(upstream) + "\n")
+    with whole_file(folder / "mined.json") as file:
+        file.write(json.dumps(upstream) + "\n")
     count = sum(len(dids) for _, _, dids, _ in rows)
     print(f"{count} candidates of {len(rows)} of {len(queries)} queries in {folder}/mined.jsonl and mined.json")
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 
 from lamra.eval.report import COLOURS, DIRECTIONS, figure_of, save_figure
 from lamra.train.entrypoint import run
+from lamra.train.whole_files import whole_file
 
 KINDS = {"none": "base model", "text": "text", "image": "image", "image-text": "image-text", "mixture": "mixture"}
 RUN = re.compile(r"(?P<kind>.+)-(?P<percent>\d+)-seed(?P<seed>\d+)")
@@ -121,7 +122,8 @@ def write_table(path: Path, frame: pd.DataFrame) -> str:
     lines += ["", f"R@1, mean ± standard deviation over seeds.{not_all}", ""]
     lines += ["| the practice's conclusion | here |", "|---|---|"]
     lines += [f"| {statement} | {verdict} |" for statement, verdict in conclusions(frame)]
-    path.write_text("\n".join(lines) + "\n")
+    with whole_file(path) as file:
+        file.write("\n".join(lines) + "\n")
     return path.read_text()
 
 
@@ -204,7 +206,8 @@ def main() -> None:
 
     folder = Path("results", args.study)
     frame = read_results(folder)
-    frame.to_csv(folder / "results.csv", index=False)
+    with whole_file(folder / "results.csv") as file:
+        frame.to_csv(file, index=False)
     frame["data"] = frame["data"].cat.rename_categories(dict(zip(DATA, args.titles)))
     plot_kinds(folder / "data_types.png", frame)
     plot_sizes(folder / "data_scale.png", frame)

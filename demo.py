@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lamra.datasets.items import Item
-from lamra.eval.rerank import load_judge, reranked
+from lamra.eval.judge import load_judge, reranked
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
+from lamra.models.folders import local_folder
 from lamra.train.arguments import parse
 from lamra.train.entrypoint import run
 
@@ -24,10 +25,12 @@ class DemoArguments(RetrieverArguments):
     text: str | None = field(default=None, metadata={"help": "what to look for, in words"})
     image: str | None = field(default=None, metadata={"help": "what to look for, as a picture; alone or with --text"})
     top: int = field(default=10, metadata={"help": "how many to show"})
-    rerank: str | None = field(default=None, metadata={"help": "folder of a reranker that looks at these once more"})
+    rerank: str | None = field(default=None, metadata={"help": "a reranker that looks at these once more"})
 
     def __post_init__(self):
         super().__post_init__()
+        if self.rerank:
+            self.rerank = local_folder(self.rerank, "rerank")
         if not (self.text or self.image):
             raise ValueError('give --text "what to look for", --image picture.jpg, or both')
         if self.image and not Path(self.image).is_file():

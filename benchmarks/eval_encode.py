@@ -1,6 +1,8 @@
 """The evaluation loop on captioned pictures: against one item at a time, and against fixed batches of 4.
 
-python benchmarks/eval_encode.py --model_id DIR --image_data_path PICTURES --text_data_path CAPTIONS.json
+python benchmarks/eval_encode.py [--model_id DIR --image_data_path PICTURES --text_data_path CAPTIONS.json]
+
+Without the three it makes its input: pictures of the miniature world, and the miniature's model with random weights.
 """
 
 from __future__ import annotations
@@ -8,16 +10,22 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 import torch
+from transformers import Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lamra.collators.processing import Processor
 from lamra.datasets.caption import load_captioned_images
 from lamra.datasets.items import Item
+from lamra.datasets.miniature import build_world
 from lamra.eval.encode import encode
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_embedder
+from lamra.train.build_miniature import build_config, build_tokenizer
 
 
 @torch.no_grad()
@@ -28,13 +36,32 @@ def fixed_batches(embedder: Embedder, processor: Processor, items: list[Item], s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_id", default="checkpoints/hf_models/miniature")
-    parser.add_argument("--image_data_path", default="data/miniature/test/images")
-    parser.add_argument("--text_data_path", default="data/miniature/test/captions.json")
+    parser.add_argument("--model_id")
+    parser.add_argument("--image_data_path")
+    parser.add_argument("--text_data_path")
+    parser.add_argument("--pictures", type=int, default=200, help="to make, where none are given")
     parser.add_argument("--max_tokens_per_batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if not (args.model_id and args.image_data_path and args.text_data_path):
+            make_input(Path(folder), args)
+        measure(args)
 
+
+def make_input(folder: Path, args: argparse.Namespace) -> None:
+    """A gallery and a model, at the paths that `args` then hold."""
+    build_world(folder, seed=0, train_pictures=1, gallery_pictures=args.pictures, triplets=100)
+    tokenizer = build_tokenizer((folder / "nli.csv").read_text().splitlines())
+    torch.manual_seed(0)
+    args.model_id = folder / "model"
+    Qwen2VLForConditionalGeneration(build_config(tokenizer)).save_pretrained(args.model_id)
+    tokenizer.save_pretrained(args.model_id)
+    Qwen2VLImageProcessorPil().save_pretrained(args.model_id)
+    args.image_data_path, args.text_data_path = folder / "test" / "images", folder / "test" / "captions.json"
+
+
+def measure(args: argparse.Namespace) -> None:
     data = load_captioned_images(args.image_data_path, args.text_data_path)
     items = data.images + data.texts
     ours, settings = load_embedder(args.model_id, dtype=torch.float32)

@@ -7,6 +7,7 @@ import random
 import statistics
 
 import torch
+from peft import PeftModel
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lamra.models.embedder import Embedder
@@ -22,18 +23,35 @@ TEXT_TOWERS = {
 }
 
 
-def build(size: str, device: str, dtype: torch.dtype, dropout: float = 0.05, **flags) -> Embedder:
-    """A random Embedder in training mode with stage 1's LoRA (r 64) on a text tower of the true shape.
+# Qwen2-VL's vision tower at every size but the tiny one. Stage 1 never runs it: there the smallest stands in.
+VISION_TOWER = dict(depth=32, embed_dim=1280, num_heads=16, mlp_ratio=4)
+SMALLEST_VISION_TOWER = dict(depth=1, embed_dim=32, num_heads=2, mlp_ratio=1)
 
-    The vision tower, which stage 1 never runs, is the smallest possible.
+
+def build_stock(
+    size: str, device: str, dtype: torch.dtype, *, tokenizer=None, vision: bool = False, **text
+) -> Qwen2VLForConditionalGeneration:
+    """A random model with a text tower of the true shape.
+
+    Args:
+        tokenizer: whose special tokens the model is to know; its vocabulary may be smaller than the model's.
+        vision: with the true vision tower, else with the smallest.
+        text: other values of the text tower, for example num_hidden_layers.
     """
-    tower = dict(TEXT_TOWERS[size])
+    tower = TEXT_TOWERS[size] | text
     head = tower["hidden_size"] // tower["num_attention_heads"]
+    special = {}
+    if tokenizer is not None:
+        names = dict(image="<|image_pad|>", video="<|video_pad|>", vision_start="<|vision_start|>")
+        names["vision_end"] = "<|vision_end|>"
+        special = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
     config = Qwen2VLConfig(
         text_config=dict(
-            vocab_size=152064 if size != "tiny" else 1024,
+            vocab_size=152064 if size != "tiny" else 1536,
             num_key_value_heads=tower.pop("kv_heads"),
             rms_norm_eps=1e-6,
+            bos_token_id=None,
+            eos_token_id=None,
             rope_parameters={
                 "rope_type": "default",
                 "rope_theta": 1e6,
@@ -41,17 +59,34 @@ def build(size: str, device: str, dtype: torch.dtype, dropout: float = 0.05, **f
             },
             **tower,
         ),
-        vision_config=dict(depth=1, embed_dim=32, hidden_size=tower["hidden_size"], num_heads=2, mlp_ratio=1),
+        vision_config=dict(
+            hidden_size=tower["hidden_size"], **(VISION_TOWER if vision and size != "tiny" else SMALLEST_VISION_TOWER)
+        ),
+        **special,
     )
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = Qwen2VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-            model = add_lora(model, r=64, alpha=128, dropout=dropout)
+            return Qwen2VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
     finally:
         torch.set_default_dtype(default)
-    return Embedder(model, "sequential", **flags).train()
+
+
+def with_lora(stock: Qwen2VLForConditionalGeneration, r: int = 64, dropout: float = 0.05) -> PeftModel:
+    """The model with LamRA's LoRA, on its device and in its dtype."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(stock.dtype)
+    try:
+        with torch.device(stock.device):
+            return add_lora(stock, r=r, alpha=2 * r, dropout=dropout)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def build(size: str, device: str, dtype: torch.dtype, dropout: float = 0.05, **flags) -> Embedder:
+    """A random Embedder in training mode with stage 1's LoRA (r 64) on a text tower of the true shape."""
+    return Embedder(with_lora(build_stock(size, device, dtype), dropout=dropout), "sequential", **flags).train()
 
 
 def add_length_flags(parser: argparse.ArgumentParser) -> None:

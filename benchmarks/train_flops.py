@@ -29,7 +29,7 @@ def step_flops(embedder: Embedder, lengths: list[int]) -> int:
     packing = Packing.of(mask.long())  # from real lengths: the meta device knows shapes only
     packing = Packing(packing.starts.to("meta"), packing.slots.to("meta"), packing.longest)
     ids = torch.zeros(mask.shape, dtype=torch.long, device="meta")
-    with patch.object(Packing, "of", lambda _: packing), FlopCounterMode(display=False) as counter:
+    with patch.object(Packing, "of", lambda *_, **__: packing), FlopCounterMode(display=False) as counter:
         embedder(input_ids=ids, attention_mask=mask.long().to("meta")).sum().backward()
     return counter.get_total_flops()
 

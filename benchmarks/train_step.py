@@ -17,8 +17,6 @@ from torch.profiler import ProfilerActivity, profile
 from lamra.models.embedder import Embedder
 from lamra.models.losses import info_nce
 
-SENTENCES = 144
-
 
 def step(embedder: Embedder, batch: dict) -> torch.Tensor:
     """Forward, loss and backward; gradients are left in the parameters."""
@@ -61,6 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(TEXT_TOWERS), default="tiny")
     parser.add_argument("--pairs", type=int, default=9, help="how often the two are timed in turn")
+    parser.add_argument("--sentences", type=int, default=144, help="queries and targets of a step")
+    parser.add_argument("--cached", type=int, default=64, help="sentences of a gradient cache whose memory is measured")
+    parser.add_argument("--loss-batch", type=int, default=4096, help="queries of the loss whose memory is measured")
     add_length_flags(parser)
     args = parser.parse_args()
 
@@ -74,7 +75,7 @@ def main() -> None:
     reference.activation_checkpointing_enable()
 
     vocabulary = ours.config.text_config.vocab_size
-    drawn = batches(sentence_lengths(args), SENTENCES, args.pairs + 1, args.seed)
+    drawn = batches(sentence_lengths(args), args.sentences, args.pairs + 1, args.seed)
     inputs = [right_padded(lengths, vocabulary, "cpu") for lengths in drawn]
     losses = step(reference, reference_batch(inputs[0])), step(ours, inputs[0])
     expected = gradients(reference)
@@ -88,7 +89,7 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
 
     ours.grad_cache_chunk = 16
-    small, large = (right_padded([40] * count, vocabulary, "cpu") for count in (64, 256))
+    small, large = (right_padded([40] * count, vocabulary, "cpu") for count in (args.cached, 4 * args.cached))
     result = {
         "size": args.size,
         "threads": torch.get_num_threads(),
@@ -97,7 +98,7 @@ def main() -> None:
         "wall_ratio_median": round(statistics.median(a / b for a, b in zip(*seconds.values())), 3),
         "loss_rel_error": ((losses[0] - losses[1]).abs() / losses[0]).item(),
         "grad_rel_error": error,
-        "loss_peak_growth": round(loss_peak(8192) / loss_peak(4096), 3),
+        "loss_peak_growth": round(loss_peak(2 * args.loss_batch) / loss_peak(args.loss_batch), 3),
         "gradcache_peak_growth": round(
             peak_bytes(lambda: step(ours, large)) / peak_bytes(lambda: step(ours, small)), 3
         ),

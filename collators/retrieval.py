@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lamra.collators.processing import Processor
-from lamra.datasets.items import Pair
+from lamra.datasets.items import Item, Pair
 
 
 @dataclass
@@ -37,12 +38,13 @@ class TrainingCollator:
     """Numbers of rows of `pairs` to a batch without faulty pairs.
 
     A pair with a picture that cannot be read (or another fault that Processor.encode tells) is replaced by the next
-    row that can be used and is not in this process's batch. That depends on the data and the batch alone, not on
-    workers or on what was met before, so a resumed run replaces alike. Another process may hold the same row in the
-    same step: "contents" lets the loss tell, and neither copy is the other's negative.
+    row of its source that can be used and is not in this process's batch. That depends on the data and the batch alone,
+    not on workers or on what was met before, so a resumed run replaces alike. Another process may hold the same row in
+    the same step: "contents" lets the loss tell, and neither copy is the other's negative.
 
     Args:
-        most_faults: after more in one batch it gives up, and the batch holds "faults" only.
+        pairs: where they have `groups`, these are the sources; each must have more rows than `most_faults`.
+        most_faults: after more faulty rows in one batch it gives up, and the batch holds "faults" only.
         mask_duplicates: "contents" are equal for all items that look the same, not only for those of the same row.
     """
 
@@ -55,15 +57,18 @@ class TrainingCollator:
         """RetrievalCollator's batch, and:
 
         "contents": (B + M,) int64 of queries, targets and hard negatives, equal where the items are.
-        "faults": (row, reason) of each pair that was left out.
+        "shown": likewise, equal where the items' texts and pictures' paths are: what counts as a hit.
+        "faults": (row, reason) of each pair that was left out, each row once.
         """
         used = set(rows)
         taken: list[int] = []
         pairs: list = []
         encoded: list[list[dict]] = []
-        faults: list[tuple[int, str]] = []
+        faults: dict[int, str] = {}
         for row in rows:
             for candidate in self._candidates(row, used):
+                if candidate in faults:  # it stood in the batch before
+                    continue
                 try:
                     pair = self.pairs[candidate]
                     encoded.append(self.encode(pair))
@@ -71,23 +76,28 @@ class TrainingCollator:
                     taken.append(candidate)
                     break
                 except ValueError as error:
-                    faults.append((candidate, str(error)))
+                    faults[candidate] = str(error)
                 if len(faults) > self.most_faults:
-                    return {"faults": faults}
-        return {**self.batch(taken, pairs, encoded), "faults": faults}
+                    return {"faults": list(faults.items())}
+        return {**self.batch(taken, pairs, encoded), "faults": list(faults.items())}
 
     def encode(self, pair: Pair) -> list[dict]:
         return RetrievalCollator(self.processor).encode(pair)
 
     def batch(self, rows: list[int], pairs: list[Pair], encoded: list[list[dict]]) -> dict:
         inputs = RetrievalCollator(self.processor).batch(pairs, encoded)
-        return {**inputs, "contents": self._contents(rows, encoded)}
+        items = in_batch_order([(pair.query, pair.target, *pair.negatives) for pair in pairs])
+        shown = torch.tensor([_int64(repr(what_is_shown(item)).encode()) for item in items])
+        return {**inputs, "contents": self._contents(rows, encoded), "shown": shown}
 
     def _candidates(self, row: int, used: set[int]) -> Iterator[int]:
-        """`row` and the rows after it, first those that are not in this batch."""
+        """`row` and the rows after it in its source, first those that are not in this batch."""
         yield row
-        enough = min(len(self.pairs), len(used) + self.most_faults + 1)
-        later = [(row + step) % len(self.pairs) for step in range(1, enough)]
+        groups = getattr(self.pairs, "groups", {}).values()
+        source = next((group for group in groups if row in group), range(len(self.pairs)))
+        place = int(np.searchsorted(source, row))
+        enough = min(len(source), len(used) + self.most_faults + 1)
+        later = [int(source[(place + step) % len(source)]) for step in range(1, enough)]
         for candidate in sorted(later, key=used.__contains__):
             used.add(candidate)
             yield candidate
@@ -105,9 +115,19 @@ def in_batch_order(encoded: list[list]) -> list:
     return queries + targets + [negative for few in negatives for negative in few]
 
 
+def what_is_shown(item: Item) -> tuple:
+    """Equal for items that look the same, whatever their ids."""
+    return item.instruction, item.text, tuple(map(str, item.images))
+
+
 def content_hash(encoded: dict) -> int:
     """64 bits of what the model sees of an item: its tokens and its pixels."""
-    digest = hashlib.blake2b(repr(encoded["input_ids"]).encode(), digest_size=8)
-    if encoded["pixel_values"] is not None:
-        digest.update(encoded["pixel_values"].numpy().tobytes())
+    pixels = b"" if encoded["pixel_values"] is None else encoded["pixel_values"].numpy().tobytes()
+    return _int64(repr(encoded["input_ids"]).encode(), pixels)
+
+
+def _int64(*parts: bytes) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
     return int.from_bytes(digest.digest(), "little", signed=True)

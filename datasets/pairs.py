@@ -58,6 +58,8 @@ class PairFile(Sequence[Pair]):
             raise ValueError(
                 f"--use_hard_negatives True: rows of {path} have {counts} negatives; give each the same number"
             )
+        if use_hard_negatives and len(self.rows[0]) == 2:
+            raise ValueError(f"--use_hard_negatives True: {path} has no hard negatives; leave the flag out")
         step = -(-len(self.rows) // PICTURES_CHECKED)
         for side in (side for row in self.rows[::step] for side in row if side.image):
             if not path_inside(self.root, side.image).is_file():
@@ -155,7 +157,9 @@ class _Fields(dict):
 def _side(place: str, side) -> Side:
     """Check {"text"?, "image"?}."""
     text, image = (side.get("text"), side.get("image")) if isinstance(side, dict) else (None, None)
-    if not all(value is None or isinstance(value, str) for value in (text, image)) or not (text or image):
+    if not all(value is None or isinstance(value, str) for value in (text, image)) or not (
+        (text and text.strip()) or image
+    ):
         raise ValueError(f'{place}: {json.dumps(side)[:80]} is not {{"text" and/or "image"}}')
     return Side(text, image)
 

@@ -1,27 +1,34 @@
-"""M-BEIR runs side by side: `python eval/compare_mbeir.py "name of a run=its metrics.json" ...`"""
+"""M-BEIR runs side by side: `python eval/compare_mbeir.py "name of a run=its metrics.json" ...`
+
+The average is over the tasks that all runs have.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
 from lamra.eval.mbeir_tasks import TASKS
+from lamra.eval.report import read_runs
+from lamra.train.entrypoint import run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="name=metrics.json")
-    runs = dict(run.rsplit("=", 1) for run in parser.parse_args().runs)
-    rows = {name: json.loads(Path(path).read_text()) for name, path in runs.items()}
+    rows = read_runs(parser.parse_args().runs)
     tasks = [task for task in TASKS if all(task.name in row for row in rows.values())]
+    if not tasks:
+        raise ValueError(f"{', '.join(rows)} have no task of M-BEIR in common")
     width = max(map(len, rows))
     print(" " * width + "".join(f"  {task.name} @{task.k}" for task in tasks) + "  average")
     for name, row in rows.items():
         counted = [(f"{task.name} @{task.k}", row[task.name][f"recall@{task.k}"]) for task in tasks]
-        counted.append(("average", row["average"]))
+        counted.append(("average", sum(recall for _, recall in counted) / len(counted)))
         print(f"{name:<{width}}" + "".join(f"  {100 * value:{len(title)}.1f}" for title, value in counted))
+    left_out = [task.name for task in TASKS if task not in tasks and any(task.name in row for row in rows.values())]
+    if left_out:
+        print(f"left out, also of the average, because not every run has them: {', '.join(left_out)}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

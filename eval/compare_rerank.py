@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from lamra.eval.mbeir_tasks import TASKS
-from lamra.eval.report import COLOURS, figure_of, save_figure
+from lamra.eval.report import COLOURS, figure_of, named_paths, save_figure
 from lamra.train.entrypoint import run
 
 RETRIEVED = "retrieved"
@@ -21,7 +21,9 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("runs", nargs="+", metavar="name=folder")
     args = parser.parse_args()
-    folders = {name: Path(folder) for name, _, folder in (run.partition("=") for run in args.runs)}
+    folders = named_paths(args.runs, "folder")
+    if len(folders) >= len(COLOURS):
+        raise ValueError(f"{len(folders)} runs: the figure tells at most {len(COLOURS) - 1} apart; name fewer")
     found = {name: read_metrics(folder) for name, folder in folders.items()}
     order = {task.name: place for place, task in enumerate(TASKS)}
     shared = set.intersection(*map(set, found.values()))
@@ -30,6 +32,8 @@ def main() -> None:
     names = sorted(shared, key=lambda name: order.get(name, len(order)))
     columns = recall_at_1(found, names)
     print_table(columns, names, {name: read_cost(folder) for name, folder in folders.items()})
+    if left_out := sorted(set().union(*found.values()) - shared):
+        print(f"left out, also of the average, because not every run has them: {', '.join(left_out)}")
     plot(args.output_dir / "rerank.png", columns, names)
     print(f"\n{args.output_dir / 'rerank.png'}")
 

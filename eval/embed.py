@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
+from lamra.datasets.items import Item
 from lamra.datasets.jsonl import load_items
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.train.arguments import parse
 from lamra.train.entrypoint import run
+from lamra.train.folder_lock import folder_lock
+from lamra.train.processes import start_processes
+from lamra.train.whole_files import whole_file
 
 
 @dataclass
@@ -34,10 +38,16 @@ class EmbedArguments(RetrieverArguments):
 def main() -> None:
     (args,) = parse(EmbedArguments)
     items = load_items(args.input, args.image_root)
+    state, output = start_processes(), Path(args.output)
+    with folder_lock(output.parent, "output", f".{output.name}.lock"):
+        embed(args, items, state)
+
+
+def embed(args: EmbedArguments, items: list[Item], state: PartialState) -> None:
     embeddings = load_retriever(args).encode(items, "embed")  # (N, D)
-    if PartialState().is_main_process:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        np.savez(args.output, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy())
+    if state.is_main_process:
+        with whole_file(args.output, "wb") as file:
+            np.savez(file, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy())
         print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")
 
 

@@ -61,7 +61,7 @@ def encode(
         (len(items), D) float32 unit embeddings on the CPU, in the order of `items`, the same on every process.
 
     Raises:
-        ValueError: a picture cannot be read; names it.
+        ValueError: a picture cannot be read, or the model makes no embedding of an item; names it.
     """
     different: dict[Hashable, int] = {}  # what an item shows -> its row in the embeddings
     row_of_item = [different.setdefault(_content(item), len(different)) for item in items]
@@ -83,7 +83,11 @@ def encode(
     prefix_ids = torch.tensor(processor.prefix_ids)
     prefix = embedder.prefix_of(prefix_ids.to(embedder.device)) if share_prefix and embedder.padding_free else None
     loader = DataLoader(
-        _Batches(unique, mine, processor), batch_size=None, num_workers=num_workers, worker_init_fn=one_thread
+        _Batches(unique, mine, processor),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=one_thread,
+        generator=torch.Generator(),  # without one it draws from the global generator, and shifts training's dropout
     )
     parts = []
     with tqdm(total=len(unique), desc=description, unit="item", disable=rank > 0) as progress:
@@ -98,6 +102,7 @@ def encode(
             embeddings = embedder(**inputs, prefix=prefix if begins else None)  # (b, D)
             embeddings = torch.cat([embeddings, embeddings.new_zeros(most - len(indices), embeddings.shape[1])])
             parts.append((all_gather_with_grad(rows).cpu(), all_gather_with_grad(embeddings).cpu()))
+            require_unit(*parts[-1], unique)
             progress.update(min(len(indices) * world, len(unique) - progress.n))
     embedder.train(training)
     return _in_order(parts, len(unique))[row_of_item]
@@ -124,6 +129,26 @@ def token_batches(lengths: Sequence[int], max_tokens: int, padding_free: bool) -
         batches[-1].append(i)
         room -= lengths[i] if padding_free else width
     return batches
+
+
+def require_unit(rows: Tensor, embeddings: Tensor, items: Sequence[Item]) -> None:
+    """Raise ValueError unless all embeddings (n, D) have unit norm: NaN, infinity and a zero vector have not.
+
+    Args:
+        rows: (n,) whose they are, -1 for nobody's. Every process holds the same, so that all raise.
+    """
+    wrong = rows[(rows >= 0) & ~((embeddings.norm(dim=1) - 1).abs() < 1e-3)].unique().tolist()
+    if wrong:
+        raise ValueError(
+            f"the model makes no finite embedding of unit norm of {named([items[row].id for row in wrong])}: its "
+            "weights, its config.json or its preprocessor_config.json are damaged"
+        )
+
+
+def named(ids: Sequence[str], most: int = 8) -> str:
+    """The first of some items' ids, and how many more there are."""
+    more = f" and {len(ids) - most} more" if len(ids) > most else ""
+    return f"{'items' if len(ids) > 1 else 'item'} {', '.join(ids[:most])}{more}"
 
 
 def _content(item: Item) -> Hashable:

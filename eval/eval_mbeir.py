@@ -1,29 +1,35 @@
 """Recall on M-BEIR's tasks, in each task's own pool or in one for all. Started from scripts/eval/eval_mbeir.sh.
 
 Every pool and every set of queries is encoded once, into <output_dir>/embeddings, where a restarted run finds it.
+With upstream's flags it evaluates one file of queries, and writes upstream's result files too (eval/upstream_files.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructions, Rows, read_qrels
-from lamra.eval.mbeir_tasks import PAPER_AVERAGE, TASKS, Task, choose_tasks
+from lamra.eval import upstream_files
+from lamra.eval.mbeir_tasks import PAPER_AVERAGE, TASKS, Task, choose_tasks, task_of_file
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.report import write_metrics, write_ranking
+from lamra.eval.report import write_made_by, write_metrics, write_ranking
 from lamra.eval.retriever import Retriever, RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards, encode_to_shards, made_by
-from lamra.eval.zeroshot import run_name
-from lamra.train.arguments import note, parse, require
+from lamra.eval.zeroshot import output_folder
+from lamra.train import upstream
+from lamra.train.arguments import note, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.folder_lock import folder_lock
+from lamra.train.processes import start_processes
 
 KS = (1, 5, 10, 20, 50)
 DATA_NAME = "M-BEIR"
@@ -32,9 +38,14 @@ DATA_NAME = "M-BEIR"
 @dataclass
 class MBEIRArguments(RetrieverArguments):
     data_path: str = field(default="data/M-BEIR", metadata={"help": "M-BEIR's folder"})
-    pool: str = field(default="local", metadata={"help": "local: each task's own candidates; global: all together"})
-    tasks: str = field(default="all", metadata={"help": "all, or names separated by commas"})
-    split: str = field(default="test", metadata={"help": "test or val"})
+    pool: str | None = field(
+        default=None, metadata={"help": "local (default): each task's own candidates; global: all together"}
+    )
+    tasks: str | None = field(default=None, metadata={"help": "all (default), or names separated by commas"})
+    split: str | None = field(default=None, metadata={"help": "test (default) or val"})
+    query_data_path: str | None = field(default=None, metadata={"help": "one file of queries, instead of --tasks"})
+    cand_pool_path: str | None = field(default=None, metadata={"help": "its candidates"})
+    qrels_path: str | None = field(default=None, metadata={"help": "its answers"})
     instructions: str = field(default="instructions/query_instructions.tsv", metadata={"help": "below data_path"})
     seed: int = field(default=0, metadata={"help": "draws each query's instruction"})
     output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/mbeir"})
@@ -45,11 +56,69 @@ class MBEIRArguments(RetrieverArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if len({bool(path) for path in (self.query_data_path, self.cand_pool_path, self.qrels_path)}) > 1:
+            raise ValueError("--query_data_path, --cand_pool_path and --qrels_path belong together: give all three")
+        chosen = {"tasks": "all", "split": "test", "pool": "local"}
+        if self.query_data_path:
+            task, split = task_of_file(self.query_data_path)
+            pool = "global" if Path(self.cand_pool_path).name.startswith("mbeir_union_") else "local"
+            chosen = {"tasks": task.name, "split": split or self.split or "test", "pool": pool}
+        for name, value in chosen.items():
+            given = getattr(self, name)
+            if self.query_data_path and given not in (None, value):
+                files = f"--query_data_path {self.query_data_path} and --cand_pool_path {self.cand_pool_path}"
+                raise ValueError(f"--{name} {given} contradicts {files}, which mean {value}: leave it out")
+            setattr(self, name, given or value)
         require(self.pool in PAPER_AVERAGE, "pool", self.pool, " or ".join(PAPER_AVERAGE))
         require(self.split in ("test", "val"), "split", self.split, "test or val")
         require(self.depth >= max(KS), "depth", self.depth, f"{max(KS)} or more")
         require(self.shard_size > 0, "shard_size", self.shard_size, "1 or more")
-        choose_tasks(self.tasks)
+        if not self.query_data_path:
+            choose_tasks(self.tasks)
+
+    def upstream_files(self, task: Task) -> tuple[Path, Path] | None:
+        """Where upstream's evaluation writes a task's ranking (a prefix) and its recalls; None where it has no say."""
+        if not self.query_data_path:
+            return None
+        model, folder = Path(self.model_id).name, upstream_files.RETRIEVED
+        prefix = folder / f"{Path(self.qrels_path).name.removesuffix('_qrels.txt')}_{model}"
+        return prefix, folder / f"{model}_results.txt"
+
+
+class Pools(Sequence[Item]):
+    """Several pools as one, without a file of its own."""
+
+    def __init__(self, parts: Iterable[Rows]):
+        self.parts = list(parts)
+        self.path, self.root = " and ".join(str(part.path) for part in self.parts), self.parts[0].root
+        self._starts = np.cumsum([0, *map(len, self.parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _place(self, row: int) -> tuple[Rows, int]:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.parts[number], row - int(self._starts[number])
+
+    def __getitem__(self, row: int) -> Item:
+        part, row = self._place(row)
+        return part[row]
+
+    def id(self, row: int) -> str:
+        part, row = self._place(row)
+        return part.id(row)
+
+    def modality(self, row: int) -> str:
+        part, row = self._place(row)
+        return part.modality(row)
+
+    def rows_of(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n,) rows of integer keys; -1 where there is none."""
+        found = np.full(len(keys), -1)
+        for part, start in zip(self.parts, self._starts):
+            rows = part.rows_of(keys)
+            found = np.where((found < 0) & (rows >= 0), rows + start, found)
+        return found
 
 
 @dataclass
@@ -58,20 +127,33 @@ class TaskData:
 
     task: Task
     queries: Rows
-    pool: Rows
+    pool: Rows | Pools
     instructed: InstructedQueries
     answers: list[list[int]]  # for each query the rows of the pool that answer it
+    qrels: Path | None = None
 
 
 def main() -> None:
-    (args,) = parse(MBEIRArguments)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    (args,) = upstream.parse(upstream.EVALUATION, MBEIRArguments)
+    evaluate(args)
+
+
+def evaluate(args: MBEIRArguments, *, together: bool = False) -> None:
+    """Encode, search, write rankings and metrics, print the table; `together` joins the local pools to a global one."""
+    state = start_processes()
+    with folder_lock(output_folder(args, "mbeir")):
+        _evaluate(args, together, state)
+
+
+def _evaluate(args: MBEIRArguments, together: bool, state: PartialState) -> None:
     with state.main_process_first():  # it writes the indexes
-        tasks = open_tasks(args)
+        tasks = open_tasks(args, files_of(args, "local" if together else args.pool), together=together)
     retriever = load_retriever(args)
     encoder = Encoder(args, retriever)
 
     folder, metrics = encoder.folder / f"{args.split}_{args.pool}", {}
+    if args.query_data_path:  # a folder for each file: a table of one task must not replace that of all
+        folder = encoder.folder / Path(args.query_data_path).stem / Path(args.cand_pool_path).stem
     for pool in dict.fromkeys(data.pool for data in tasks):
         sharing = [data for data in tasks if data.pool is pool]
         gallery = encoder.candidates(pool)
@@ -85,29 +167,72 @@ def main() -> None:
         for data, score, best in zip(sharing, scores.split(sizes), ranking.split(sizes)):
             metrics[data.task.name] = recalls(best, data.answers)
             save_ranking(folder / f"ranking_{data.task.name}.jsonl", data, score, best)
+            if paths := args.upstream_files(data.task):
+                upstream_files.write_retrieved(paths[0], ranked_ids(data, score, best), nested=not together)
+                upstream_files.append_recalls(paths[1], data.qrels, metrics[data.task.name])
     if state.is_main_process:
-        metrics["average"] = average(metrics)
+        chosen = [data.task for data in tasks]
+        metrics["average"] = average(metrics, chosen)
+        write_made_by(folder, {**encoder.made_by, "files": encoder.files, "seed": args.seed})
         write_metrics(folder, metrics)
-        show(args, metrics)
+        show(args, chosen, metrics)
         print(f"written to {folder}/")
 
 
-def open_tasks(args: MBEIRArguments) -> list[TaskData]:
-    """Everything but the pictures, so that a mistake in the files is told before a model is loaded."""
+def files_of(args: MBEIRArguments, pool: str) -> list[tuple[Task, Path, Path, Path]]:
+    """Each chosen task with its queries, its candidates and its qrels."""
+    if args.query_data_path:
+        paths = (args.query_data_path, args.cand_pool_path, args.qrels_path)
+        return [(task_of_file(args.query_data_path)[0], *map(Path, paths))]
+    return layout(args, pool)
+
+
+def layout(args: MBEIRArguments, pool: str) -> list[tuple[Task, Path, Path, Path]]:
+    root, split = Path(args.data_path), args.split
+    return [
+        (task, root / task.queries(split), root / task.pool(split, pool), root / task.qrels(split))
+        for task in choose_tasks(args.tasks)
+    ]
+
+
+def open_tasks(
+    args: MBEIRArguments, files: Sequence[tuple[Task, Path, Path, Path]] | None = None, *, together: bool = False
+) -> list[TaskData]:
+    """Everything but the pictures, so that a mistake in the files is told before a model is loaded.
+
+    Args:
+        files: see files_of; by default those that the flags choose of M-BEIR's own.
+        together: all tasks search in the pools of all.
+    """
     root = Path(args.data_path)
+    files = files or layout(args, args.pool)
     instructions = Instructions(root / args.instructions)
-    pools: dict[Path, Rows] = {}
+    pools = {path: Rows(path, root, CANDIDATE) for path in dict.fromkeys(path for _, _, path, _ in files)}
+    if together:
+        pools = dict.fromkeys(pools, Pools(pools.values()))
     found = []
-    for task in choose_tasks(args.tasks):
-        path = root / task.pool(args.split, args.pool)
-        if path not in pools:
-            pools[path] = Rows(path, root, CANDIDATE)
-        queries = Rows(root / task.queries(args.split), root, QUERY)
-        union = root / task.pool(args.split, "global")
-        answers = read_qrels(root / task.qrels(args.split), queries, pools[path], union, note)
-        instructed = InstructedQueries(queries, instructions, task.candidate, args.seed)
-        found.append(TaskData(task, queries, pools[path], instructed, answers))
+    for task, queries_path, pool_path, qrels_path in files:
+        queries, pool = Rows(queries_path, root, QUERY), pools[pool_path]
+        answers = read_qrels(qrels_path, queries, pool, root / task.pool(args.split, "global"), note)
+        candidate = task.candidate or modality_of(queries, pool, answers)
+        instructed = InstructedQueries(queries, instructions, candidate, args.seed)
+        found.append(TaskData(task, queries, pool, instructed, answers, qrels_path))
     return found
+
+
+def modality_of(queries: Rows, pool: Rows | Pools, answers: list[list[int]]) -> str:
+    """What the queries of a file look for: the modality of their answers.
+
+    Raises:
+        ValueError: they are of several.
+    """
+    found = sorted({pool.modality(row) for rows in answers for row in rows})
+    if len(found) != 1:
+        raise ValueError(
+            f"the answers to {queries.path} are of {len(found)} modalities ({'; '.join(found)}): "
+            "evaluate the queries of each from a file of their own"
+        )
+    return found[0]
 
 
 class Encoder:
@@ -115,10 +240,13 @@ class Encoder:
 
     def __init__(self, args: RetrieverArguments, retriever: Retriever, default: str = "mbeir"):
         self.args, self.retriever = args, retriever
-        self.folder = Path(args.output_dir or Path("results", run_name(args.model_id), default))
-        self._made_by = made_by(args, retriever.settings, retriever.embedder)
+        self.folder = output_folder(args, default)
+        self.made_by = made_by(args, retriever.settings, retriever.embedder)
+        self.files: dict[str, str] = {}  # name of each encoded file -> its sha256
 
-    def candidates(self, pool: Rows) -> Shards:
+    def candidates(self, pool: Rows | Pools) -> Shards:
+        if isinstance(pool, Pools):
+            return Shards([file for part in pool.parts for file in self.candidates(part).files])
         return self.encode(pool, pool.path, {})
 
     def queries(self, data: TaskData) -> Shards:
@@ -129,11 +257,12 @@ class Encoder:
 
     def encode(self, items: Sequence[Item], path: Path, manifest: dict) -> Shards:
         """Embeddings of the items of a file; the manifest says what else decides them."""
+        self.files[path.name] = sha256(path)
         return encode_to_shards(
             self.retriever,
             items,
             self.folder / "embeddings" / path.stem,
-            {**self._made_by, **manifest, "file": sha256(path)},
+            {**self.made_by, **manifest, "file": self.files[path.name]},
             shard_size=self.args.shard_size,
             description=path.stem,
         )
@@ -144,28 +273,37 @@ def recalls(ranking: torch.Tensor, answers: list[list[int]]) -> dict[str, float]
     return {f"recall@{k}": recall_at_k(ranking, answers, min(k, ranking.shape[1])) for k in KS}
 
 
-def average(metrics: dict[str, dict[str, float]]) -> float:
+def average(metrics: dict[str, dict[str, float]], tasks: Sequence[Task] = TASKS) -> float:
     """Mean over the tasks of the recall that the paper counts: R@5, R@10 for Fashion200K and FashionIQ."""
-    counted = [metrics[task.name][f"recall@{task.k}"] for task in TASKS if task.name in metrics]
+    counted = [metrics[task.name][f"recall@{task.k}"] for task in tasks if task.name in metrics]
     return sum(counted) / len(counted)
 
 
 def save_ranking(path: Path, data: TaskData, scores: torch.Tensor, ranking: torch.Tensor) -> None:
-    rows = enumerate(zip(ranking.tolist(), scores.tolist()))
-    write_ranking(path, ((data.queries.id(i), [data.pool.id(row) for row in best], score) for i, (best, score) in rows))
+    write_ranking(path, ranked_ids(data, scores, ranking))
 
 
-def show(args: MBEIRArguments, metrics: dict) -> None:
+def ranked_ids(
+    data: TaskData, scores: torch.Tensor, ranking: torch.Tensor
+) -> Iterator[tuple[str, list[str], list[float]]]:
+    """Each query's id, its candidates' ids, best first, and their scores."""
+    for i, (best, score) in enumerate(zip(ranking.tolist(), scores.tolist())):
+        yield data.queries.id(i), [data.pool.id(row) for row in best], score
+
+
+def show(args: MBEIRArguments, tasks: Sequence[Task], metrics: dict) -> None:
     """One line a task, in percent; the recall that counts in the average stands beside the paper's."""
     paper = args.data_name == DATA_NAME and args.split == "test"
-    tasks = [task for task in TASKS if task.name in metrics]
     print(f"\n{args.data_name} {args.split}, {args.pool} pool, recall@k in percent")
     header = f"{'':<20}" + "".join(f"{f'R@{k}':>8}" for k in KS) + f"{'counted':>12}"
     print(header + ("   the paper's LamRA-Ret 7B" if paper else ""))
     for task in tasks:
         cells = "".join(f"{100 * metrics[task.name][f'recall@{k}']:8.1f}" for k in KS)
         counted = f"{100 * metrics[task.name][f'recall@{task.k}']:7.1f} @{task.k:<3}"
-        print(f"{task.name:<20}{cells}{counted}" + (f"{task.paper:12.1f}" if paper and args.pool == "local" else ""))
+        print(
+            f"{task.name:<20}{cells}{counted}"
+            + (f"{task.paper:12.1f}" if paper and task.paper and args.pool == "local" else "")
+        )
     shown = f"{PAPER_AVERAGE[args.pool]:12.1f}" if paper and len(tasks) == len(TASKS) else ""
     print(f"{f'average of {len(tasks)}':<20}{'':{8 * len(KS)}}{100 * metrics['average']:7.1f}     {shown}")
 

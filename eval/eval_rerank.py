@@ -7,6 +7,7 @@ a restarted run, or one with another weight, does not ask again.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,16 +20,19 @@ from lamra.datasets.items import Item
 from lamra.datasets.mbeir import Rows, id_key
 from lamra.datasets.rerank import ranking_files, ranking_of
 from lamra.eval.eval_mbeir import DATA_NAME, TaskData, average, open_tasks
+from lamra.eval.judge import STYLES, Judge, RankingTask, judge_ranking, load_judge, read_ranking, reranked
 from lamra.eval.mbeir_tasks import PAPER_AVERAGE, PAPER_AVERAGE_RERANKED, TASKS, choose_tasks
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.report import write_metrics, write_ranking
-from lamra.eval.rerank import STYLES, Judge, RankingTask, judge_ranking, load_judge, read_ranking, reranked
+from lamra.eval.report import write_made_by, write_metrics, write_ranking
 from lamra.eval.retriever import RetrieverArguments
 from lamra.eval.shards import made_by
-from lamra.eval.zeroshot import run_name
+from lamra.eval.zeroshot import output_folder
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.folder_lock import folder_lock
+from lamra.train.processes import start_processes
+from lamra.train.whole_files import whole_file
 
 KS = (1, 5, 10)
 DEPTHS = {"pointwise": 50, "listwise": 5}  # LamRA's on M-BEIR
@@ -98,12 +102,17 @@ class Opened:
 
 def main() -> None:
     (args,) = parse(RerankArguments)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
+    folder = output_folder(args, Path(args.rankings).name) / args.style
+    with folder_lock(folder):
+        _evaluate(args, folder, state)
+
+
+def _evaluate(args: RerankArguments, folder: Path, state: PartialState) -> None:
     with state.main_process_first():  # it writes the indexes
         opened = open_rankings(args)
         validation = open_rankings(replace(args, rankings=args.tune_weight, split="val")) if args.tune_weight else []
     judge = load_judge(args, picture_memory=args.picture_memory)
-    folder = Path(args.output_dir or Path("results", run_name(args.model_id), Path(args.rankings).name)) / args.style
     asked_by = {**made_by(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
 
     weights = {}
@@ -120,6 +129,7 @@ def main() -> None:
         if state.is_main_process:
             save(folder / f"ranking_{one.name}.jsonl", after)
     if state.is_main_process:
+        write_made_by(folder, {**asked_by, "rankings": {one.name: one.manifest for one in opened}})
         write_metrics(folder, metrics)
         show(args, opened, metrics)
         if judge.queries:
@@ -127,7 +137,8 @@ def main() -> None:
                 "seconds_per_query": judge.seconds / judge.queries,
                 "tokens_per_query": judge.tokens / judge.queries,
             }
-            (folder / "cost.json").write_text(json.dumps(cost) + "\n")
+            with whole_file(folder / "cost.json") as file:
+                file.write(json.dumps(cost) + "\n")
             print("{:.4f} s and {:.0f} tokens a query,".format(*cost.values()), f"{judge.queries} on this process")
         print(f"written to {folder}/")
 
@@ -155,7 +166,7 @@ def mbeir_rankings(args: RerankArguments) -> list[Opened]:
         path = ranking_of(args.rankings, data.task.name, data.task.name.removesuffix("_test"))
         of_paper = (data.task.paper, data.task.paper_reranked)
         known = args.name == DATA_NAME and args.split == "test" and args.pool == "local"
-        ranking = _mbeir_ranking(path, data)
+        ranking = mbeir_ranking(path, data)
         manifest = {"ranking": _ranking_sha256(path), "pool": sha256(data.pool.path)}
         manifest |= {"queries": sha256(data.queries.path), "instructions": sha256(data.instructed.instructions.path)}
         weight = WEIGHTS.get(data.task.name, 1.0)
@@ -168,7 +179,12 @@ def _ranking_sha256(path: Path) -> str:
     return "".join(map(sha256, ranking_files(path)))
 
 
-def _mbeir_ranking(path: Path, data: TaskData) -> RankingTask:
+def mbeir_ranking(path: Path, data: TaskData) -> RankingTask:
+    """A ranking of all of a task's queries, its ids as rows.
+
+    Raises:
+        ValueError: as read_ranking, or the ranking names a query or candidate that is not there.
+    """
     ranking = read_ranking(path, [data.queries.id(row) for row in range(len(data.queries))])
 
     def rows_of(ids: list[str], rows: Rows) -> list[int]:
@@ -235,11 +251,20 @@ def rerank(ranking: RankingTask, answers: list[list], style: str, weight: float)
     return replace(ranking, found=found, scores=[scores for _, scores in new])
 
 
-def recalls(ranking: RankingTask) -> dict[str, float]:
-    """Recall at each of KS; a k beyond the rankings counts all of them."""
+def recalls(ranking: RankingTask, ks: Sequence[int] = KS) -> dict[str, float]:
+    """Recall at each of `ks`; a k beyond the rankings counts all of them.
+
+    Raises:
+        ValueError: the ranking is not of each query once.
+    """
+    if sorted(ranking.asked) != list(range(len(ranking.queries))):
+        raise ValueError(
+            f"the ranking is of {len(set(ranking.asked))} of the {len(ranking.queries)} queries: recall is over all of "
+            "them; write the rankings again"
+        )
     longest = max(map(len, ranking.found))
     table = torch.tensor([found + [-1] * (longest - len(found)) for found in ranking.found])  # (Q, longest)
-    return {f"recall@{k}": recall_at_k(table, ranking.answers, min(k, longest)) for k in KS}
+    return {f"recall@{k}": recall_at_k(table, ranking.answers, min(k, longest)) for k in ks}
 
 
 def best_weight(one: Opened, answers: list[list]) -> float:

@@ -11,16 +11,16 @@ class Task:
     """One retrieval task.
 
     Attributes:
-        candidate: modality of what its queries look for.
-        paper: recall of LamRA-Ret (Qwen2-VL-7B, arXiv 2412.01720) in percent, local pool, at `k`.
+        candidate: modality of what its queries look for; None: that of their answers.
+        paper: recall of LamRA-Ret (Qwen2-VL-7B, arXiv 2412.01720) in percent, local pool, at `k`; None: not reported.
         paper_reranked: the same after LamRA-Rank.
         k: the recall that counts in the average.
     """
 
     name: str
-    candidate: str
-    paper: float
-    paper_reranked: float
+    candidate: str | None = None
+    paper: float | None = None
+    paper_reranked: float | None = None
     k: int = 5
 
     def queries(self, split: str) -> Path:
@@ -60,6 +60,16 @@ TASKS = (
 )
 PAPER_AVERAGE = {"local": 56.6, "global": 54.9}
 PAPER_AVERAGE_RERANKED = {"local": 63.7, "global": 61.4}
+
+
+def task_of_file(queries: str | Path) -> tuple[Task, str | None]:
+    """The task and the split whose queries a file holds, by its name; any other file is a task of its own."""
+    path = Path(queries)
+    for split in ("test", "val"):
+        for task in TASKS:
+            if task.queries(split).name == path.name:
+                return task, split
+    return Task(path.stem), None
 
 
 def choose_tasks(names: str) -> list[Task]:

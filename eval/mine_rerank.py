@@ -14,21 +14,24 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir import MODALITIES, MBEIRPairs, dataset_of
 from lamra.eval.eval_mbeir import Encoder
-from lamra.eval.report import write_ranking
+from lamra.eval.report import write_made_by, write_ranking
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards
+from lamra.eval.zeroshot import output_folder
 from lamra.train.arguments import parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
+from lamra.train.folder_lock import folder_lock
+from lamra.train.processes import start_processes
 from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
+from lamra.train.whole_files import whole_file
 
 QUERIES_TOGETHER = 16_384  # of a search: other processes wait while the first looks which candidates are usable
 
@@ -102,7 +105,17 @@ class RowsOf:
 
 def main() -> None:
     (args,) = parse(MineArguments)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    mine_files(args)
+
+
+def mine_files(args: MineArguments) -> Path:
+    """Encode, search, and write mined.jsonl and mined.json; returns their folder."""
+    state = start_processes()
+    with folder_lock(output_folder(args, "mined")):
+        return _mine_files(args, state)
+
+
+def _mine_files(args: MineArguments, state: PartialState) -> Path:
     with state.main_process_first():  # it writes the indexes
         pairs = load_pairs(args, args.queries, args.pool, args.seed)
     encoder = Encoder(args, load_retriever(args), "mined")
@@ -114,7 +127,9 @@ def main() -> None:
     embeddings = encoder.encode(queries, pairs.queries.path, drawn_by)
     found = mine(pairs, queries, embeddings, gallery, args, state)
     if state.is_main_process:
+        write_made_by(encoder.folder, {**encoder.made_by, "files": encoder.files, **drawn_by})
         write(encoder.folder, pairs, queries, found)
+    return encoder.folder
 
 
 def mine(
@@ -208,7 +223,8 @@ def write(
         qid: {"gt_docs": [ids(answer) for answer in pairs.answers(row)], "top100_docs": dids}
         for qid, row, dids, _ in rows
     }
-    (folder / "mined.json").write_text(json.dumps(upstream) + "\n")
+    with whole_file(folder / "mined.json") as file:
+        file.write(json.dumps(upstream) + "\n")
     count = sum(len(dids) for _, _, dids, _ in rows)
     print(f"{count} candidates of {len(rows)} of {len(queries)} queries in {folder}/mined.jsonl and mined.json")
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from lamra.train.entrypoint import run
+from lamra.train.whole_files import whole_file
 
 Rows = Mapping[str, Mapping[str, float]]  # name of a run -> what metrics.retrieval_recalls returns
 
@@ -40,9 +42,9 @@ def print_table(rows: Rows) -> None:
     group = 8 * len(KS)
     print(" " * width + "".join(f"  {title:>{group}}" for title in DIRECTIONS.values()))
     print(" " * width + ("  " + "".join(f"{f'R@{k}':>8}" for k in KS)) * len(DIRECTIONS))
-    for run, metrics in rows.items():
+    for name, metrics in rows.items():
         cells = ("".join(f"{metrics[f'{direction}@{k}']:8.4f}" for k in KS) for direction in DIRECTIONS)
-        print(f"{run:<{width}}" + "".join(f"  {part}" for part in cells))
+        print(f"{name:<{width}}" + "".join(f"  {part}" for part in cells))
 
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
@@ -51,12 +53,18 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
     Raises:
         ValueError: a metric is NaN or infinite.
     """
-    path = Path(folder) / "metrics.json"
-    text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    return _write_json(Path(folder) / "metrics.json", metrics)
+
+
+def write_made_by(folder: str | Path, made_by: Mapping[str, object]) -> Path:
+    """Write made_by.json beside rankings: the digests of what was really used (see shards.made_by)."""
+    return _write_json(Path(folder) / "made_by.json", made_by)
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> Path:
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    with whole_file(path) as file:
+        file.write(text)
     return path
 
 
@@ -66,14 +74,11 @@ def write_ranking(path: str | Path, rows: Iterable[tuple[str, Sequence[str], Seq
     Args:
         rows: for each query its id, its candidates' ids, best first, and their scores.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    with open(unfinished, "w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         for qid, dids, scores in rows:
             for rank, (did, score) in enumerate(zip(dids, scores), start=1):
-                file.write(json.dumps({"qid": qid, "did": did, "score": score, "rank": rank}) + "\n")
-    os.replace(unfinished, path)
+                line = {"qid": qid, "did": did, "score": score, "rank": rank}
+                file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def plot_recalls(path: str | Path, rows: Rows) -> None:
@@ -81,9 +86,9 @@ def plot_recalls(path: str | Path, rows: Rows) -> None:
     figure, panels = figure_of(len(DIRECTIONS))
     bar = 0.84 / max(len(rows), 1)
     for panel, (direction, title) in zip(panels, DIRECTIONS.items()):
-        for i, (run, metrics) in enumerate(rows.items()):
+        for i, (name, metrics) in enumerate(rows.items()):
             left = [x - 0.42 + (i + 0.5) * bar for x in range(len(KS))]
-            bars = panel.bar(left, [metrics[f"{direction}@{k}"] for k in KS], 0.94 * bar, color=COLOURS[i], label=run)
+            bars = panel.bar(left, [metrics[f"{direction}@{k}"] for k in KS], 0.94 * bar, color=COLOURS[i], label=name)
             panel.bar_label(bars, fmt="%.3f", fontsize=8 if len(rows) < 3 else 6.5, padding=2)
         panel.set(
             title=f"{title}", xlabel="k (candidates looked at)", ylim=(0, 1.08), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1]
@@ -110,15 +115,44 @@ def save_figure(path: str | Path, figure: Figure, panel: Axes) -> None:
     figure.savefig(path, dpi=200)
 
 
+def read_runs(arguments: Sequence[str]) -> dict[str, dict]:
+    """Arguments "name=metrics.json" to name -> content of the file.
+
+    Raises:
+        ValueError: an argument is not of that form, a name stands twice, or a file is not there or no metrics.
+    """
+    rows = {}
+    for name, path in named_paths(arguments, "metrics.json").items():
+        try:
+            rows[name] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} of {name!r} cannot be read ({error}): an evaluation writes it") from None
+    return rows
+
+
+def named_paths(arguments: Sequence[str], kind: str) -> dict[str, Path]:
+    """Arguments "name=path" to name -> path; raises ValueError for another form or a name that stands twice."""
+    paths: dict[str, Path] = {}
+    for argument in arguments:
+        name, _, path = argument.partition("=")
+        if not name or not path or name in paths:
+            raise ValueError(f'{argument!r} is not "name={kind}" with a name of its own')
+        paths[name] = Path(path)
+    return paths
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare runs: a table, DIR/metrics.json and DIR/recall.png.")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("runs", nargs="+", metavar="name=metrics.json")
     args = parser.parse_args()
-    rows = {}
-    for run in args.runs:
-        name, _, path = run.partition("=")
-        rows[name] = json.loads(Path(path).read_text())
+    if len(args.runs) > len(COLOURS):
+        raise ValueError(f"{len(args.runs)} runs: the figure tells at most {len(COLOURS)} apart; name fewer")
+    rows = read_runs(args.runs)
+    wanted = {f"{direction}@{k}" for direction in DIRECTIONS for k in KS}
+    for name, row in rows.items():
+        if missing := sorted(wanted - set(row)):
+            raise ValueError(f"the metrics of {name!r} lack {missing[0]}: name those of eval_flickr.py or eval_coco.py")
     print()
     print_table(rows)
     metrics = write_metrics(args.output_dir, rows)
@@ -127,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,21 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from accelerate import PartialState
 
 from lamra.collators.processing import Processor
 from lamra.eval.encode import encode
 from lamra.models.backbone import POSITION_IDS
 from lamra.models.embedder import Embedder
-from lamra.models.loading import is_adapter, load_embedder
+from lamra.models.folders import is_adapter, local_folder
+from lamra.models.loading import base_under, load_embedder
 from lamra.models.settings import Settings
 from lamra.train.arguments import check_devices, default_workers, note, require
+from lamra.train.processes import start_processes
 
 
 @dataclass
 class RetrieverArguments:
-    model_id: str = field(metadata={"help": "folder of an adapter, a merged model or a bare base model"})
-    original_model_id: str | None = field(default=None, metadata={"help": "base model under an adapter"})
+    model_id: str = field(metadata={"help": "folder, or published name, of an adapter or a whole model"})
+    original_model_id: str | None = field(
+        default=None, metadata={"help": "base model under an adapter, where the one it was trained on is gone"}
+    )
     max_tokens_per_batch: int | None = field(
         default=None, metadata={"help": "tokens in a forward; default: 32768 on CUDA, 4096 elsewhere"}
     )
@@ -36,6 +39,12 @@ class RetrieverArguments:
     num_workers: int | None = field(default=None, metadata={"help": "processes that prepare inputs"})
 
     def __post_init__(self):
+        self.model_id = local_folder(self.model_id, "model_id")
+        if self.original_model_id and is_adapter(self.model_id):
+            self.original_model_id = base_under(self.model_id, self.original_model_id)
+        elif self.original_model_id:  # upstream's commands name it for every model
+            note(f"--original_model_id {self.original_model_id} is ignored: {self.model_id} is a whole model")
+            self.original_model_id = None
         budget = self.max_tokens_per_batch
         require(budget is None or budget > 0, "max_tokens_per_batch", budget, "1 or more")
         require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
@@ -76,9 +85,10 @@ def load_retriever(args: RetrieverArguments) -> Retriever:
 
 def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple:
     """What `load` (load_embedder or load_reranker) makes of the flags, its processor, settings, budget and workers."""
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
     on_cuda = state.device.type == "cuda"
-    bf16 = on_cuda and torch.cuda.is_bf16_supported() if args.bf16 is None else args.bf16
+    in_hardware = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = in_hardware if args.bf16 is None else args.bf16
     model, settings = load(
         args.model_id,
         args.original_model_id,
@@ -90,7 +100,7 @@ def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple:
         padding_free=args.padding_free,
     )
     processor = Processor(
-        (args.original_model_id or settings.base_model) if is_adapter(args.model_id) else args.model_id,
+        settings.base_model if is_adapter(args.model_id) else args.model_id,
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
     ).for_evaluation(model.context_length)

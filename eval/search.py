@@ -5,8 +5,6 @@ Dimension letters: Q queries, N gallery items, D embedding size; q and n are the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lamra.models.distributed import all_gather_with_grad, process_rank
+from lamra.models.float32 import full_float32
 
 
 def top_k(
@@ -50,7 +49,7 @@ def top_k(
     rows = range(len(gallery)) if rows is None else rows
     scores = torch.empty(len(query), 0, device=query.device)
     indices = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
-    with torch.no_grad(), _full_float32():
+    with torch.no_grad(), full_float32():
         for start in range(rows.start, rows.stop, block_size):
             block = _as_float32(gallery[start : min(start + block_size, rows.stop)], query.device)  # (n, D)
             parts = [_block_top_k(q.float() @ block.T, k) for q in query.split(query_block_size)]
@@ -149,17 +148,3 @@ def _as_float32(block: Tensor | np.ndarray, device: torch.device) -> Tensor:
     if not isinstance(block, Tensor):
         block = torch.from_numpy(np.array(block, dtype=np.float32))  # a copy: a read-only memmap cannot be a tensor
     return block.to(device, torch.float32)
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Matrix products in true float32, also where training switched TF32 on (10 bits of mantissa)."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before):
-            backend.fp32_precision = precision

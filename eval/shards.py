@@ -1,7 +1,7 @@
 """Embeddings of sets too large for memory: encoded part by part into files that a restarted run picks up.
 
 A folder holds manifest.json, which says of what and by what its embeddings are, and 00000.npy, 00001.npy, ... Each file
-is written beside its place and renamed, so that it is complete or not there. All processes must see the folder.
+is complete or not there. All processes must see the folder.
 """
 
 from __future__ import annotations
@@ -9,24 +9,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from torch import nn
 
+from lamra.collators.messages import (
+    NO,
+    RANK_STYLES,
+    YES,
+    embedding_messages,
+    listwise_answer,
+    listwise_messages,
+    pointwise_messages,
+)
 from lamra.datasets.items import Item
 from lamra.eval.retriever import Retriever, RetrieverArguments
-from lamra.models.loading import is_adapter
+from lamra.models.digests import model_sha256
+from lamra.models.folders import is_adapter
 from lamra.models.settings import Settings
-from lamra.train.checkpoints import sha256
+from lamra.train.processes import on_first_process
+from lamra.train.whole_files import whole_file
 
 MANIFEST = "manifest.json"
-# What the embeddings of a model folder are made by.
-MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json", "chat_template.*")
+VERSION = 2  # of the manifest; a cache of an earlier one does not know enough of what it was made of
 SETTINGS = ("position_ids", "min_pixels", "max_pixels")
+PICTURES_TOGETHER = 4096  # items whose pictures one process looks up at a time
 
 
 class Shards:
@@ -55,22 +67,61 @@ class Shards:
         return out
 
 
-def made_by(args: RetrieverArguments, settings: Settings, model: nn.Module) -> dict:
-    """What decides the embeddings of an item, or a reranker's answers: weights, tokenizer, settings and precision."""
-    folders = [Path(args.model_id)]
-    if is_adapter(args.model_id):
-        folders.append(Path(args.original_model_id or settings.base_model))
-    digest = [_folder_digest(folders) if PartialState().is_main_process else None]
+def made_by(args: RetrieverArguments, settings: Settings, model: nn.Module, protocol: str | None = None) -> dict:
+    """What decides embeddings, or a reranker's answers: weights, tokenizer, prompts, settings and precision.
+
+    All processes must call this.
+
+    Args:
+        protocol: how items are shown, where an evaluation has a choice.
+    """
+    base = settings.base_model if is_adapter(args.model_id) else None
     return {
-        "model": broadcast_object_list(digest)[0],
+        "version": VERSION,
+        "model": model_sha256(args.model_id),
+        "base": base and model_sha256(base),
+        "prompts": prompts_sha256(),
+        "protocol": protocol,
         **{name: getattr(settings, name) for name in SETTINGS},
         "dtype": str(next(model.parameters()).dtype),
     }
 
 
-def _folder_digest(folders: list[Path]) -> str:
-    files = [path for folder in folders for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))]
-    return hashlib.sha256("".join(sha256(path) for path in files).encode()).hexdigest()
+def prompts_sha256() -> str:
+    """Of the prompts of every kind of item, so that a changed word in collators.messages is another digest."""
+    text, picture = Item("", "text", instruction="instruction"), Item("", None, ("picture",))
+    both = replace(text, images=picture.images)
+    prompts = [embedding_messages(item) for item in (replace(text, instruction=None), text, picture, both)]
+    for style in RANK_STYLES:
+        prompts += [pointwise_messages(style, both, picture), listwise_messages(style, both, [picture, text])]
+    return _digest(json.dumps([*prompts, YES, NO, listwise_answer(1)]))
+
+
+def pictures_sha256(items: Sequence[Item]) -> str:
+    """Of path, size and time of change of all pictures, in order. All processes must call this: they share the work."""
+    state = PartialState()
+    starts = range(0, len(items), PICTURES_TOGETHER)[state.process_index :: state.num_processes]
+    mine = [(start, _digest(json.dumps([*map(_pictures, _part(items, start))]))) for start in starts]
+    return _digest(json.dumps(sorted(map(list, gather_object(mine)))))
+
+
+def _part(items: Sequence[Item], start: int) -> Iterator[Item]:
+    return (items[row] for row in range(start, min(start + PICTURES_TOGETHER, len(items))))
+
+
+def _pictures(item: Item) -> list:
+    found = []
+    for path in map(os.path.abspath, item.images):
+        try:
+            status = os.stat(path)
+            found.append((path, status.st_size, status.st_mtime_ns))
+        except OSError:  # whoever opens it tells
+            found.append((path, None, None))
+    return found
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def encode_to_shards(
@@ -91,21 +142,19 @@ def encode_to_shards(
         ValueError: the folder holds embeddings with another manifest; says what differs.
     """
     folder = Path(folder)
-    manifest = {**manifest, "items": len(items), "shard_size": shard_size}
+    manifest = {**manifest, "items": len(items), "shard_size": shard_size, "pictures": pictures_sha256(items)}
     check_manifest(folder, manifest, "embeddings")
     parts = [range(start, min(start + shard_size, len(items))) for start in range(0, len(items), shard_size)]
     files = [folder / f"{number:05d}.npy" for number in range(len(parts))]
     # One process looks: on a network disk another may remember for a while that a file was not there.
-    complete = [PartialState().is_main_process and _is_complete(file, len(rows)) for file, rows in zip(files, parts)]
-    for number in [i for i, there in enumerate(broadcast_object_list(complete)) if not there]:
+    complete = on_first_process(lambda: [_is_complete(file, len(rows)) for file, rows in zip(files, parts)])
+    for number in [i for i, there in enumerate(complete) if not there]:
         rows, file = parts[number], files[number]
         place = f"{description} {number + 1}/{len(files)}" if len(files) > 1 else description
         embeddings = retriever.encode([items[row] for row in rows], place)  # (n, D), the same on every process
         if PartialState().is_main_process:
-            unfinished = file.with_suffix(".tmp")
-            with open(unfinished, "wb") as out:
+            with whole_file(file, "wb") as out:
                 np.save(out, embeddings.numpy())
-            os.replace(unfinished, file)
     PartialState().wait_for_everyone()
     return Shards(files)
 
@@ -113,22 +162,31 @@ def encode_to_shards(
 def check_manifest(folder: Path, manifest: dict, content: str) -> None:
     """Write down what the folder's files are made of and by, or compare it with what an earlier run wrote.
 
+    What an earlier version of this project wrote is removed, with a note, to be made anew. The first process looks and
+    decides for all: all must call this.
+
     Raises:
         ValueError: the folder holds `content` with another manifest; says what differs.
     """
+    on_first_process(lambda: _check_manifest(folder, manifest, content))
+
+
+def _check_manifest(folder: Path, manifest: dict, content: str) -> None:
     path = folder / MANIFEST
     try:
         before = json.loads(path.read_text())
     except FileNotFoundError:
         before = None
     except (OSError, ValueError):
-        before = {}
+        before = {"version": None}
+    if before is not None and "version" not in before:
+        print(f"note: {folder} holds {content} of an earlier version, which are made anew", flush=True)
+        for old in (*folder.glob("*.npy"), *folder.glob("*.jsonl")):
+            old.unlink()
+        before = None
     if before is None:
-        if PartialState().is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
-            os.replace(unfinished, path)
+        with whole_file(path) as file:
+            file.write(json.dumps(manifest, indent=1) + "\n")
     elif before != manifest:
         other = ", ".join(name for name in manifest if before.get(name) != manifest[name])
         raise ValueError(

@@ -16,9 +16,11 @@ from matplotlib.axes import Axes
 
 from lamra.eval.report import COLOURS, DIRECTIONS, figure_of, save_figure
 from lamra.train.entrypoint import run
+from lamra.train.whole_files import whole_file
 
 KINDS = {"none": "base model", "text": "text", "image": "image", "image-text": "image-text", "mixture": "mixture"}
 RUN = re.compile(r"(?P<kind>.+)-(?P<percent>\d+)-seed(?P<seed>\d+)")
+RUN_KEYS = ["kind", "percent", "seed"]
 DATA = ("flickr", "coco")  # the folders that scripts/study/env.sh makes, in the order to show
 
 
@@ -41,6 +43,8 @@ def read_results(folder: Path) -> pd.DataFrame:
     if not rows:
         raise ValueError(f"{folder} holds no finished run (KIND-PERCENT-seedN/DATA/metrics.json)")
     frame = pd.DataFrame(rows)
+    if not common_galleries(frame):
+        raise ValueError(f"{folder}: no gallery ({', '.join(DATA)}) has all runs; measure them on the same ones")
     kinds = [*KINDS, *sorted(set(frame["kind"]) - set(KINDS))]
     frame["kind"] = pd.Categorical(frame["kind"], kinds, ordered=True)
     frame["data"] = pd.Categorical(frame["data"], [name for name in DATA if name in set(frame["data"])], ordered=True)
@@ -48,33 +52,40 @@ def read_results(folder: Path) -> pd.DataFrame:
 
 
 def spread(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean, standard deviation (0 of one run) and number of the recalls of each group over its seeds."""
-    grouped = frame.groupby(by, observed=True)["recall"].agg(["mean", "std", "count"])
-    return grouped.fillna({"std": 0.0})
+    """Mean, standard deviation (NaN of one run) and number of the recalls of each group over its seeds."""
+    return frame.groupby(by, observed=True)["recall"].agg(["mean", "std", "count"])
+
+
+def common_galleries(frame: pd.DataFrame) -> list[str]:
+    """The galleries that every run was measured on."""
+    runs = frame.groupby("data", observed=True)[RUN_KEYS].apply(lambda part: len(part.drop_duplicates()))
+    return list(runs.index[runs == len(frame[RUN_KEYS].drop_duplicates())])
 
 
 def overall(frame: pd.DataFrame) -> pd.DataFrame:
-    """Each run's R@1, averaged over galleries and directions, as column `recall`."""
-    first = frame[frame["k"] == 1]
-    return first.groupby(["kind", "percent", "seed"], observed=True)["recall"].mean().reset_index()
+    """Each run's R@1, averaged over the galleries that all runs have and over directions, as column `recall`."""
+    first = frame[(frame["k"] == 1) & frame["data"].isin(common_galleries(frame))]
+    return first.groupby(RUN_KEYS, observed=True)["recall"].mean().reset_index()
 
 
 def conclusions(frame: pd.DataFrame) -> list[tuple[str, str]]:
     """What the practice concluded, and what these runs show of it: "held", "did not hold", or why neither can be said.
 
-    A difference counts when it exceeds the larger standard deviation over seeds of the two means.
+    A difference counts when it exceeds the larger standard deviation over seeds of the two means. One seed has none.
     """
     groups = spread(overall(frame), ["kind", "percent"])
-    means = {key: (row["mean"], row["std"]) for key, row in groups.iterrows()}
+    means = {key: (row["mean"], row["std"], row["count"]) for key, row in groups.iterrows()}
 
     def exceeds(a: tuple, b: tuple) -> str:
-        (mean_a, std_a), (mean_b, std_b) = means[a], means[b]
+        (mean_a, std_a, seeds_a), (mean_b, std_b, seeds_b) = means[a], means[b]
+        if min(seeds_a, seeds_b) < 2:
+            return "needs 2 seeds"
         if abs(mean_a - mean_b) <= max(std_a, std_b):
             return "within the spread"
         return "held" if mean_a > mean_b else "did not hold"
 
     def joined(verdicts: list[str]) -> str:
-        order = ("did not hold", "within the spread", "held")
+        order = ("did not hold", "needs 2 seeds", "within the spread", "held")
         return next((verdict for verdict in order if verdict in verdicts), "not run")
 
     others = [(kind, 100) for kind in ("image", "image-text", "mixture") if (kind, 100) in means]
@@ -101,14 +112,25 @@ def write_table(path: Path, frame: pd.DataFrame) -> str:
     heads = [f"{data}, {DIRECTIONS[direction]}" for data, direction in columns]
     lines = ["| data | size | seeds | " + " | ".join(heads) + " | mean |", "|---" * (len(columns) + 4) + "|"]
     for (kind, percent), row in mean.iterrows():
-        found = [cells.loc[(kind, percent, *column)] for column in columns if (kind, percent, *column) in cells.index]
-        values = " | ".join(f"{c['mean']:.3f} ± {c['std']:.3f}" for c in [*found, row])
+        keys = [(kind, percent, *column) for column in columns]
+        found = [cells.loc[key] if key in cells.index else None for key in keys]
+        values = " | ".join(map(_cell, [*found, row]))
         size = f"{percent} %" if kind != "none" else "-"
         lines.append(f"| {KINDS.get(kind, kind)} | {size} | {int(row['count'])} | {values} |")
-    lines += ["", "R@1, mean ± standard deviation over seeds.", "", "| the practice's conclusion | here |", "|---|---|"]
+    left_out = sorted(set(frame["data"].cat.categories) - set(common_galleries(frame)))
+    not_all = f" The mean leaves out {', '.join(left_out)}, which not every run has." if left_out else ""
+    lines += ["", f"R@1, mean ± standard deviation over seeds.{not_all}", ""]
+    lines += ["| the practice's conclusion | here |", "|---|---|"]
     lines += [f"| {statement} | {verdict} |" for statement, verdict in conclusions(frame)]
-    path.write_text("\n".join(lines) + "\n")
+    with whole_file(path) as file:
+        file.write("\n".join(lines) + "\n")
     return path.read_text()
+
+
+def _cell(row: pd.Series | None) -> str:
+    if row is None:
+        return "-"
+    return f"{row['mean']:.3f}" + (f" ± {row['std']:.3f}" if row["count"] > 1 else "")
 
 
 def plot_kinds(path: Path, frame: pd.DataFrame) -> None:
@@ -184,7 +206,8 @@ def main() -> None:
 
     folder = Path("results", args.study)
     frame = read_results(folder)
-    frame.to_csv(folder / "results.csv", index=False)
+    with whole_file(folder / "results.csv") as file:
+        frame.to_csv(file, index=False)
     frame["data"] = frame["data"].cat.rename_categories(dict(zip(DATA, args.titles)))
     plot_kinds(folder / "data_types.png", frame)
     plot_sizes(folder / "data_scale.png", frame)

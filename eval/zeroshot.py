@@ -12,10 +12,14 @@ from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT
 from lamra.datasets.caption import CaptionedImages, load_captioned_images
 from lamra.datasets.items import Item
 from lamra.eval.metrics import retrieval_recalls
-from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_metrics, write_ranking
+from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_made_by, write_metrics, write_ranking
 from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
-from lamra.train.arguments import parse, require
+from lamra.eval.shards import made_by
+from lamra.train import upstream
+from lamra.train.arguments import require
+from lamra.train.folder_lock import folder_lock
+from lamra.train.processes import start_processes
 
 RERANK_DEPTH = 50
 PROTOCOLS = ("released", "clean")
@@ -47,18 +51,27 @@ class ZeroshotArguments(RetrieverArguments):
 
 def evaluate(default_name: str) -> None:
     """Parse the command line, encode, print the table and write metrics.json (and rankings, where asked)."""
-    (args,) = parse(ZeroshotArguments)
+    (args,) = upstream.parse(upstream.ZEROSHOT, ZeroshotArguments)
     data_name = args.data_name or default_name
+    start_processes()
+    folder = output_folder(args, data_name.lower())
+    with folder_lock(folder):
+        _evaluate(args, data_name, folder)
+
+
+def _evaluate(args: ZeroshotArguments, data_name: str, folder: Path) -> None:
     data = load_captioned_images(args.image_data_path, args.text_data_path)
     retriever = load_retriever(args)
+    protocol = args.protocol if args.mode == "finetuned" else None  # without instructions both are the same
+    made = made_by(args, retriever.settings, retriever.embedder, protocol)
     images, texts = data.images, data.texts
     instructed_images = with_instruction(images, INSTRUCTION_IMAGE_TO_TEXT)
-    if args.mode == "finetuned" and args.protocol == "released":
+    if protocol == "released":
         images = instructed_images
     image_gallery = retriever.encode(images, f"{data_name} pictures")  # (I, D)
     text_gallery = retriever.encode(texts, f"{data_name} captions")  # (T, D)
     image_query, text_query = image_gallery, text_gallery
-    if args.mode == "finetuned" and args.protocol == "clean":
+    if protocol == "clean":
         image_query = retriever.encode(instructed_images, f"{data_name} picture queries")
         text_query = retriever.encode(
             with_instruction(texts, INSTRUCTION_TEXT_TO_IMAGE), f"{data_name} caption queries"
@@ -69,14 +82,18 @@ def evaluate(default_name: str) -> None:
     metrics = retrieval_recalls(
         image_gallery, text_gallery, data.image_of_text, image_query=image_query, text_query=text_query
     )
-    folder = Path(args.output_dir or Path("results", run_name(args.model_id), data_name.lower()))
-    protocol = {"protocol": args.protocol} if args.mode == "finetuned" else {}  # without instructions both are the same
-    write_metrics(folder, metrics | protocol)
+    write_metrics(folder, metrics | ({"protocol": protocol} if protocol else {}))
     if args.save_for_rerank:
+        write_made_by(folder, {**made, "mode": args.mode})
         save_ranking(folder / "ranking_image_retrieval.jsonl", text_query, data.texts, image_gallery, data.images)
         save_ranking(folder / "ranking_text_retrieval.jsonl", image_query, data.images, text_gallery, data.texts)
-    show(data_name, data, metrics, f", protocol {args.protocol}" if protocol else "")
+    show(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
     print(f"written to {folder}/")
+
+
+def output_folder(args, *default: str) -> Path:
+    """--output_dir, or its default: results/<model>/..."""
+    return Path(args.output_dir or Path("results", run_name(args.model_id), *default))
 
 
 def run_name(model_id: str) -> Path:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from lamra.models.distributed import all_gather_with_grad, several_processes
 from lamra.models.packing import ATTENTION, KeysAndValues, Packing
 
 POSITION_IDS = ("sequential", "mrope")
@@ -86,6 +87,24 @@ class Backbone(nn.Module):
         """(tokens, D) of pictures in order: what stands in the places of their image tokens."""
         return torch.cat(self.stock.model.get_image_features(pixel_values, image_grid_thw).pooler_output)
 
+    def vision_must_run(self, input_ids: Tensor, pixel_values: Tensor | None) -> bool:
+        """Whether this forward, and each chunk of it, runs the vision tower even where it has no picture.
+
+        Every process must run the same modules where their weights are shared out (ZeRO-3 gathers them as they run) or
+        trained (their gradients are reduced in the order in which they ran), so it does if any process has a picture;
+        else gloo aborts and NCCL hangs. A collective call, once before a forward.
+        """
+        parameters = list(self.stock.model.visual.parameters())
+        shared_out = any(hasattr(parameter, "ds_id") for parameter in parameters)
+        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+        if shared_out and trained:  # ZeRO-3 steps once more with the gradient of before where a weight gets none
+            return True
+        if not several_processes() or not (shared_out or trained):
+            return False
+        # Not self.device: under ZeRO-3 a look at a weight gathers it.
+        pictures = torch.tensor([int(pixel_values is not None)], device=input_ids.device)
+        return bool(all_gather_with_grad(pictures).any())
+
     def prefix_of(
         self,
         input_ids: Tensor,
@@ -109,6 +128,7 @@ class Backbone(nn.Module):
         image_grid_thw: Tensor | None = None,
         prefix: KeysAndValues | None = None,
         picture_features: Tensor | None = None,
+        run_vision: bool = False,
     ) -> tuple[Tensor, Packing | None]:
         """Hidden states (1, T, D) and where the sequences lie in them; without padding_free (B, L, D) and None.
 
@@ -116,6 +136,7 @@ class Backbone(nn.Module):
             image_grid_thw: of all pictures of the rows; pixel_values holds only those that are not in the prefix.
             prefix: what `prefix_of` gave for tokens that every row begins with; they are then not computed again.
             picture_features: what `picture_features` gave, instead of pixel_values.
+            run_vision: what `vision_must_run` said.
         """
         if prefix is not None and self.training:
             raise ValueError(
@@ -124,7 +145,7 @@ class Backbone(nn.Module):
         positions = self._position_ids(input_ids, attention_mask, image_grid_thw)  # (3, B, L)
         if not self.padding_free:
             # With padding on the right, causal attention alone keeps it out of every token: no mask is needed.
-            pictures = pixel_values, image_grid_thw, picture_features
+            pictures = pixel_values, image_grid_thw, picture_features, run_vision
             return self._backbone(input_ids, None, positions, *pictures), None  # (B, L, D)
         if prefix is not None:
             known = prefix[0][0].shape[2]
@@ -139,7 +160,7 @@ class Backbone(nn.Module):
         packing = Packing.of(attention_mask, prefix=prefix)
         ids = input_ids.flatten()[packing.slots].unsqueeze(0)  # (1, T)
         positions = positions.flatten(1)[:, packing.slots].unsqueeze(1)  # (3, 1, T)
-        pictures = pixel_values, image_grid_thw, picture_features
+        pictures = pixel_values, image_grid_thw, picture_features, run_vision
         return self._backbone(ids, {"full_attention": packing}, positions, *pictures), packing
 
     def _pictures_after(self, input_ids: Tensor, known: int) -> Tensor:
@@ -148,16 +169,34 @@ class Backbone(nn.Module):
         return begins.nonzero()[:, 1] >= known  # (pictures,)
 
     def _backbone(
-        self, input_ids, attention_mask, position_ids, pixel_values=None, image_grid_thw=None, picture_features=None
+        self,
+        input_ids,
+        attention_mask,
+        position_ids,
+        pixel_values=None,
+        image_grid_thw=None,
+        picture_features=None,
+        run_vision=False,
     ) -> Tensor:
         inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
-        if picture_features is not None:
+        if picture_features is not None or run_vision:
             pictured = (input_ids == self.config.image_token_id).unsqueeze(-1)  # (B, L, 1)
             embeds = self.stock.get_input_embeddings()(input_ids)  # (B, L, D)
+            if run_vision:  # here on every process, so that all run their modules in one order
+                if pixel_values is None:
+                    pixel_values, image_grid_thw = self._unseen_picture(input_ids.device)
+                picture_features = self.picture_features(pixel_values, image_grid_thw)
             inputs = {"inputs_embeds": embeds.masked_scatter(pictured, picture_features.to(embeds.dtype))}
         return self.stock.model(
             attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **inputs
         ).last_hidden_state
+
+    def _unseen_picture(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """pixel_values and image_grid_thw of a smallest picture. No token shows it: its gradients are exact zeros."""
+        vision = self.config.vision_config
+        side = vision.spatial_merge_size
+        patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        return torch.zeros(side * side, patch, device=device), torch.tensor([[1, side, side]], device=device)
 
     def _position_ids(self, input_ids: Tensor, attention_mask: Tensor, image_grid_thw: Tensor | None) -> Tensor:
         """(3, B, L) rotary positions in time, height and width."""

@@ -27,6 +27,10 @@ def process_rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def several_processes() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
 def all_gather_with_grad(x: Tensor) -> Tensor:
     """Concatenate `x` (n, ...) of all ranks in rank order to (world size * n, ...), keeping gradients.
 
@@ -34,6 +38,4 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
     the exact gradient of the mean of the ranks' losses. All ranks must hold the same shape. On one process, and
     without a process group, this is the identity.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return x
-    return _AllGather.apply(x)
+    return _AllGather.apply(x) if several_processes() else x

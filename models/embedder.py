@@ -5,6 +5,8 @@ Dimension letters: B sequences in the batch, L tokens of the longest, D hidden s
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,11 +76,13 @@ class Embedder(Backbone):
             ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
         inputs = (input_ids, attention_mask, pixel_values, image_grid_thw)
+        run_vision = self.vision_must_run(input_ids, pixel_values)
         if self.grad_cache_chunk and torch.is_grad_enabled() and prefix is None:
             images_per_row = (input_ids == self.config.vision_start_token_id).sum(dim=1)
-            hidden = embed_in_chunks(self.hidden_state, self.grad_cache_chunk, *inputs, images_per_row)
+            embed = partial(self.hidden_state, run_vision=run_vision)
+            hidden = embed_in_chunks(embed, self.grad_cache_chunk, *inputs, images_per_row)
         else:
-            hidden = self.hidden_state(*inputs, prefix)
+            hidden = self.hidden_state(*inputs, prefix, run_vision)
         return F.normalize(hidden.float(), dim=-1)
 
     def hidden_state(
@@ -88,9 +92,14 @@ class Embedder(Backbone):
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         prefix: KeysAndValues | None = None,
+        run_vision: bool = False,
     ) -> Tensor:
-        """(B, D) hidden states of the last tokens, in the model's dtype, not normalised; arguments as for forward."""
-        hidden, packing = self.hidden(input_ids, attention_mask, pixel_values, image_grid_thw, prefix)
+        """(B, D) hidden states of the last tokens, in the model's dtype, not normalised; arguments as for forward.
+
+        `run_vision` is what `vision_must_run` said of the whole batch.
+        """
+        pictures = (pixel_values, image_grid_thw)
+        hidden, packing = self.hidden(input_ids, attention_mask, *pictures, prefix, run_vision=run_vision)
         if packing is None:
             return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(dim=1) - 1]
         return hidden[0] if self.last_token_only else hidden[0, packing.last]  # (B, D)

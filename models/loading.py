@@ -1,4 +1,4 @@
-"""From a model id or a folder to a model, on disk only: nothing here reaches for a hub."""
+"""From a folder to a model, on disk only: nothing here reaches for a hub."""
 
 from __future__ import annotations
 
@@ -11,46 +11,22 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
+from lamra.models.digests import model_sha256
+from lamra.models.distributed import process_rank
 from lamra.models.embedder import Embedder
+from lamra.models.folders import is_adapter, is_model, local_folder
 from lamra.models.lora import adapter_base_model, load_adapter
 from lamra.models.reranker import Reranker
+from lamra.models.settings import FILE_NAME as SETTINGS_FILE
 from lamra.models.settings import Settings
 
 ARCHITECTURES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
-
-# --model_id -> folder below checkpoints/hf_models/ (the published name); scripts/download.sh puts it there.
-MODELS = {
-    "qwen2-vl-2b": "Qwen2-VL-2B-Instruct",
-    "qwen2-vl-7b": "Qwen2-VL-7B-Instruct",
-    "qwen2.5-vl-3b": "Qwen2.5-VL-3B-Instruct",
-    "qwen2.5-vl-7b": "Qwen2.5-VL-7B-Instruct",
-    "miniature": "miniature",
-}
 
 # LamRA's published Qwen2-VL checkpoints were trained with plain positions, its Qwen2.5-VL ones with M-RoPE. Its
 # rerankers alike, but all are asked with M-RoPE: upstream asks by generate(), which computes it.
 DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
 RERANKER_POSITION_IDS = "mrope"
 RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate, in training
-
-
-def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
-    """The folder of a base model.
-
-    Raises:
-        ValueError: unknown id, or the folder is not there; says how to get it.
-    """
-    if model_id not in MODELS:
-        raise ValueError(f"--model_id {model_id!r} is unknown: choose one of {', '.join(MODELS)}")
-    folder = Path(model_local_path or f"checkpoints/hf_models/{MODELS[model_id]}")
-    if is_adapter(folder):
-        raise ValueError(f"{folder} is an adapter, not a whole model: MODEL_ID={folder} bash scripts/merge_lora.sh")
-    if not (folder / "config.json").is_file():
-        how = (
-            "bash scripts/quickstart.sh makes it" if model_id == "miniature" else f"bash scripts/download.sh {model_id}"
-        )
-        raise ValueError(f"no model in {folder} (config.json is missing): {how}, or set --model_local_path")
-    return folder
 
 
 def architecture(folder: str | Path) -> str:
@@ -84,7 +60,8 @@ def settings_to_train(
         settings = Settings(str(folder), **({"position_ids": DEFAULT_POSITION_IDS[architecture(folder)]} | given))
     if not 0 < settings.min_pixels <= settings.max_pixels:
         raise ValueError(f"--min_pixels {settings.min_pixels}: expected 1 to --max_pixels ({settings.max_pixels})")
-    return replace(settings, base_model=str(folder), text_max_tokens=text_max_tokens, temperature=temperature)
+    base = dict(base_model=str(folder), base_sha256=model_sha256(folder))
+    return replace(settings, **base, text_max_tokens=text_max_tokens, temperature=temperature)
 
 
 def settings_to_rerank(
@@ -141,10 +118,11 @@ def load_model(
     """The stock model in `folder`, every weight of it read from safetensors.
 
     Args:
-        quantize: 4-bit NF4 linears for QLoRA (arXiv 2305.14314); needs CUDA and bitsandbytes.
+        quantize: 4-bit NF4 linears in the language model for QLoRA (arXiv 2305.14314); needs CUDA and bitsandbytes.
+            The vision tower and lm_head keep `dtype`: they may be trained, and answers are read from lm_head.
 
     Raises:
-        ValueError: the folder holds no such model, or weights are missing from it.
+        ValueError: the folder holds no such model, weights are missing from it, or its config has no place for some.
     """
     model_class = ARCHITECTURES[architecture(folder)]
     kwargs = {}
@@ -152,7 +130,11 @@ def load_model(
         if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError("--q_lora True needs a CUDA GPU and `pip install bitsandbytes`; set Q_LORA=False here")
         kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["model.visual", "lm_head"],  # the name says int8, NF4 reads it too
         )
     try:
         model, info = model_class.from_pretrained(
@@ -172,6 +154,14 @@ def load_model(
         raise ValueError(
             f"{folder} lacks {len(names)} weights of a {model_class.__name__}, for example {names[0]}: "
             "it is incomplete or was written by another version; download or merge it again"
+        )
+    # It leaves out those that the config does not ask for, too: a model of fewer layers than were trained. Rotary
+    # frequencies are computed, whether or not a file holds them.
+    unused = [name for name in info["unexpected_keys"] if not name.endswith(".inv_freq")]
+    if unused:
+        raise ValueError(
+            f"{folder} holds {len(unused)} weights that its config.json has no place for, for example {min(unused)}: "
+            "config and weights are of different models; download or merge it again"
         )
     return model
 
@@ -196,10 +186,6 @@ def vision_encoder_modules(model: nn.Module) -> tuple[str, ...]:
 
 
 VISION_PROJECTOR_MODULES = ("visual.merger",)
-
-
-def is_adapter(folder: str | Path) -> bool:
-    return (Path(folder) / "adapter_config.json").is_file()
 
 
 def load_embedder(
@@ -239,30 +225,39 @@ def load_trained(
 
     Args:
         role: what it must be, "retriever" or "reranker"; None takes either.
-        original_model: the base model under an adapter; by default the one the checkpoint names.
+        original_model: the base model under an adapter, see base_under.
         merge: add an adapter to the weights in memory, which then cost nothing more; False keeps it apart.
         position_ids, max_pixels: None takes the checkpoint's, or for a bare base model the default of its kind.
 
     Raises:
-        ValueError: a folder is not there or does not fit, or a flag contradicts the checkpoint.
+        ValueError: a folder is not there or does not fit, an adapter's base model is no base of it, or a flag
+            contradicts the checkpoint.
     """
     folder = Path(folder)
-    if not is_adapter(folder) and not (folder / "config.json").is_file():
+    if not is_model(folder):
         hint = "has the training finished?" if folder.is_dir() else "it does not exist"
         raise ValueError(f"--model_id {folder}: no adapter_config.json and no config.json there ({hint})")
     base = folder
     settings = Settings.read(folder)
     if is_adapter(folder):
-        base = Path(original_model or (settings.base_model if settings else adapter_base_model(folder)) or "")
+        base = Path(base_under(folder, original_model))
         if not (base / "config.json").is_file():
             raise ValueError(
                 f"{folder} is an adapter and its base model is not in {base}: name it with --original_model_id, "
                 "or download it with bash scripts/download.sh"
             )
+    elif original_model:
+        raise ValueError(
+            f"--original_model_id {original_model}: {folder} is a whole model, not an adapter on another: "
+            "leave the flag out, or give the adapter's folder as --model_id"
+        )
     if settings:
         if role:
             settings.require_role(folder, role)
         settings.with_flags(folder, position_ids=position_ids, max_pixels=max_pixels)
+        if is_adapter(folder):
+            check_base(folder, base, settings)
+            settings = replace(settings, base_model=str(base))
     else:
         settings = default_settings(base, role, position_ids)
         settings = replace(settings, max_pixels=max_pixels) if max_pixels else settings
@@ -273,6 +268,69 @@ def load_trained(
         model = load_adapter(model, folder)
         model = model.merge_and_unload() if merge else model
     return model.to(device), settings
+
+
+def base_under(adapter: str | Path, original_model: str | Path | None) -> str:
+    """The folder of an adapter's base model: the one that it was trained on, or where that is gone `original_model`.
+
+    Upstream's commands name Qwen2-VL for every model and read the tokenizer from it; the adapter of stage 2 belongs on
+    the merged model of stage 1 all the same.
+
+    Raises:
+        ValueError: `original_model` has an adapter merged into it that `adapter` was not trained on top of.
+    """
+    settings = Settings.read(adapter)
+    remembered = (settings.base_model if settings else adapter_base_model(adapter)) or ""
+    if not original_model:
+        return local_folder(remembered, "original_model_id")
+    original_model = local_folder(str(original_model), "original_model_id")
+    _require_base(Path(adapter), Path(original_model), Path(remembered))
+    if not is_model(remembered):
+        return original_model
+    if Path(original_model).resolve() != Path(remembered).resolve() and process_rank() == 0:
+        print(f"note: {adapter} was trained on {remembered}, which is used, not --original_model_id {original_model}")
+    return remembered
+
+
+def check_base(folder: Path, base: Path, settings: Settings) -> None:
+    """Refuse a base model that is not the one that an adapter was trained on, whatever its folder is called.
+
+    Raises:
+        ValueError: its files have another digest than the adapter remembers.
+    """
+    if settings.base_sha256 is None:
+        if process_rank() == 0:
+            print(f"note: {folder} does not say what its base model held when it was trained; {base} is used as it is")
+        return
+    found = model_sha256(base)
+    if found != settings.base_sha256:
+        raise ValueError(
+            f"{folder} was trained on a base model with the digest {settings.base_sha256[:16]}, and {base} has "
+            f"{found[:16]}: its weights, config or tokenizer are others; name the right one with --original_model_id, "
+            f"or remove base_sha256 from {folder / SETTINGS_FILE} if this one is meant"
+        )
+
+
+def _require_base(adapter: Path, base: Path, own_base: Path) -> None:
+    """Refuse a base model that an adapter was merged into, unless `adapter` was trained on top of that one.
+
+    Raises:
+        ValueError: the adapter would be added to this or to another adapter.
+    """
+    if is_adapter(base):
+        raise ValueError(f"--original_model_id {base} holds an adapter itself: give the base model of {adapter}")
+    merged = Settings.read(base)
+    if merged is None or not own_base.name or base.resolve() == own_base.resolve():
+        return
+    if own_base.is_dir():
+        refused = Settings.read(own_base) != merged  # a copy says the same
+    else:  # moved away, or named as on the hub: at least no model that was merged from it
+        refused = Path(merged.base_model).name == own_base.name
+    if refused:
+        raise ValueError(
+            f"--original_model_id {base} has an adapter merged into it already, and {adapter} was trained on "
+            f"{own_base}: give that model, or leave the flag out"
+        )
 
 
 def default_settings(base: Path, role: str | None, position_ids: str | None) -> Settings:

@@ -31,7 +31,7 @@ def add_lora(
     return get_peft_model(model, config)
 
 
-def _renamed(name: str) -> str:
+def todays_name(name: str) -> str:
     """A module path of transformers 4 (model.layers, visual) in today's names (model.language_model, model.visual)."""
     name = re.sub(r"(^|base_model\.model\.)model\.(layers|embed_tokens|norm)\b", r"\1model.language_model.\2", name)
     return re.sub(r"(^|base_model\.model\.)visual\b", r"\1model.visual", name)
@@ -46,10 +46,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     folder = Path(folder)
     config = LoraConfig.from_pretrained(folder)
     if isinstance(config.target_modules, set | list):
-        config.target_modules = {_renamed(name) for name in config.target_modules}
+        config.target_modules = {todays_name(name) for name in config.target_modules}
     if config.modules_to_save:
-        config.modules_to_save = [_renamed(name) for name in config.modules_to_save]
-    state = {_renamed(name): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+        config.modules_to_save = [todays_name(name) for name in config.modules_to_save]
+    state = {todays_name(name): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
     _take_embeddings(model, state)
 
     config.inference_mode = True

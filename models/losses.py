@@ -9,17 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lamra.models.distributed import all_gather_with_grad, process_rank
+from lamra.models.distributed import all_gather_with_grad, process_rank, several_processes
+from lamra.models.float32 import inner_products
 
 QUERIES_PER_BLOCK = 1024
 
 
 class InfoNCE(NamedTuple):
     loss: Tensor  # (), mean over this rank's queries
-    accuracy: Tensor  # (), share of queries whose own target scores highest among all targets of all ranks
+    accuracy: Tensor  # (), share of queries whose own target, or one shown alike, scores highest of all ranks' targets
 
 
-def info_nce(query: Tensor, target: Tensor, temperature: float, contents: Tensor | None = None) -> InfoNCE:
+def info_nce(
+    query: Tensor,
+    target: Tensor,
+    temperature: float,
+    contents: Tensor | None = None,
+    shown: Tensor | None = None,
+) -> InfoNCE:
     """InfoNCE (van den Oord et al., arXiv 1807.03748) of local queries against the targets of all ranks.
 
     More than QUERIES_PER_BLOCK queries are scored in blocks that the backward pass recomputes, so that memory grows
@@ -28,11 +35,18 @@ def info_nce(query: Tensor, target: Tensor, temperature: float, contents: Tensor
     Args:
         query: (B, D) unit embeddings.
         target: (M, D) unit embeddings, M >= B: row i < B is query i's positive, later rows are hard negatives.
-            All ranks hold the same M.
+            All ranks hold the same B and M.
         temperature: divides the cosine similarities; 0.05 in LamRA.
         contents: (B + M,) int64 of query and target rows, equal where two items are. A target is no negative of a query
             that it equals, whose positive it equals, or whose equal it is the positive of.
+        shown: (B + M,) int64 likewise, for the accuracy alone: a target that equals the positive, or that is an equal
+            query's positive, is a hit.
+
+    Raises:
+        ValueError: on every rank, that the ranks hold different numbers of rows.
     """
+    if several_processes():
+        _check_equal_sizes(query, target)
     targets = all_gather_with_grad(target).float()  # (W * M, D)
     labels = torch.arange(len(query), device=query.device) + process_rank() * len(target)  # (B,)
     if contents is not None:
@@ -40,25 +54,47 @@ def info_nce(query: Tensor, target: Tensor, temperature: float, contents: Tensor
         # Beside each target the query that it is the positive of; a hard negative stands for itself.
         contents = torch.stack([of_target, torch.cat([of_query, of_target[len(query) :]])], dim=1)  # (M, 2)
         contents = all_gather_with_grad(contents)  # (W * M, 2)
+    if shown is not None:
+        of_query, of_target = shown.split([len(query), len(target)])
+        of_query = F.pad(of_query, (0, len(target) - len(query)), value=-1)  # (M,): a hard negative has none
+        shown = all_gather_with_grad(torch.stack([of_target, of_query], dim=1))  # (W * M, 2)
     blocks = list(zip(query.float().split(QUERIES_PER_BLOCK), labels.split(QUERIES_PER_BLOCK)))
     if len(blocks) == 1:
-        losses = [_block_loss(*blocks[0], targets, contents, temperature)]
+        losses = [_block_loss(*blocks[0], targets, contents, shown, temperature)]
     else:
         losses = [
-            checkpoint(_block_loss, *block, targets, contents, temperature, use_reentrant=False) for block in blocks
+            checkpoint(_block_loss, *block, targets, contents, shown, temperature, use_reentrant=False)
+            for block in blocks
         ]
     loss, hits = (torch.stack(column).sum() / len(query) for column in zip(*losses))
     return InfoNCE(loss, hits.detach())
 
 
+def _check_equal_sizes(query: Tensor, target: Tensor) -> None:
+    """Before the gather, which would leave a part of its buffer unfilled, or abort on some ranks only."""
+    mine = torch.tensor([[len(query), len(target)]], device=query.device)
+    sizes = all_gather_with_grad(mine).tolist()  # (W, 2)
+    if any(size != sizes[0] for size in sizes):
+        listed = ", ".join(f"{queries} and {targets - queries}" for queries, targets in sizes)
+        raise ValueError(
+            f"the processes hold different numbers of queries and hard negatives in this step ({listed}): every row of "
+            "all --data_path sources must have equally many hard negatives, and every process equally many rows"
+        )
+
+
 def _block_loss(
-    query: Tensor, labels: Tensor, targets: Tensor, contents: Tensor | None, temperature: float
+    query: Tensor, labels: Tensor, targets: Tensor, contents: Tensor | None, shown: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Sums over a block of queries (b, D): the loss, and how often the own target scores highest."""
-    scores = query @ targets.T / temperature  # (b, W * M), float32 also when the model is bf16
+    """Sums over a block of queries (b, D): the loss, and how often the own target or one shown alike scores highest."""
+    scores = inner_products(query, targets) / temperature  # (b, W * M), float32 also when the model is bf16
     if contents is not None:
         scores = scores.masked_fill(_false_negatives(labels, contents), -torch.inf)
-    return F.cross_entropy(scores, labels, reduction="sum"), (scores.argmax(dim=1) == labels).float().sum()
+    best = scores.argmax(dim=1)  # (b,)
+    hits = best == labels
+    if shown is not None:
+        target, query_of = shown.unbind(dim=1)  # (W * M,)
+        hits |= (target[best] == target[labels]) | (query_of[best] == query_of[labels])
+    return F.cross_entropy(scores, labels, reduction="sum"), hits.float().sum()
 
 
 def _false_negatives(labels: Tensor, contents: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ Dimension letters: B sequences, L tokens of the longest, T tokens of all, H head
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -150,14 +152,25 @@ def _varlen_kernel(device: str, dtype: torch.dtype):
     if importlib.util.find_spec("torch.nn.attention.varlen") is not None:
         from torch.nn.attention.varlen import varlen_attn
 
-        def kernel(q, k, v, starts_q, starts_k, longest_q, longest_k, scaling):
-            if k.shape[1] != q.shape[1]:
-                k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-            causal = dict(scale=scaling, window_size=(-1, 0))
-            return varlen_attn(q, k.contiguous(), v.contiguous(), starts_q, starts_k, longest_q, longest_k, **causal)
-
-        return kernel
+        return _torch_kernel(varlen_attn)
     return None
+
+
+def _torch_kernel(varlen_attn: Callable) -> Callable:
+    """PyTorch's varlen_attn with the arguments of flash-attn's; torch 2.10's has neither window_size nor scale."""
+    windowed = "window_size" in inspect.signature(varlen_attn).parameters
+
+    def kernel(q, k, v, starts_q, starts_k, longest_q, longest_k, scaling):
+        if k.shape[1] != q.shape[1]:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        if windowed:
+            causal = dict(scale=scaling, window_size=(-1, 0))
+        else:
+            q = q * (scaling * q.shape[-1] ** 0.5)  # torch 2.10 divides by the root of the head size itself
+            causal = dict(is_causal=True)
+        return varlen_attn(q, k.contiguous(), v.contiguous(), starts_q, starts_k, longest_q, longest_k, **causal)
+
+    return kernel
 
 
 AttentionInterface.register(ATTENTION, padding_free_attention)

@@ -1,6 +1,6 @@
 """Reranker: a stock Qwen2-VL (with or without LoRA) that answers, read by its logits instead of by generation.
 
-Dimension letters: B sequences in the batch, L tokens of the longest, A tokens asked for, V vocabulary.
+Dimension letters: B sequences in the batch, L tokens of the longest, A tokens asked for, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lamra.models.backbone import Backbone
+from lamra.models.float32 import inner_products
 from lamra.models.packing import KeysAndValues
 
 
@@ -23,6 +24,7 @@ class Reranker(Backbone):
         image_grid_thw: Tensor | None = None,
         prefix: KeysAndValues | None = None,
         picture_features: Tensor | None = None,
+        answers: Tensor | None = None,
     ) -> Tensor:
         """Next-token logits of right-padded prompts.
 
@@ -32,15 +34,23 @@ class Reranker(Backbone):
             pixel_values: patches of the pictures in order, without those of the prefix.
             prefix: what `prefix_of` gave for tokens that every row begins with; they are then not computed again.
             picture_features: what `picture_features` gave for the pictures, instead of pixel_values.
+            answers: (n,) ids of the tokens whose logits are compared. They are computed in float32 whatever the model's
+                dtype is: in bf16 logits of 16 to 32 are 0.125 apart, and most of a list would tie.
 
         Returns:
-            (A, V) float32 logits, row after row.
+            (A, V) float32 logits, row after row, or with `answers` (A, n).
 
         Raises:
             ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
-        hidden, packing = self.hidden(input_ids, attention_mask, pixel_values, image_grid_thw, prefix, picture_features)
+        run_vision = self.vision_must_run(input_ids, pixel_values)
+        pictures = (pixel_values, image_grid_thw)
+        hidden, packing = self.hidden(
+            input_ids, attention_mask, *pictures, prefix, picture_features, run_vision=run_vision
+        )
         if prefix is not None:
             asked = asked[:, prefix[0][0].shape[2] :]
         hidden = hidden[asked] if packing is None else hidden[0, asked.flatten()[packing.slots]]  # (A, D)
+        if answers is not None:
+            return inner_products(hidden, self.stock.lm_head.weight[answers])
         return self.stock.lm_head(hidden).float()

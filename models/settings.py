@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 FILE_NAME = "lamra.json"
+RUN_FILE = "run.json"  # what a training writes before its first step
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Settings:
         role: "retriever" embeds (models.embedder), "reranker" answers (models.reranker).
         rank_style: a reranker's prompts, see collators.messages.RANK_STYLES; None for a retriever.
         train_position_ids: those that a reranker was trained with, where they are not those that it is asked with.
+        base_sha256: digests.model_sha256 of `base_model`; None in checkpoints that were written before it was kept.
+        quantized: the base model's linears were in 4 bits (NF4) while the adapter was trained.
     """
 
     base_model: str
@@ -34,6 +37,8 @@ class Settings:
     role: str = "retriever"
     rank_style: str | None = None
     train_position_ids: str | None = None
+    base_sha256: str | None = None
+    quantized: bool = False
 
     def write(self, folder: str | Path) -> None:
         (Path(folder) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -43,10 +48,15 @@ class Settings:
         """The settings in `folder`, or None for a folder that LamRA did not write (a published base model).
 
         Raises:
-            ValueError: the file is not what `write` writes.
+            ValueError: the file is not what `write` writes, or is not there in the folder of a training.
         """
         path = Path(folder) / FILE_NAME
         if not path.is_file():
+            if (Path(folder) / RUN_FILE).is_file():
+                raise ValueError(
+                    f"{folder} is half-written: its {RUN_FILE} says that a training began, and its {FILE_NAME} is not "
+                    "there: take one of its checkpoint-N, or train again with --force True"
+                )
             return None
         try:
             return cls(**json.loads(path.read_text()))

@@ -2,8 +2,10 @@
 # Download what training and evaluation need; skips what is there, resumes what is not complete.
 #
 #   bash scripts/download.sh [qwen2-vl-7b | qwen2-vl-2b | qwen2.5-vl-3b | qwen2.5-vl-7b] [nli] [flickr] [coco]
+#     [lamra-ret | lamra-rank | lamra-ret-pretrained] [mbeir | mbeir:train,cirr_task7,...]
 #
-# Without names: qwen2-vl-7b nli flickr coco.
+# Without names: qwen2-vl-7b nli flickr coco. mbeir is all of M-BEIR; with names, the files and pictures of the training
+# and of tasks (val and test). Its pictures come as one archive of 169 GB, whatever is named.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 

@@ -3,6 +3,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -d .venv/bin ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python3)}
 
+# What a script starts ends with it, also by kill -9 (train/tether.py): other scripts here, launchers, Python.
+if [ "${LAMRA_PARENT:-}" = "$PPID" ]; then exec "$PYTHON" train/tether.py bash "$0" "$@"; fi
+export LAMRA_PARENT=$$
+tethered() { "$PYTHON" train/tether.py "$@"; }
+
+for name in OUTPUT_DIR SAVE_PATH MODEL_ID MODEL_LOCAL_PATH ORIGINAL_MODEL_ID RANKINGS DATA_PATH TRAIN_DATA_PATH; do
+  case ${!name:-} in -*)
+    echo "error: $name=${!name} begins with a dash, which is a flag's: write ./${!name}" >&2
+    exit 1
+    ;;
+  esac
+done
+
+# After SIGTERM processes finish their step and write a checkpoint: seconds until torchrun kills them. Its own are 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280}
+
 # Number of GPUs to use, or 1 CPU process where there is none.
 count_gpus() {
   if [ "${CUDA_VISIBLE_DEVICES-all}" = "" ]; then
@@ -19,8 +35,9 @@ count_gpus() {
 # Run a command and hand SIGTERM and SIGINT on to it; exit 75 if it ended because of them, with a checkpoint.
 launch() {
   local child status=0
-  rm -f "$OUTPUT_DIR/preempted" # an earlier run's
-  "$@" &
+  [ -e "$OUTPUT_DIR/.lock" ] || rm -f "$OUTPUT_DIR/preempted" # an earlier run's
+  require_free_port
+  "$PYTHON" train/tether.py "$@" &
   child=$!
   trap 'kill -TERM "$child" 2>/dev/null' TERM INT
   wait "$child" || status=$?
@@ -32,6 +49,14 @@ launch() {
   exit "$status"
 }
 
+# The first of several machines listens on MASTER_PORT.
+require_free_port() {
+  if [ "${NNODES:-1}" -gt 1 ] && [ "$NODE_RANK" = 0 ] && (: <"/dev/tcp/localhost/$MASTER_PORT") 2>/dev/null; then
+    echo "error: MASTER_PORT=$MASTER_PORT is in use here: set another, the same on all machines" >&2
+    exit 1
+  fi
+}
+
 # torchrun's arguments for one machine (any free port) or several.
 rendezvous() {
   if [ "$NNODES" -gt 1 ]; then
@@ -39,6 +64,12 @@ rendezvous() {
   else
     echo "--nnodes 1 --rdzv_backend c10d --rdzv_endpoint localhost:0"
   fi
+}
+
+# Start an entrypoint of eval/ on all processes of this machine.
+evaluation() {
+  require_free_port
+  tethered accelerate launch $(accelerate_processes) train/tether.py "$@"
 }
 
 # accelerate launch's arguments for NUM_GPUS processes on this machine (any free port), or on each of several.

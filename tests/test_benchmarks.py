@@ -1,15 +1,88 @@
-"""The benchmark that is for a GPU runs to its end on any machine, in a small size."""
+"""Every benchmark runs to its end in a small size on any machine, makes its own input, and ends with one JSON line."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 
-from conftest import run_script
+import pytest
+from conftest import ROOT, run_script
+
+SMALL = {
+    "train_flops": ("--size", "tiny", "--steps", 1),
+    "train_step": ("--pairs", 1, "--sentences", 4, "--loss-batch", 64, "--cached", 16),
+    "eval_encode": ("--pictures", 2, "--rounds", 1),
+    "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
+}
+SHARED = {"shapes", "gpu"}  # what several use, and what gpu.sh starts
 
 
-def test_gpu_train_step_on_a_cpu():
-    small = ("--size", "tiny", "--sentences", 8, "--pairs", 12, "--chunk", 5, "--warm-up", 1, "--timed", 1)
-    result = run_script("python", "benchmarks/gpu_train_step.py", *small)
+def test_none_is_forgotten():
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == set(SMALL) | SHARED
+    assert [path.name for path in (ROOT / "benchmarks").glob("*.sh")] == ["gpu.sh"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_on_this_machine(name, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", [name, *map(str, SMALL[name])])
+    importlib.import_module(name).main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found.get("grad_rel_error", 0) < 1e-5 and found.get("max_abs_difference", 0) < 1e-5
+    assert found.get("flops_ratio_mean", 2) > 1 and found.get("right_answer_first", 1) == 1
+
+
+def test_what_is_for_a_gpu_runs_in_a_small_size(tmp_path):
+    result = run_script("bash", "benchmarks/gpu.sh", "--tiny", OUTPUT_DIR=tmp_path, SECONDS_IN_ALL=3000, timeout=900)
     found = json.loads(result.stdout.splitlines()[-1])
-    assert len(found["cases"]) == 5 and found["speed_up"] > 0
-    assert all(case["useful_tokens_per_second"] > 0 for case in found["cases"].values())
+    assert {line["part"] for line in found["results"]} == set("abcdefgh")
+    assert not [line for line in found["results"] if line.get("note", "").startswith(("failed", "its time", "skipped"))]
+    if found["device"] == "CPU":
+        notes = {line["part"]: line["note"] for line in found["results"] if "note" in line}
+        assert notes == {"c": "kernels for packed rows need CUDA", "h": "4-bit weights need CUDA and bitsandbytes"}
+    assert [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()] == found["results"]
+    assert (tmp_path / "results.md").read_text().startswith(f"# {found['device']}\n")
+    assert (
+        "largest gaps" in (tmp_path / "profile.txt").read_text()
+        or "gaps between" in (tmp_path / "profile.txt").read_text()
+    )
+
+
+def test_a_part_that_fails_hangs_or_comes_too_late_does_not_stop_the_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gpu = importlib.import_module("gpu")
+
+    def fails(_machine):
+        yield "first", {"seconds": 1.0}
+        raise RuntimeError("out of\nmemory")
+
+    def dies(_machine):
+        import os
+
+        yield "before", {}
+        os._exit(7)
+
+    def hangs(_machine):
+        import time
+
+        time.sleep(60)
+        yield "never", {}
+
+    def works(_machine):
+        yield "all", {"value": 0.123456}
+
+    parts = {"a": ("one", 30, fails), "b": ("two", 30, dies), "c": ("three", 0.1, hangs), "d": ("four", 30, works)}
+    monkeypatch.setattr(gpu, "PARTS", parts | {"e": ("five", 10_000, works)})
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--parts", "abcde", "--output_dir", str(tmp_path)])
+    gpu.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == [
+        {"part": "a", "case": "first", "seconds": 1.0},
+        {"part": "a", "note": "failed: RuntimeError: out of"},
+        {"part": "b", "case": "before"},
+        {"part": "b", "note": "failed: the process ended with status 7"},
+        {"part": "c", "note": "its time of 1 s is over"},
+        {"part": "d", "case": "all", "value": 0.123456},
+        {"part": "e", "note": "skipped: the time is used up"},
+    ]
+    assert "| d four | all | value 0.1235 |" in (tmp_path / "results.md").read_text()

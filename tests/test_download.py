@@ -23,6 +23,7 @@ from lamra.datasets.download import Hub, extract
 ROOT = Path(__file__).parents[1]
 NLI = "datasets/princeton-nlp/datasets-for-simcse"
 EVAL = "datasets/code-kunkun/LamRA_Eval"
+MBEIR = "datasets/TIGER-Lab/M-BEIR"
 MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 CSV = b"sent0,sent1,hard_neg\n" + b"a dog runs,an animal moves,a dog sleeps\n" * 5000
 
@@ -189,6 +190,9 @@ def test_a_model_is_safetensors_and_text_only(hub, run, tmp_path):
     assert {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")} == wanted
     assert "already complete" in run("qwen2-vl-2b")[1]
 
+    hub.files["code-kunkun/LamRA-Ret"] = wanted
+    assert run("lamra-ret")[0] == 0 and (tmp_path / "models/LamRA-Ret/config.json").is_file()
+
     (folder / "merges.txt").unlink()  # a file is lost: only that one is downloaded again
     hub.log.clear()
     assert run("qwen2-vl-2b")[0] == 0
@@ -235,9 +239,89 @@ def test_archives_that_are_damaged_or_others_are_named(tmp_path):
         assert list(tmp_path.iterdir()) == [path]
 
 
+def mbeir() -> dict[str, bytes]:
+    """M-BEIR with two tasks and a training set; its pictures as an archive in three parts."""
+    rows = {
+        "query/test/mbeir_cirr_task7_test.jsonl": [{"qid": "8:1", "query_img_path": "mbeir_images/cirr_images/q.jpg"}],
+        "query/val/mbeir_cirr_task7_val.jsonl": [{"qid": "8:2", "query_img_path": None}],
+        "cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl": [
+            {"did": "8:1", "img_path": "mbeir_images/cirr_images/c.jpg"},
+            {"did": "8:2", "img_path": "mbeir_images/cirr_images/lost.jpg"},
+        ],
+        "query/test/mbeir_mscoco_task0_test.jsonl": [{"qid": "9:1", "query_img_path": None}],
+        "cand_pool/local/mbeir_mscoco_task0_test_cand_pool.jsonl": [{"did": "9:1", "img_path": "mbeir_images/9.jpg"}],
+        "query/union_train/mbeir_union_up_train.jsonl": [{"qid": "9:3", "query_img_path": "mbeir_images/train.jpg"}],
+        "cand_pool/global/mbeir_union_train_cand_pool.jsonl": [{"did": "9:3", "img_path": None}],
+        "cand_pool/global/mbeir_union_test_cand_pool.jsonl": [{"did": "9:4", "img_path": None}],
+    }
+    files = {name: "".join(json.dumps(row) + "\n" for row in lines).encode() for name, lines in rows.items()}
+    files["qrels/test/mbeir_cirr_task7_test_qrels.txt"] = b"8:1 0 8:1 1 7\n"
+    files["instructions/query_instructions.tsv"] = b"query_modality\n"
+    names = ["cirr_images/q.jpg", "cirr_images/c.jpg", "9.jpg", "train.jpg"]
+    pictures = archive({f"./mbeir_images/{name}": name.encode() * 99 for name in names})
+    third = len(pictures) // 3
+    for number, part in enumerate((pictures[:third], pictures[third : 2 * third], pictures[2 * third :])):
+        files[f"mbeir_images.tar.gz.part-{number:02d}"] = part
+    return files | {"README.md": b"", ".gitattributes": b"", "query/../../up.jsonl": b"", "train/old.jsonl": b""}
+
+
+def test_of_mbeir_come_the_tasks_that_are_named(hub, run, tmp_path):
+    hub.files[MBEIR], folder = mbeir(), tmp_path / "data/M-BEIR"
+    hub.refuses = 1
+    status, printed = run("mbeir:cirr_task7")
+    assert status == 0 and "try 1 of 2 failed" in printed, printed
+    assert "1 pictures that the files name are not in the archive, the first: mbeir_images/cirr_images/lost" in printed
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {name for name in found if not name.startswith(".")} == {
+        *(name for name in hub.files[MBEIR] if "cirr_task7" in name),
+        "instructions/query_instructions.tsv",
+        "mbeir_images/cirr_images/q.jpg",
+        "mbeir_images/cirr_images/c.jpg",
+    }
+    assert (folder / "mbeir_images/cirr_images/c.jpg").read_bytes() == b"cirr_images/c.jpg" * 99
+
+    hub.log.clear()
+    status, printed = run("mbeir:cirr_task7")
+    assert status == 0 and "already complete" in printed and hub.log == []
+
+    # Another task and the training: the archive is there already. `_test` is how this project calls COCO's tasks.
+    assert run("mbeir:mscoco_task0_test,train")[0] == 0
+    assert not [line for line in hub.log if line.startswith("GET") and "/cdn/" in line and "part-" in line]
+    assert (folder / "mbeir_images/9.jpg").is_file() and (folder / "mbeir_images/train.jpg").is_file()
+    assert not (folder / "cand_pool/global/mbeir_union_test_cand_pool.jsonl").exists()
+
+    assert run("mbeir")[0] == 0  # all, after which the archive is not needed
+    assert (folder / "cand_pool/global/mbeir_union_test_cand_pool.jsonl").is_file()
+    assert not (folder / ".download").exists() and not list(tmp_path.rglob("*up.jsonl"))
+    hub.log.clear()
+    assert run("mbeir", "mbeir:cirr_task7")[0] == 0 and hub.log == []
+
+
+def test_what_is_wrong_with_mbeir_is_named(hub, run, tmp_path):
+    hub.files[MBEIR] = mbeir()
+    status, printed = run("mbeir:cirr_task8")
+    assert status == 1 and "mbeir:cirr_task8 is unknown: choose train, or of cirr_task7, mscoco_task0" in printed
+    part = hub.files[MBEIR].pop("mbeir_images.tar.gz.part-01")
+    status, printed = run("mbeir:cirr_task7")
+    assert status == 1 and "holds the archive's parts [0, 2]" in printed
+    hub.files[MBEIR]["mbeir_images.tar.gz.part-01"] = part[:-20]
+    status, printed = run("mbeir:cirr_task7")
+    assert status == 1 and "part-00 and the other parts are damaged" in printed
+    for name in hub.files[MBEIR]:
+        if "part-" in name:
+            hub.files[MBEIR][name] = archive({"../../escaped.txt": b"gotcha"}) if name.endswith("00") else b""
+    (tmp_path / "data/M-BEIR/.download/mbeir_images.tar.gz.part-00").unlink()
+    for number in (1, 2):
+        (tmp_path / f"data/M-BEIR/.download/mbeir_images.tar.gz.part-0{number}").write_bytes(b"")
+    status, printed = run("mbeir:cirr_task7")
+    assert status == 1 and "is refused, it may be malicious: it holds '../../escaped.txt'" in printed
+    assert not list(tmp_path.rglob("*escaped*"))
+
+
 def test_errors_are_one_sentence_and_a_status(hub, run, tmp_path, monkeypatch):
     assert run("qwen9") == (1, "error: 'qwen9' is unknown: choose from qwen2-vl-2b qwen2-vl-7b qwen2.5-vl-3b "
-                               "qwen2.5-vl-7b nli flickr coco\n")  # fmt: skip
+                               "qwen2.5-vl-7b lamra-ret-pretrained lamra-ret lamra-rank nli flickr coco "
+                               "mbeir\n")  # fmt: skip
     assert hub.log == []
 
     status, printed = run("qwen2-vl-2b", tries=50)  # no such repository: no reason to try again

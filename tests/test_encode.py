@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +13,10 @@ from conftest import ROOT
 
 from lamra.collators.processing import Processor
 from lamra.datasets.items import Item
+from lamra.eval import embed
 from lamra.eval.encode import encode, token_batches
-from lamra.models.loading import load_embedder
+from lamra.eval.judge import Judge
+from lamra.models.loading import load_embedder, load_reranker
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,45 @@ def test_equal_to_one_at_a_time(tiny_model, processor, items, position_ids):
     ):
         found = encode(embedder, processor, items, max_tokens_per_batch=budget, **options)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_no_embedding_that_is_not_finite_leaves_the_model(tiny_model, processor, items, monkeypatch, tmp_path, fails):
+    """Damage of many kinds: weights, config, pixels; a vector of zeros is no embedding either."""
+
+    def found_of(embedder, some=items) -> str:
+        with pytest.raises(ValueError, match="the model makes no finite embedding of unit norm of item") as raised:
+            encode(embedder, processor, some, max_tokens_per_batch=10_000)
+        return str(raised.value)
+
+    for value in (torch.nan, torch.inf, 0.0, 1e38):
+        for part in ("norm.weight", "layers.0.mlp.down_proj.weight"):
+            embedder, _ = load_embedder(tiny_model, dtype=torch.float32)
+            embedder.stock.model.language_model.get_parameter(part).data.fill_(value)
+            if value or "norm" in part:
+                assert "items t0, t1, t2, p0, p1, p2, p3, cut and" in found_of(embedder)
+    embedder, _ = load_embedder(tiny_model, dtype=torch.float32)
+    monkeypatch.setattr(processor.image_processor, "image_std", [0.0] * 3)
+    assert found_of(embedder, items[:4] + items[-1:]).split(" of ")[-1].startswith("item p0: its weights")
+    assert encode(embedder, processor, items[:3], max_tokens_per_batch=10_000).isfinite().all()
+
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    config["text_config"]["rms_norm_eps"] = float("nan")
+    (broken / "config.json").write_text(json.dumps(config))
+    (tmp_path / "items.jsonl").write_text(json.dumps({"id": "a line", "text": "a"}) + "\n")
+    flags = dict(model_id=broken, input=tmp_path / "items.jsonl", output=tmp_path / "out.npz", num_workers=0)
+    assert "of unit norm of item a line: its weights, its config.json" in fails(embed.main, **flags)
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_no_answer_that_is_not_finite_leaves_the_reranker(tiny_model, processor):
+    model, settings = load_reranker(tiny_model, dtype=torch.float32)
+    judge = Judge(model, Processor(tiny_model, max_length=2048), settings, 4096, 0, True)
+    query, *candidates = (judge.prompts.shown(Item(name, name)) for name in ("q", "a", "b"))
+    model.stock.model.language_model.norm.weight.data.fill_(torch.nan)
+    for style in ("pointwise", "listwise"):
+        with pytest.raises(ValueError, match="answers to the query q about items a, b are not finite: its weights"):
+            judge.answer(style, query, candidates)
 
 
 def test_the_length_is_told_before_encoding(processor, items):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from test_golden import close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamra.collators.processing import Processor
 from lamra.collators.retrieval import TrainingCollator
@@ -51,6 +52,29 @@ def test_different_items_change_nothing_and_blocks_neither(rows, monkeypatch):
     close(blocks.loss, whole.loss)
     for gradient, other in zip(torch.autograd.grad(blocks.loss, rows), expected):
         close(gradient, other)
+
+
+def test_scores_are_float32_in_both_directions_where_tf32_is_on(rows):
+    """TF32 needs a GPU; here the setting is read at every matrix product, also of the backward pass."""
+    scores = rows[0] @ rows[1].T / 0.5
+    plain = torch.autograd.grad(F.cross_entropy(scores, torch.arange(3), reduction="sum") / 3, rows)
+    matmul, settings = torch.backends.cuda.matmul, []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, op, _types, args=(), kwargs=None):
+            if op is torch.ops.aten.mm.default:
+                settings.append(matmul.fp32_precision)
+            return op(*args, **(kwargs or {}))
+
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        with Products():
+            found = torch.autograd.grad(info_nce(*rows, 0.5).loss, rows)
+        assert settings == ["ieee"] * 3 and matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
+    assert all(map(torch.equal, found, plain))
 
 
 def test_equal_is_what_the_model_sees(tiny_model, tmp_path):

@@ -31,6 +31,7 @@ from lamra.eval import eval_mbeir
 from lamra.eval.mbeir_tasks import PAPER_AVERAGE
 from lamra.eval.mbeir_tasks import TASKS as TASK_TABLE
 from lamra.eval.retriever import Retriever
+from lamra.models.digests import model_sha256
 from lamra.models.settings import Settings
 from lamra.train import train_mbeir
 
@@ -296,11 +297,13 @@ def trained(mbeir, stage1, tmp_path_factory):
 
 def test_stage_2_goes_on_from_what_stage_1_remembers(trained, stage1):
     settings = Settings.read(trained)
-    assert settings == Settings(str(stage1), "mrope", max_pixels=100 * 28 * 28, text_max_tokens=480)
+    base = dict(base_model=str(stage1), base_sha256=model_sha256(stage1))
+    assert settings == Settings(**base, position_ids="mrope", max_pixels=100 * 28 * 28, text_max_tokens=480)
     history = json.loads((trained / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
     assert len([entry for entry in history if "loss" in entry]) == 6
     assert any("eval_recall@1" in entry for entry in history)
     record = json.loads((trained / "run.json").read_text())
+    assert record["base_sha256"] == settings.base_sha256
     assert record["data"]["pairs"] == 5 * SCENES and len(record["data"]["sha256"]) == 3
     assert record["arguments"]["hard_negatives"] == 1 and record["arguments"]["lora_r"] == 128
 
@@ -444,7 +447,8 @@ def test_rankings_and_metrics(evaluated, mbeir):
 def test_evaluation_refuses(fails, evaluated, mbeir, trained, stage1, tmp_path, monkeypatch):
     output, _ = evaluated
     other = evaluation(mbeir, stage1, output)
-    assert "holds embeddings made otherwise (not the same: model, text_max_tokens)" in fails(eval_mbeir.main, **other)
+    differs = "holds embeddings made otherwise (not the same: model, base)"
+    assert differs in fails(eval_mbeir.main, **other)
     monkeypatch.setattr(eval_mbeir, "load_retriever", lambda *_: pytest.fail("a model was loaded"))
     run = evaluation(mbeir, trained, tmp_path)
     root = tmp_path / "mbeir"

@@ -30,8 +30,8 @@ from lamra.datasets.mbeir_files import INSTRUCTIONS, TRAIN_QUERIES, global_pool,
 from lamra.datasets.miniature_mbeir import build_mbeir
 from lamra.datasets.rerank import RerankExamples, mined_candidates, ranking_of
 from lamra.eval import eval_mbeir, eval_rerank, mine_rerank
+from lamra.eval.judge import read_ranking, reranked
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.rerank import read_ranking, reranked
 from lamra.train import train_mbeir, train_rerank
 from lamra.train.entrypoint import run
 

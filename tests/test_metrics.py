@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lamra.eval import report
+from lamra.eval import compare_mbeir, compare_rerank, eval_rerank, report
+from lamra.eval.judge import RankingTask
 from lamra.eval.metrics import recall_at_k, retrieval_recalls
 from lamra.eval.search import top_k
 
@@ -166,3 +167,42 @@ def test_report_writes_equal_files_and_a_picture(tmp_path, capsys):
 
     report.plot_recalls(tmp_path / "plots" / "recall.png", {"paper": row})
     assert (tmp_path / "plots" / "recall.png").read_bytes().startswith(b"\x89PNG")
+
+
+def mbeir_run(folder, name, average, **recalls) -> str:
+    """A metrics.json of eval_mbeir.py as an argument of the comparison."""
+    path = folder / f"{name}.json"
+    tasks = {task: {"recall@1": 0.0, "recall@5": recall, "recall@10": 1.0} for task, recall in recalls.items()}
+    path.write_text(json.dumps({**tasks, "average": average}))
+    return f"{name}={path}"
+
+
+def test_runs_are_compared_on_the_tasks_that_all_have(tmp_path, monkeypatch, capsys, fails):
+    more = mbeir_run(tmp_path, "more", 0.8, cirr_task7=0.6, mscoco_task0_test=0.2, webqa_task1=1.0)
+    less = mbeir_run(tmp_path, "less", 0.3, cirr_task7=0.5, mscoco_task0_test=0.1)
+    monkeypatch.setattr("sys.argv", ["compare", more, less])
+    compare_mbeir.main()
+    head, *rows, left_out = capsys.readouterr().out.splitlines()
+    assert head.split() == ["mscoco_task0_test", "@5", "cirr_task7", "@5", "average"]
+    assert [row.split() for row in rows] == [["more", "20.0", "60.0", "40.0"], ["less", "10.0", "50.0", "30.0"]]
+    assert left_out == "left out, also of the average, because not every run has them: webqa_task1"
+
+    other = mbeir_run(tmp_path, "other", 1.0, webqa_task1=1.0)
+    assert "less, other have no task of M-BEIR in common" in fails(compare_mbeir.main, less, other)
+    assert 'is not "name=metrics.json" with a name of its own' in fails(compare_mbeir.main, less, less)
+    assert "none.json of 'a' cannot be read" in fails(compare_mbeir.main, "a=none.json")
+    bare = ("--output_dir", tmp_path)
+    assert "the metrics of 'less' lack image_retrieval_recall@1: name" in fails(report.main, *bare, less)
+    assert "7 runs: the figure tells at most 6 apart" in fails(report.main, *bare, *"abcdefg")
+    assert "6 runs: the figure tells at most 5 apart" in fails(
+        compare_rerank.main, *bare, *(f"{name}={tmp_path}" for name in "abcdef")
+    )
+
+
+def test_recall_after_reranking_is_over_all_queries():
+    task = RankingTask("ab", "cd", [0, 1], [[0, 1], [1, 0]], [[1, 0], [1, 0]], [[0], [0]])
+    assert eval_rerank.recalls(task)["recall@1"] == 0.5
+    for asked in ([0], [0, 0]):
+        part = RankingTask("ab", "cd", asked, [[0, 1]], [[1, 0]], [[0]])
+        with pytest.raises(ValueError, match="the ranking is of 1 of the 2 queries: recall is over all of them"):
+            eval_rerank.recalls(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
 from lamra.models.lora import add_lora
 from lamra.models.losses import info_nce
-from lamra.models.packing import Packing
+from lamra.models.packing import Packing, _torch_kernel
 
 IMAGE, START, END = 507, 505, 506
 
@@ -122,7 +123,7 @@ def test_the_last_layer_computes_pooled_tokens_only(stock):
 def test_packed_kernels_get_the_right_rows(stock, monkeypatch):
     """flash-attn's and PyTorch's varlen kernels need CUDA; here a plain loop stands in for them, with their meaning."""
 
-    def kernel(q, k, v, starts_q, starts_k, longest_q, longest_k, scaling):
+    def loop(q, k, v, starts_q, starts_k, longest_q, longest_k, scaling):
         assert longest_q == starts_q.diff().max() and longest_k == starts_k.diff().max()
         rows = []
         for i in range(len(starts_q) - 1):
@@ -133,13 +134,29 @@ def test_packed_kernels_get_the_right_rows(stock, monkeypatch):
             rows.append(torch.nn.functional.scaled_dot_product_attention(qs, ks, vs, **options).transpose(0, 1))
         return torch.cat(rows)
 
+    def torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+        assert is_causal and query.shape[1] == key.shape[1]  # neither grouped heads nor a scale of one's own
+        return loop(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, query.shape[-1] ** -0.5)
+
+    def torch_2_11(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+    ):
+        assert window_size == (-1, 0) and query.shape[1] == key.shape[1]
+        return loop(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale)
+
+    q, k = torch.randn(5, 4, 8), torch.randn(5, 2, 8)
+    rows_of_5 = torch.tensor([0, 2, 5], dtype=torch.int32), torch.tensor([0, 2, 5], dtype=torch.int32), 3, 3
+    for version in (torch_2_10, torch_2_11):  # another scale than the root of the head size
+        close(_torch_kernel(version)(q, k, k, *rows_of_5, 0.7), loop(q, k, k, *rows_of_5, 0.7))
+
     batch = batch_of([[6, (4, 6), 3], [9], [40], [7]])
     batch["input_ids"][:, :6] = torch.arange(10, 16)
-    for last_token_only in (True, False):
+    kernels = loop, _torch_kernel(torch_2_10), _torch_kernel(torch_2_11)
+    for last_token_only, kernel in itertools.product((True, False), kernels):
         embedder = Embedder(copy.deepcopy(stock), "mrope", last_token_only=last_token_only).eval()
         expected = embedder(**batch).detach()
         with monkeypatch.context() as patch, torch.no_grad():
-            patch.setattr("lamra.models.packing._varlen_kernel", lambda *_: kernel)
+            patch.setattr("lamra.models.packing._varlen_kernel", lambda *_, kernel=kernel: kernel)
             close(embedder(**batch), expected)
             close(embedder(**batch, prefix=embedder.prefix_of(torch.arange(10, 16))), expected)
 

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from lamra.datasets.pairs import Mixture, PairFile, Subset
+from lamra.train.arguments import DataArguments
 from lamra.train.sampling import MixtureSampler
+from lamra.train.train_nli import load_pairs
 
 QUERY, TARGET = {"text": "a dog"}, {"text": "the same dog", "image": "p/1.png"}
 
@@ -59,6 +61,7 @@ def test_each_format_gives_its_pairs(root):
         ("pairs", [{"query": QUERY}], 'a.json line 1 lacks "target": it has query'),
         ("pairs", [{"query": QUERY, "target": {"txt": "x"}}], 'line 1: {"txt": "x"} is not {"text" and/or "image"}'),
         ("pairs", [{"query": QUERY, "target": {"text": 3}}], "line 1"),
+        ("pairs", [{"query": QUERY, "target": {"text": " "}}], 'line 1: {"text": " "} is not {"text" and/or "image"}'),
         ("pairs", [{"query": QUERY, "target": {"image": "p/3.png"}}], "p/3.png of"),
         ("pairs", [{"query": QUERY, "target": {"image": "../x.png"}}], "the path ../x.png leaves"),
         ("pairs", [{"query": QUERY, "target": {"image": "/etc/x.png"}}], "the path /etc/x.png leaves"),
@@ -84,6 +87,22 @@ def test_negatives_must_be_as_many_in_each_row(root):
     assert len(PairFile(path, "pairs")) == 2
     with pytest.raises(ValueError, match=r"rows of .* have \[0, 1\] negatives"):
         PairFile(path, "pairs", use_hard_negatives=True)
+    path = write(root / "none.jsonl", rows[:1])
+    with pytest.raises(ValueError, match="--use_hard_negatives True: .*none.jsonl has no hard negatives; leave the"):
+        PairFile(path, "pairs", use_hard_negatives=True)
+
+
+def test_negatives_must_be_as_many_in_each_source(root):
+    rows = [{"query": QUERY, "target": TARGET, "negatives": [QUERY] * count} for count in (1, 2)]
+    sources = [write(root / f"{i}.jsonl", [row]) for i, row in enumerate(rows, start=1)]
+    args = DataArguments(data_path=",".join(map(str, sources)), data_format="pairs", use_hard_negatives=True)
+    with pytest.raises(ValueError, match=r"unequal numbers of hard negatives, 1 in .*1\.jsonl, 2 in .*2\.jsonl; make"):
+        load_pairs(args, seed=0)
+    args.use_hard_negatives = False
+    assert len(load_pairs(args, seed=0)) == 2
+    args.max_train_samples = 1
+    with pytest.raises(ValueError, match="--max_train_samples 1: expected more: it leaves no row of"):
+        load_pairs(args, seed=0)
 
 
 def test_a_smaller_subset_is_among_a_larger_one():

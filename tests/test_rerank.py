@@ -21,9 +21,11 @@ from lamra.datasets.mbeir_files import INSTRUCTIONS, TRAIN_QUERIES, global_pool,
 from lamra.datasets.miniature_mbeir import build_mbeir
 from lamra.datasets.rerank import RerankExamples
 from lamra.eval import compare_rerank, eval_mbeir, eval_rerank, mine_rerank
+from lamra.eval.judge import Judge, reranked
 from lamra.eval.report import write_ranking
-from lamra.eval.rerank import Judge, reranked
+from lamra.models.digests import model_sha256
 from lamra.models.loading import load_reranker, settings_to_rerank, settings_to_train
+from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings
 from lamra.train import train_rerank
 from lamra.train.arguments import ModelArguments
@@ -227,19 +229,35 @@ def test_a_picture_is_looked_at_once(tiny_model, mbeir):
     assert judge.yes_no[0] == [] and logits.softmax(0)[0].item() == pytest.approx(answers[0][0][0][0], abs=1e-6)
 
 
+def test_answers_are_told_apart_in_bf16(tiny_model):
+    """bf16 logits of one token after many prompts take few values; in float32 no two of them tie."""
+    judge = judge_of(tiny_model)
+    model = Reranker(judge.model.model.bfloat16(), "mrope").eval()
+    model.stock.lm_head.weight.data.mul_(40)  # logits of the size that trained models have
+    rows = [judge.prompts.pointwise(*(judge.prompts.shown(Item(t, t)) for t in ("q", f"{i} c"))) for i in range(40)]
+    inputs = judge.processor.pad(rows)
+    last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
+    inputs["asked"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
+    answers = torch.tensor(judge.yes_no[1])
+    with torch.no_grad():
+        coarse, fine = model(**inputs)[:, answers], model(**inputs, answers=answers)
+    assert fine.dtype == torch.float32 and (fine - coarse).abs().max() < 0.13
+    assert len(coarse[:, 0].unique()) < 30 and len(fine[:, 0].unique()) == 40
+
+
 def test_the_window_carries_the_best_to_the_front(tiny_model, monkeypatch):
     judge, asked = judge_of(tiny_model), []
     names = [f"{i} is it." for i in range(12)]
     shown = [judge.prompts.shown(Item(name, name)) for name in names]
 
-    def last_logits(prompts, _shown):
+    def last_logits(prompts, _shown, _answers):
         (prompt,) = prompts
         text = judge.processor.tokenizer.decode(prompt["input_ids"]).split("Candidates:")[1]
         window = [int(number) for number in re.findall(r"\) (\d+) is it", text)]
         asked.append(window)
-        logits = torch.zeros(1, 2000)
+        logits = torch.zeros(1, len(window))
         for place, i in enumerate(window):
-            logits[0, judge.numbers[1][place]] = -abs(i - 9) - i / 100  # 9 is best, then 8, 10, 7, 11
+            logits[0, place] = -abs(i - 9) - i / 100  # 9 is best, then 8, 10, 7, 11
         return logits
 
     monkeypatch.setattr(judge, "_last_logits", last_logits)
@@ -512,13 +530,13 @@ def test_a_reranker_goes_its_own_way_from_a_retriever(tiny_model, tmp_path):
     Settings("base", "sequential", max_pixels=28 * 28 * 100, text_max_tokens=480).write(merged)
     flags = dict(rank_style="clean", text_max_tokens=256, min_pixels=None, max_pixels=None, train_position_ids=None)
     settings = settings_to_rerank(merged, position_ids=None, **flags)
-    as_retriever = dict(max_pixels=28 * 28 * 100, text_max_tokens=256, role="reranker", rank_style="clean")
-    assert settings == Settings(str(merged), "mrope", train_position_ids="sequential", **as_retriever)  # as upstream
+    as_retriever = dict(text_max_tokens=256, role="reranker", rank_style="clean", max_pixels=28 * 28 * 100)
+    as_retriever |= dict(base_model=str(merged), base_sha256=model_sha256(merged))
+    assert settings == Settings(position_ids="mrope", train_position_ids="sequential", **as_retriever)  # as upstream
     both = settings_to_rerank(merged, position_ids=None, **flags | {"train_position_ids": "mrope"})
-    assert both == Settings(str(merged), "mrope", **as_retriever)  # as this project's first rerankers remember
-    assert settings_to_rerank(merged, position_ids="sequential", **flags) == Settings(
-        str(merged), "sequential", **as_retriever
-    )
+    assert both == Settings(position_ids="mrope", **as_retriever)  # as this project's first rerankers remember
+    asked = settings_to_rerank(merged, position_ids="sequential", **flags)
+    assert asked == Settings(position_ids="sequential", **as_retriever)
     with pytest.raises(ValueError, match="--max_pixels 784 contradicts the checkpoint"):
         settings_to_rerank(merged, position_ids=None, **flags | {"max_pixels": 784})
     settings.write(merged)

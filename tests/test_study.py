@@ -43,7 +43,7 @@ def test_the_table_by_hand(results):
     assert len(frame) == 9 * 4
     table = study.write_table(results / "table.md", frame).splitlines()
     assert table[0] == "| data | size | seeds | flickr, image retrieval | flickr, text retrieval | mean |"
-    assert table[2] == "| base model | - | 1 | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |"
+    assert table[2] == "| base model | - | 1 | 0.100 | 0.100 | 0.100 |"  # one run has no spread
     # 0.50 and 0.52: mean 0.51, deviation 0.01 * sqrt(2); the means over directions are 0.60 and 0.61
     assert table[4] == "| text | 100 % | 2 | 0.510 ± 0.014 | 0.700 ± 0.000 | 0.605 ± 0.007 |"
 
@@ -54,8 +54,28 @@ def test_conclusions_by_hand(results):
         "text alone rises steadily with its size": "held",
         "mixing lowers the result of text alone": "within the spread",
     }
+    best = "text alone is the best data"
     write_run(results, "image-text-100-seed0", 0.9, 0.9)
-    assert dict(study.conclusions(study.read_results(results)))["text alone is the best data"] == "did not hold"
+    assert dict(study.conclusions(study.read_results(results)))[best] == "needs 2 seeds"
+    write_run(results, "image-text-100-seed1", 0.9, 0.9)
+    assert dict(study.conclusions(study.read_results(results)))[best] == "did not hold"
+
+
+def test_the_mean_is_over_the_galleries_that_all_runs_have(results):
+    write_run(results, "text-100-seed0", 0.9, 0.9, data="coco")  # its own mean would be 0.75, beside others' 0.60
+    frame = study.read_results(results)
+    assert study.common_galleries(frame) == ["flickr"]
+    table = study.write_table(results / "table.md", frame).splitlines()
+    assert table[0].count("coco") == 2
+    assert table[2] == "| base model | - | 1 | 0.100 | 0.100 | - | - | 0.100 |"
+    assert table[4] == "| text | 100 % | 2 | 0.510 ± 0.014 | 0.700 ± 0.000 | 0.900 | 0.900 | 0.605 ± 0.007 |"
+    assert "The mean leaves out coco, which not every run has." in "\n".join(table)
+    assert dict(study.conclusions(frame))["text alone is the best data"] == "within the spread"
+    (results / "image-100-seed0" / "flickr" / "metrics.json").rename(results / "metrics.json")
+    (results / "image-100-seed0" / "coco").mkdir()
+    (results / "metrics.json").rename(results / "image-100-seed0" / "coco" / "metrics.json")
+    with pytest.raises(ValueError, match="no gallery .* has all runs; measure them on the same ones"):
+        study.read_results(results)
 
 
 def test_nothing_to_report(tmp_path):

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 import transformers
 from transformers import HfArgumentParser
+from transformers.integrations import get_available_reporting_integrations
 
 from lamra.datasets.pairs import DATA_FORMATS
 from lamra.models.backbone import POSITION_IDS
+from lamra.train.inherited import NOTED, REFUSED
+from lamra.train.processes import TIMEOUT
+
+MEASURES = ("recall@1", "accuracy")  # what an evaluation during training gives
+FOLLOW_A_FALLING_MEASURE = ("reduce_lr_on_plateau", "greedy")
 
 
 @dataclass
 class ModelArguments:
-    model_id: str = field(default="qwen2-vl-7b", metadata={"help": "base model, see models/loading.py"})
+    model_id: str = field(default="qwen2-vl-7b", metadata={"help": "base model, see models/folders.py"})
     model_local_path: str | None = field(default=None, metadata={"help": "its folder, if not checkpoints/hf_models/"})
     train_vision_encoder: bool = field(default=False, metadata={"help": "train the vision tower in full"})
     use_vision_lora: bool = field(default=False, metadata={"help": "LoRA on the vision tower"})
@@ -38,8 +47,10 @@ class ModelArguments:
     max_pixels: int | None = field(default=None, metadata={"help": "largest area of a picture; default 300*28*28"})
 
     def __post_init__(self):
+        require_finite(self)
         require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
         require(self.lora_r > 0, "lora_r", self.lora_r, "a positive rank")
+        require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a positive number: 0 would train nothing")
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a value from 0 to below 1")
         if self.q_lora and not self.use_lora:
             raise ValueError("--q_lora True needs --use_lora True: 4-bit weights cannot be trained themselves")
@@ -65,6 +76,7 @@ class DataArguments:
     use_hard_negatives: bool = field(default=False, metadata={"help": "hard negatives as further targets (LamRA: no)"})
 
     def __post_init__(self):
+        require_finite(self)
         formats, files = self.data_format.split(","), self.data_path.split(",")
         require(set(formats) <= set(DATA_FORMATS), "data_format", self.data_format, f"of {', '.join(DATA_FORMATS)}")
         require(
@@ -119,6 +131,9 @@ class TrainingArguments(transformers.TrainingArguments):
         default=0.001,
         metadata={"help": "stop if more pairs than this share of the data cannot be used; one always may"},
     )
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "stop after so many evaluations without a better one, and keep the best; 0: off"}
+    )
     dry_run: bool = field(default=False, metadata={"help": "build everything, print what would run, and stop"})
 
     # Upstream's values where they differ from Hugging Face's defaults.
@@ -137,34 +152,41 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True shows a NaN loss as 0.0"})
+    ddp_timeout: int = field(
+        default=int(TIMEOUT.total_seconds()), metadata={"help": "seconds that processes wait for each other"}
+    )
     report_to: None | str | list[str] = "tensorboard"
 
     def __post_init__(self):
-        require(self.temperature > 0, "temperature", self.temperature, "a positive value")
-        require(
-            self.per_device_train_batch_size > 0,
-            "per_device_train_batch_size",
-            self.per_device_train_batch_size,
-            "1 or more",
-        )
-        require(self.model_max_length > 0, "model_max_length", self.model_max_length, "1 or more")
-        require(
-            0 <= self.max_skipped_share < 1, "max_skipped_share", self.max_skipped_share, "a share from 0 to below 1"
-        )
-        cut = self.text_max_tokens
-        require(cut is None or cut > 0, "text_max_tokens", cut, "1 or more")
-        require(self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip")
-        require(self.grad_cache_chunk >= 0, "grad_cache_chunk", self.grad_cache_chunk, "0 (off) or a number of prompts")
-        if self.use_liger_kernel:  # the Trainer would only log that it cannot
-            raise ValueError(
-                "--use_liger_kernel True: Liger 0.8.5 cannot patch Qwen2-VL in transformers 5.23; leave the flag out"
-            )
-        require(
-            self.mixture_batches in ("mixed", "homogeneous"),
-            "mixture_batches",
-            self.mixture_batches,
-            "mixed or homogeneous",
-        )
+        require_finite(self)
+        self._check_inherited()
+        for flag, holds, wanted in (
+            ("temperature", self.temperature > 0, "a positive value"),
+            ("per_device_train_batch_size", self.per_device_train_batch_size > 0, "1 or more"),
+            ("per_device_eval_batch_size", self.per_device_eval_batch_size > 0, "1 or more"),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps > 0, "1 or more"),
+            ("num_train_epochs", self.num_train_epochs > 0, "more than 0; to see what would run: --dry_run True"),
+            ("max_steps", self.max_steps == -1 or self.max_steps > 0, "1 or more, or -1: as the epochs have"),
+            ("learning_rate", self.learning_rate > 0, "a positive value"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("adam_beta1", 0 <= self.adam_beta1 < 1, "a value from 0 to below 1"),
+            ("adam_beta2", 0 <= self.adam_beta2 < 1, "a value from 0 to below 1"),
+            ("adam_epsilon", self.adam_epsilon >= torch.finfo(torch.float32).tiny, "a positive float32 value"),
+            ("max_grad_norm", self.max_grad_norm >= 0, "0 (off) or more"),
+            ("model_max_length", self.model_max_length > 0, "1 or more"),
+            ("max_skipped_share", 0 <= self.max_skipped_share < 1, "a share from 0 to below 1"),
+            ("save_total_limit", (self.save_total_limit or 0) >= 0, "a number of checkpoints, or 0 to keep all"),
+            ("text_max_tokens", self.text_max_tokens is None or self.text_max_tokens > 0, "1 or more"),
+            ("on_nonfinite", self.on_nonfinite in ("stop", "skip"), "stop or skip"),
+            ("max_nonfinite", self.max_nonfinite >= 0, "0 or more"),
+            ("early_stopping_patience", self.early_stopping_patience >= 0, "0 (off) or a number of evaluations"),
+            ("grad_cache_chunk", self.grad_cache_chunk >= 0, "0 (off) or a number of prompts"),
+            ("mixture_batches", self.mixture_batches in ("mixed", "homogeneous"), "mixed or homogeneous"),
+            ("lr_scheduler_type", self.lr_scheduler_type not in FOLLOW_A_FALLING_MEASURE, "another, such as cosine"),
+            ("metric_for_best_model", self._measure() in (None, *MEASURES), " or ".join(MEASURES)),
+            ("greater_is_better", self.greater_is_better is not False, f"True: {' and '.join(MEASURES)} are"),
+        ):
+            require(holds, flag, getattr(self, flag), wanted)
         if self.mixture_weights is not None:
             numbers = self.mixture_weights.split(",")
             is_number = all(re.fullmatch(r"\d+(\.\d*)?|\.\d+", number) for number in numbers)
@@ -172,12 +194,84 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.warmup_ratio is not None:
             require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a share from 0 to below 1")
             self.warmup_steps = self.warmup_ratio  # transformers 5: below 1 it is a ratio
-        if self.deepspeed and not str(self.deepspeed).startswith("{"):
-            require(
-                Path(self.deepspeed).is_file(), "deepspeed", self.deepspeed, "a file, such as ds_configs/zero2.json"
+        if self.resume_from_checkpoint is not None:
+            same = "auto" if self.resume_from_checkpoint.lower() == "true" else self.resume_from_checkpoint
+            require(self.resume in (None, same), "resume_from_checkpoint", same, f"the same as --resume {self.resume}")
+            self.resume = same
+        self._check_best_checkpoint()
+        config = deepspeed_config(self.deepspeed)
+        if (config or {}).get("bf16", {}).get("check_grad_overflow") is False:
+            raise ValueError(
+                f'--deepspeed {self.deepspeed}: "check_grad_overflow": false in "bf16" writes gradients that are not '
+                "finite into the weights; set it to true"
             )
         self._fit_to_this_machine()
         super().__post_init__()
+        self._check_made()
+
+    def _check_inherited(self) -> None:
+        """Refuse inherited arguments that this training cannot honour, and note those that mean nothing here."""
+        for argument in fields(self):
+            name, value = argument.name, getattr(self, argument.name)
+            default = argument.default if argument.default_factory is MISSING else argument.default_factory()
+            if value == default or value in (None, ""):  # the parser has None for an empty default
+                continue
+            if name in REFUSED:
+                raise ValueError(f"--{name} {value}: {REFUSED[name]}; leave the flag out")
+            if name in NOTED:
+                note(f"--{name} {value} is ignored: {NOTED[name]}")
+
+    def _measure(self) -> str | None:
+        return self.metric_for_best_model and self.metric_for_best_model.removeprefix("eval_")
+
+    def _check_best_checkpoint(self) -> None:
+        """The best evaluation must have a checkpoint, or the best weights are gone when they are wanted."""
+        if self.early_stopping_patience:
+            self.load_best_model_at_end = True
+        if not self.load_best_model_at_end and self.save_strategy != "best":
+            return
+        self.metric_for_best_model = self._measure() or MEASURES[0]
+        wish = (
+            f"--early_stopping_patience {self.early_stopping_patience}"
+            if self.early_stopping_patience
+            else "--load_best_model_at_end True"
+            if self.load_best_model_at_end
+            else "--save_strategy best"
+        )
+        if self.eval_strategy == "no":
+            raise ValueError(f"{wish} needs --eval_strategy steps or epoch beside it")
+        evaluates, saves = (
+            f"{strategy} {steps or self.logging_steps:g}" if strategy == "steps" else str(strategy)
+            for strategy, steps in ((self.eval_strategy, self.eval_steps), (self.save_strategy, self.save_steps))
+        )
+        if saves not in (evaluates, "best"):
+            raise ValueError(
+                f"{wish}: it evaluates every {evaluates} and saves every {saves}; make them equal, so that the best "
+                "evaluation has a checkpoint, or use --save_strategy best"
+            )
+        if self.save_only_model and self.deepspeed and self.load_best_model_at_end:
+            raise ValueError(f"{wish} with DeepSpeed needs --save_only_model False")
+
+    def _check_made(self) -> None:
+        """Make optimizer and schedule for one weight: what the libraries refuse is told before a model is loaded."""
+        missing = set(self.report_to) - {"kubeflow", *get_available_reporting_integrations()}
+        require(not missing, "report_to", ",".join(missing), "one that is installed, or none")
+        flags = f"--optim {self.optim.value} --optim_args {self.optim_args}"
+        try:
+            make, options = transformers.Trainer.get_optimizer_cls_and_kwargs(self)
+            optimizer = make([torch.nn.Parameter(torch.zeros(1))], **options)
+            flags = (
+                f"--lr_scheduler_type {self.lr_scheduler_type.value} --lr_scheduler_kwargs {self.lr_scheduler_kwargs}"
+            )
+            transformers.get_scheduler(
+                self.lr_scheduler_type,
+                optimizer,
+                num_warmup_steps=1,
+                num_training_steps=10,
+                scheduler_specific_kwargs=self.lr_scheduler_kwargs,
+            )
+        except Exception as error:  # whatever a library says of a value or of itself
+            raise ValueError(f"{flags}: {' '.join(str(error).split())}; give others, or leave them out") from None
 
     def _fit_to_this_machine(self) -> None:
         """Drop what means nothing without CUDA, and refuse what this CUDA machine cannot do."""
@@ -185,6 +279,8 @@ class TrainingArguments(transformers.TrainingArguments):
             check_devices(self.bf16)
             return
         self.use_cpu = True
+        if self.fp16:
+            raise ValueError("--fp16 True needs a CUDA GPU: use --bf16 True, or neither")
         if self.deepspeed:
             start_deepspeed_on_cpu()
         if self.tf32:
@@ -199,7 +295,7 @@ def check_devices(bf16: bool) -> None:
     processes, found = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if processes > found:
         raise ValueError(f"NUM_GPUS={processes}, but this machine has {found}: set NUM_GPUS={found}")
-    if bf16 and not torch.cuda.is_bf16_supported():
+    if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError("--bf16 True: this GPU has no bf16; use --bf16 False")
 
 
@@ -217,7 +313,35 @@ def start_deepspeed_on_cpu() -> None:
 
     # Its shared-memory all-reduce would be compiled at the first start, for minutes; gloo does the same without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo")
+    deepspeed.init_distributed("gloo", timeout=TIMEOUT)
+
+
+def deepspeed_config(deepspeed: str | dict | None) -> dict | None:
+    """The content of --deepspeed: a json file, or json itself; None without it.
+
+    Raises:
+        ValueError: the file does not exist or is no json.
+    """
+    if not deepspeed or isinstance(deepspeed, dict):
+        return deepspeed or None
+    inline = deepspeed.startswith("{")
+    require(inline or Path(deepspeed).is_file(), "deepspeed", deepspeed, "a file, such as ds_configs/zero2.json")
+    try:
+        return json.loads(deepspeed if inline else Path(deepspeed).read_text())
+    except ValueError as error:
+        raise ValueError(f"--deepspeed {deepspeed} is no json: {error}") from None
+
+
+def require_finite(arguments) -> None:
+    """Refuse NaN and infinity in every flag of a dataclass.
+
+    Raises:
+        ValueError: there is one; names the flag.
+    """
+    for argument in fields(arguments):
+        value = getattr(arguments, argument.name)
+        if isinstance(value, float):
+            require(math.isfinite(value), argument.name, value, "a finite number")
 
 
 def require(condition: bool, flag: str, value, wanted: str) -> None:
@@ -231,12 +355,16 @@ def note(message: str) -> None:
         print(f"note: {message}", flush=True)
 
 
-def parse(*dataclasses):
-    """Parse sys.argv into one instance of each dataclass; abbreviated and unknown flags are errors."""
-    parser = HfArgumentParser(dataclasses, allow_abbrev=False, usage="%(prog)s [--flag value ...]  (--help lists them)")
+def parse(*dataclasses, command_line: Sequence[str] | None = None, epilog: str | None = None):
+    """Parse sys.argv, or another command line, into one instance of each dataclass.
+
+    Abbreviated and unknown flags are errors. The epilog ends --help.
+    """
+    usage = "%(prog)s [--flag value ...]  (--help lists them)"
+    parser = HfArgumentParser(dataclasses, allow_abbrev=False, usage=usage, epilog=epilog)
     parser.error = _raise  # one sentence for what argparse refuses, too
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+        *parsed, unknown = parser.parse_args_into_dataclasses(command_line, return_remaining_strings=True)
     except ValueError as error:  # also a library's word on a bad value
         raise ValueError(str(error)) from None
     if unknown:

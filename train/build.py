@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from lamra.models.embedder import Embedder
 from lamra.models.loading import (
@@ -47,7 +48,16 @@ def build_reranker(
 def load_to_train(
     folder: Path, model_args: ModelArguments, training_args: TrainingArguments, lm_head: bool = False
 ) -> nn.Module:
-    """Load the base model of `folder` and leave gradients on exactly where the flags say."""
+    """Load the base model of `folder` and leave gradients on exactly where the flags say.
+
+    Raises:
+        ValueError: as load_model, or --q_lora under ZeRO-3.
+    """
+    if model_args.q_lora and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"--q_lora True cannot be used with --deepspeed {training_args.deepspeed}: ZeRO-3 shares weights out and "
+            "NF4 packs them, neither knows the other; set DS_STAGE=zero2, or Q_LORA=False"
+        )
     dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
     model = load_model(
         folder,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,24 +10,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 
 from lamra.train.arguments import TrainingArguments
 from lamra.train.checkpoints import checkpoints
+from lamra.train.whole_files import DISK_ERRORS, MIB, is_disk_full
 
-GIB, MIB = 2**30, 2**20
-DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
-# What safetensors and torch.save say where Python has an error number.
-NO_SPACE = re.compile(
-    r"os error (27|28|122)\b|No space left|File too large|PytorchStreamWriter failed|inline_container.*unexpected pos"
-)
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Whether an error of DISK_ERRORS says that a disk, a quota or a limit on files is full."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return bool(NO_SPACE.search(str(error)))
+GIB = 2**30
 
 
 class DiskGuard:

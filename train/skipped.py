@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from lamra.train.arguments import note
+from lamra.train.processes import of_all_processes, on_first_process
 
 FILE_NAME = "skipped.jsonl"
 
@@ -17,18 +18,19 @@ class SkippedPairs:
     """The different pairs of the data set that could not be used so far, in all epochs and on all processes.
 
     `most` of them may be, max_skipped_share of the data set rounded up: one pair of a small data set never stops a run,
-    unless the share is 0. Each is a line {"step", "row", "reason"} of skipped.jsonl in the output folder.
+    unless the share is 0. Fewer where the smallest source has fewer, because one of its rows must be left to stand in.
+    Each is a line {"step", "row", "reason"} of skipped.jsonl in the output folder.
     """
 
-    def __init__(self, folder: str | Path, pairs: int, share: float, *, resume: bool):
+    def __init__(self, folder: str | Path, pairs: int, share: float, *, resume: bool, smallest: int | None = None):
         self.file, self.pairs, self.share = Path(folder, FILE_NAME), pairs, share
-        self.most = min(math.ceil(share * pairs), pairs - 1)
-        self.rows = set()
-        if resume and self.file.is_file():
-            lines = self.file.read_text().splitlines()
-            self.rows = {json.loads(line)["row"] for line in lines if line.endswith("}")}  # a full disk cuts the last
-        elif _is_first_process():
-            self.file.unlink(missing_ok=True)  # an earlier run's
+        self.most = min(math.ceil(share * pairs), (smallest or pairs) - 1)
+        self.why = f" in a mixture with a source of {smallest}" if smallest == self.most + 1 else ""
+        self.rows = on_first_process(self._logged) if resume else set()
+
+    def _logged(self) -> set[int]:
+        lines = self.file.read_text().splitlines() if self.file.is_file() else []
+        return {json.loads(line)["row"] for line in lines if line.endswith("}")}  # a full disk cuts the last
 
     def add(self, faults: list[tuple[int, str]], step: int) -> None:
         """Log what is new among all processes' (row, reason). All must call this, and hold the same rows afterwards.
@@ -48,18 +50,10 @@ class SkippedPairs:
             if len(self.rows) > self.most:
                 raise ValueError(
                     f"step {step}: {len(self.rows)} of {self.pairs} pairs cannot be used, --max_skipped_share "
-                    f"{self.share} allows {self.most}: repair what {self.file} lists, or allow more; the last: {reason}"
+                    f"{self.share} allows {self.most}{self.why}: repair what {self.file} lists, or allow more; the "
+                    f"last: {reason}"
                 )
 
 
 def _is_first_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def of_all_processes(mine: list) -> list:
-    """The lists of all processes in rank order, joined; all must call this."""
-    if not dist.is_initialized():
-        return mine
-    gathered = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    return [one for part in gathered for one in part]

@@ -26,5 +26,6 @@ def flops_per_token(embedder: Embedder) -> float:
     2 for the forward product of each weight, 2 for the gradient of its input, 2 more where the weight itself is
     trained; without attention scores (1 % at stage 1's lengths) and vision tower.
     """
-    linears = [m.weight for m in embedder.stock.model.language_model.modules() if isinstance(m, nn.Linear)]
-    return float(sum(getattr(w, "ds_numel", w.numel()) * (6 if w.requires_grad else 4) for w in linears))
+    # By their sizes: ZeRO-3 leaves the weights empty, and NF4 packs two of them into a byte.
+    linears = [m for m in embedder.stock.model.language_model.modules() if isinstance(m, nn.Linear)]
+    return float(sum(m.in_features * m.out_features * (6 if m.weight.requires_grad else 4) for m in linears))

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lamra.datasets.mbeir import CANDIDATE, QUERY, Instructions, MBEIRPairs, Rows
-from lamra.train.arguments import ModelArguments, TrainingArguments, note, parse, require
+from lamra.train import upstream
+from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
-from lamra.train.stage import Stage
+from lamra.train.stage import Stage, alone_in_output
 
 DONE = "stage 2 is done; measure it: MODEL_ID={output_dir} bash scripts/eval/eval_mbeir.sh"
 
@@ -31,16 +32,21 @@ class MBEIRDataArguments:
 
 
 def main() -> None:
-    model_args, data_args, args = parse(ModelArguments, MBEIRDataArguments, TrainingArguments)
-    stage = Stage(model_args, args)
-    with args.main_process_first(local=False, desc="index of M-BEIR's files"):
-        pairs = load_pairs(data_args, data_args.queries, data_args.pool, args.seed, data_args.hard_negatives)
-        eval_pairs = None
-        if data_args.eval_queries:
-            eval_pairs = load_pairs(data_args, data_args.eval_queries, data_args.eval_pool or data_args.pool, args.seed)
-    files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path]
-    data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(pairs)}
-    stage.train(pairs, eval_pairs, data_args, data, DONE)
+    model_args, data_args, args = upstream.parse(
+        upstream.TRAINING, ModelArguments, MBEIRDataArguments, TrainingArguments
+    )
+    with alone_in_output(args):
+        stage = Stage(model_args, args)
+        with args.main_process_first(local=False, desc="index of M-BEIR's files"):
+            pairs = load_pairs(data_args, data_args.queries, data_args.pool, args.seed, data_args.hard_negatives)
+            eval_pairs = None
+            if data_args.eval_queries:
+                eval_pairs = load_pairs(
+                    data_args, data_args.eval_queries, data_args.eval_pool or data_args.pool, args.seed
+                )
+        files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path]
+        data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(pairs)}
+        stage.train(pairs, eval_pairs, data_args, data, DONE)
 
 
 def load_pairs(

@@ -10,18 +10,19 @@ from lamra.datasets.pairs import Mixture, Subset, load_source
 from lamra.train.arguments import DataArguments, ModelArguments, TrainingArguments, note, parse, require
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
-from lamra.train.stage import Stage
+from lamra.train.stage import Stage, alone_in_output
 
 DONE = "stage 1 is done; measure it: MODEL_ID={output_dir} bash scripts/eval/eval_pretrained.sh"
 
 
 def main() -> None:
     model_args, data_args, args = parse(ModelArguments, DataArguments, TrainingArguments)
-    stage = Stage(model_args, args)
-    pairs = load_pairs(data_args, args.seed)
-    eval_path = data_args.eval_data_path
-    eval_pairs = load_and_note(eval_path, "nli") if eval_path else None
-    stage.train(pairs, eval_pairs, data_args, describe(data_args.data_path, pairs), DONE)
+    with alone_in_output(args):
+        stage = Stage(model_args, args)
+        pairs = load_pairs(data_args, args.seed)
+        eval_path = data_args.eval_data_path
+        eval_pairs = load_and_note(eval_path, "nli") if eval_path else None
+        stage.train(pairs, eval_pairs, data_args, describe(data_args.data_path, pairs), DONE)
 
 
 def load_pairs(args: DataArguments, seed: int) -> Sequence[Pair]:
@@ -34,11 +35,17 @@ def load_pairs(args: DataArguments, seed: int) -> Sequence[Pair]:
         for path, format in zip(paths, formats)
     }
     require(len(sources) == len(paths), "data_path", args.data_path, "each file once; --mixture_weights weighs them")
+    negatives = {path: len(source[0].negatives) for path, source in sources.items()}
+    if len(set(negatives.values())) > 1:  # a step gathers one number of them
+        counts = ", ".join(f"{count} in {path}" for path, count in negatives.items())
+        raise ValueError(f"--use_hard_negatives True: unequal numbers of hard negatives, {counts}; make them equal")
     if args.max_train_samples:
         rows = sum(map(len, sources.values()))
         share = args.max_train_samples if args.max_train_samples < 1 else args.max_train_samples / rows
         require(share <= 1, "max_train_samples", int(args.max_train_samples), f"at most the {rows} rows there are")
         sources = {path: Subset(source, round(share * len(source)), seed) for path, source in sources.items()}
+        empty = [path for path, source in sources.items() if not len(source)]
+        require(not empty, "max_train_samples", f"{args.max_train_samples:g}", f"more: it leaves no row of {empty}")
     return Mixture(sources) if len(sources) > 1 else next(iter(sources.values()))
 
 

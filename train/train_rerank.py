@@ -10,14 +10,16 @@ from lamra.collators.messages import RANK_STYLES
 from lamra.collators.rerank import RerankTrainingCollator
 from lamra.datasets.rerank import RerankExamples
 from lamra.models.backbone import POSITION_IDS
+from lamra.models.folders import local_folder
 from lamra.models.loading import RERANKER_TEXT_MAX_TOKENS, settings_to_rerank
 from lamra.models.settings import Settings
-from lamra.train.arguments import ModelArguments, TrainingArguments, note, parse, require
+from lamra.train import upstream
+from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
 from lamra.train.build import build_reranker
 from lamra.train.checkpoints import sha256
 from lamra.train.entrypoint import run
 from lamra.train.rerank_trainer import RerankTrainer
-from lamra.train.stage import Stage
+from lamra.train.stage import Stage, alone_in_output
 from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
 
 DONE = "the reranker is done; measure it: MODEL_ID={output_dir} bash scripts/eval/rerank_mbeir.sh"
@@ -58,6 +60,8 @@ class RerankTrainingArguments(TrainingArguments):
     def __post_init__(self):
         for flag in ("grad_cache_chunk", "mask_duplicates"):
             require(not getattr(self, flag), flag, getattr(self, flag), "no value: it is for in-batch negatives")
+        same = self.temperature == TrainingArguments.temperature
+        require(same, "temperature", self.temperature, "no value: a reranker's loss has none")
         super().__post_init__()
 
 
@@ -66,9 +70,11 @@ class RerankStage(Stage):
     build = staticmethod(build_reranker)
 
     def __init__(self, model_args: ModelArguments, data_args: RerankDataArguments, args: RerankTrainingArguments):
+        given = model_args.last_token_only
+        require(given, "last_token_only", given, "no value: a reranker asks for the tokens of its answers")
         self.rank_style, self.train_position_ids = data_args.rank_style, data_args.train_position_ids
         if data_args.init != "base":
-            model_args.model_local_path = data_args.init
+            model_args.model_local_path = local_folder(data_args.init, "init")
         super().__init__(model_args, args)
 
     def settings_to_train(self) -> Settings:
@@ -87,17 +93,20 @@ class RerankStage(Stage):
 
 
 def main() -> None:
-    model_args, data_args, args = parse(ModelArguments, RerankDataArguments, RerankTrainingArguments)
-    stage = RerankStage(model_args, data_args, args)
-    mined = data_args.mined.split(",")
-    with args.main_process_first(local=False, desc="index of M-BEIR's files"):
-        pairs = load_pairs(data_args, data_args.queries, data_args.pool, args.seed)
-    examples = RerankExamples(pairs, mined)
-    if len(examples) < len(pairs):
-        note(f"{len(pairs) - len(examples)} of {len(pairs)} queries have no mined negative and are left out")
-    files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
-    data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(examples)}
-    stage.train(examples, None, data_args, data, DONE)
+    model_args, data_args, args = upstream.parse(
+        upstream.RERANK_TRAINING, ModelArguments, RerankDataArguments, RerankTrainingArguments
+    )
+    with alone_in_output(args):
+        stage = RerankStage(model_args, data_args, args)
+        mined = data_args.mined.split(",")
+        with args.main_process_first(local=False, desc="index of M-BEIR's files"):
+            pairs = load_pairs(data_args, data_args.queries, data_args.pool, args.seed)
+        examples = RerankExamples(pairs, mined)
+        if len(examples) < len(pairs):
+            note(f"{len(pairs) - len(examples)} of {len(pairs)} rows have no mined negative and are left out")
+        files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
+        data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(examples)}
+        stage.train(examples, None, data_args, data, DONE)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -16,15 +17,27 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
+from lamra.collators.retrieval import what_is_shown
 from lamra.eval.encode import encode
 from lamra.eval.search import top_k
 from lamra.models.losses import info_nce
 from lamra.models.settings import Settings
 from lamra.train.arguments import note
-from lamra.train.checkpoints import checkpoints, commit_checkpoint, load_weights, save_model
+from lamra.train.checkpoints import (
+    MANIFEST,
+    PARTIAL,
+    checkpoints,
+    commit_checkpoint,
+    fault,
+    load_weights,
+    require_shared,
+    save_model,
+)
 from lamra.train.limits import DiskGuard
-from lamra.train.skipped import SkippedPairs, of_all_processes
+from lamra.train.processes import of_all_processes
+from lamra.train.skipped import SkippedPairs
 from lamra.train.throughput import flops_per_token, peak_flops
 
 
@@ -59,7 +72,9 @@ class StageTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         # Called before the update; under DeepSpeed after one that it skipped by itself if a gradient was not finite.
         norm = super()._get_grad_norm(model, grad_norm)
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) and self._loss_scale() > 1:
+            note(f"step {self.state.global_step + 1}: fp16 overflows, the loss scale {self._loss_scale():g} is lowered")
+        elif not math.isfinite(norm):
             if self.args.on_nonfinite == "stop":
                 self._stop("gradient norm", self._rows)
             self._skipped += 1
@@ -71,6 +86,17 @@ class StageTrainer(Trainer):
             note(f"step {self.state.global_step + 1}: gradient norm {norm}, the update is skipped ({self._skipped})")
             model.zero_grad()  # without gradients the optimizer changes nothing
         return norm
+
+    def _loss_scale(self) -> float:
+        """What fp16 multiplies the loss by; an overflow is normal while there is something to lower. 1 without fp16."""
+        if not self.args.fp16:
+            return 1.0
+        return self.optimizer.optimizer.loss_scale if self.is_deepspeed_enabled else self.accelerator.scaler.get_scale()
+
+    def _maybe_log_save_evaluate(self, tr_loss, *args, **kwargs) -> None:
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        if self._globalstep_last_logged == self.state.global_step:
+            tr_loss.zero_()  # the Trainer takes it from itself, and NaN less NaN is NaN for ever
 
     def _finite_everywhere(self, value: Tensor) -> bool:
         bad = (~torch.isfinite(value)).float()
@@ -87,8 +113,23 @@ class StageTrainer(Trainer):
         )
 
     def _last_good(self) -> str:
-        saved = checkpoints(Path(self.args.output_dir))
-        return f"The last checkpoint is {saved[0]}" if saved else "There is no checkpoint yet"
+        saved = next((path for path in checkpoints(Path(self.args.output_dir)) if not fault(path)), None)
+        return f"The last checkpoint is {saved}" if saved else "There is no checkpoint to go on from"
+
+    def _check_weights(self) -> None:
+        """Refuse to save trained weights that are not finite: an update can break what loss and gradient did not show.
+
+        Raises:
+            ValueError: there are, on this process or another; names one.
+        """
+        trained = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        # ZeRO-3 leaves empty tensors in the model, and each process a share of the weights beside them.
+        bad = [name for name, p in trained if not getattr(p, "ds_tensor", p).isfinite().all()]
+        if bad := of_all_processes(bad[:1]):
+            raise ValueError(
+                f"step {self.state.global_step}: trained weights are not finite after the update, such as {bad[0]}: "
+                f"nothing is saved. Lower --learning_rate, or look at the optimizer's flags. {self._last_good()}"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add accuracy, pairs/s and useful tokens/s of all ranks, and MFU where the device's peak is known.
@@ -131,13 +172,14 @@ class StageTrainer(Trainer):
                 save_model(self.model, self.processing_class, self.settings, folder, state_dict)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._check_weights()
         super().save_model(output_dir, _internal_call)
         self.disk.stop_if_full(self.args.device)
 
     @property
     def partial_dir(self) -> Path:
         """Where a checkpoint is written, beside its place, until it is complete."""
-        return Path(self.args.output_dir) / ".partial"
+        return Path(self.args.output_dir) / PARTIAL
 
     def _get_output_dir(self, trial=None) -> str:
         return str(self.partial_dir)
@@ -150,13 +192,32 @@ class StageTrainer(Trainer):
         with nullcontext() if self.is_deepspeed_enabled else self.disk():
             super()._save_checkpoint(model, trial)
         self.disk.stop_if_full(self.args.device)
+        name = f"checkpoint-{self.state.global_step}"
+        partial, final = self.partial_dir / name, Path(self.args.output_dir) / name
+        require_shared(partial)
+        if best := self._best_checkpoint():
+            self.state.best_model_checkpoint = str(best)  # the Trainer noted where it was written, not where it will be
         if self.args.process_index == 0:
-            name = f"checkpoint-{self.state.global_step}"
-            final = Path(self.args.output_dir) / name
+            more = {"updates_skipped": self._skipped, "save_only_model": self.args.save_only_model}
             with self.disk():
-                commit_checkpoint(self.partial_dir / name, final, record=self.record, keep=self.args.save_total_limit)
+                self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+                commit_checkpoint(partial, final, record=self.record | more, keep=self.args.save_total_limit, best=best)
                 shutil.rmtree(self.partial_dir, ignore_errors=True)
         self.disk.stop_if_full(self.args.device)
+
+    def _best_checkpoint(self) -> Path | None:
+        step = self.state.best_global_step
+        return Path(self.args.output_dir, f"checkpoint-{step}") if step else None
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        # With --save_strategy best its answer stands in place of the wish to save of a run that is asked to stop.
+        return super()._determine_best_metric(metrics, trial) or self.control.should_save
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            deepspeed_load_checkpoint(self.model_wrapped, str(self._best_checkpoint()), load_module_strict=False)
+        else:
+            load_weights(self.model, self._best_checkpoint())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         load_weights(self.model, resume_from_checkpoint)
@@ -167,6 +228,8 @@ class StageTrainer(Trainer):
             engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
             engine.checkpoint_engine.save = self.disk.saving(engine.checkpoint_engine.save)
         if resume_from_checkpoint is not None:
+            manifest = json.loads(Path(resume_from_checkpoint, MANIFEST).read_text())
+            self._skipped = manifest.get("updates_skipped", 0)
             if self.is_deepspeed_enabled:
                 deepspeed_load_checkpoint(engine, resume_from_checkpoint, load_module_strict=False)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
@@ -183,10 +246,12 @@ class ContrastiveTrainer(StageTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         self._count_faults(inputs.pop("faults"))
-        num_queries, self._rows, contents = (inputs.pop(name) for name in ("num_queries", "ids", "contents"))
+        num_queries, self._rows, contents, shown = (
+            inputs.pop(name) for name in ("num_queries", "ids", "contents", "shown")
+        )
         embeddings = model(**inputs)  # (B + M, D): queries, then targets
         loss, accuracy = info_nce(
-            embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature, contents
+            embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature, contents, shown
         )
         if self.args.on_nonfinite == "stop" and not self._finite_everywhere(loss.detach()):
             finite = embeddings[: 2 * num_queries].isfinite().all(dim=1).view(2, -1).all(dim=0).tolist()
@@ -209,15 +274,21 @@ class ContrastiveTrainer(StageTrainer):
             )  # (N, D)
             for name, items in (("queries", [p.query for p in pairs]), ("targets", [p.target for p in pairs]))
         )
-        own = torch.arange(len(pairs))
         block = self.args.per_device_train_batch_size * self.args.world_size
         in_batch = torch.cat(
             [top_k(query[i : i + block], target[i : i + block], 1)[1][:, 0] + i for i in range(0, len(pairs), block)]
         )
-        metrics = {
-            f"{metric_key_prefix}_accuracy": (in_batch == own).float().mean().item(),
-            f"{metric_key_prefix}_recall@1": (top_k(query, target, 1)[1][:, 0] == own).float().mean().item(),
-        }
+        overall = top_k(query, target, 1)[1][:, 0]
+        # Pairs may share a query or a target (five captions of a picture): the targets of equal queries are hits.
+        queries, targets = [what_is_shown(pair.query) for pair in pairs], [what_is_shown(pair.target) for pair in pairs]
+        wanted: dict[tuple, set[tuple]] = {}
+        for of_query, of_target in zip(queries, targets):
+            wanted.setdefault(of_query, set()).add(of_target)
+        accuracy, recall = (
+            sum(targets[row] in wanted[of_query] for of_query, row in zip(queries, best.tolist())) / len(pairs)
+            for best in (in_batch, overall)
+        )
+        metrics = {f"{metric_key_prefix}_accuracy": accuracy, f"{metric_key_prefix}_recall@1": recall}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._since = time.perf_counter()  # training throughput does not count the evaluation

@@ -27,7 +27,7 @@ SEARCH_MEMORY=${SEARCH_MEMORY:-4} # GiB of each process
 # Output: embeddings, which a restarted run and the other pool setting use again, rankings and metrics
 OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>/mbeir
 
-accelerate launch $(accelerate_processes) eval/eval_mbeir.py \
+evaluation eval/eval_mbeir.py \
   --model_id "$MODEL_ID" \
   ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
   ${MAX_TOKENS_PER_BATCH:+--max_tokens_per_batch "$MAX_TOKENS_PER_BATCH"} \

@@ -22,7 +22,7 @@ COCO_TEXTS=${COCO_TEXTS:-./data/coco/coco_text.json}
 
 for dataset in $DATASETS; do
   images=${dataset^^}_IMAGES texts=${dataset^^}_TEXTS
-  accelerate launch $(accelerate_processes) "eval/eval_zeroshot/eval_$dataset.py" \
+  evaluation "eval/eval_zeroshot/eval_$dataset.py" \
     --image_data_path "${!images}" \
     --text_data_path "${!texts}" \
     ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \

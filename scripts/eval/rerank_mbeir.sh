@@ -31,7 +31,7 @@ TUNE_WEIGHT=${TUNE_WEIGHT:-} # rankings of the val split, to choose the weight o
 # Output: answers, which a restarted run uses again, rankings and metrics
 OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>/test_<pool>
 
-accelerate launch $(accelerate_processes) eval/eval_rerank.py \
+evaluation eval/eval_rerank.py \
   --model_id "$MODEL_ID" \
   ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
   ${MAX_TOKENS_PER_BATCH:+--max_tokens_per_batch "$MAX_TOKENS_PER_BATCH"} \

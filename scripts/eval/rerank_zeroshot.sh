@@ -29,7 +29,7 @@ WEIGHT=${WEIGHT:-}        # of P(Yes); by default 1, for COCO 0.5 and 0.1
 for dataset in $DATASETS; do
   images=${dataset^^}_IMAGES texts=${dataset^^}_TEXTS
   case $dataset in flickr) name=Flickr30K ;; *) name=${dataset^^} ;; esac
-  accelerate launch $(accelerate_processes) eval/eval_rerank.py \
+  evaluation eval/eval_rerank.py \
     --model_id "$MODEL_ID" \
     ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
     ${MAX_TOKENS_PER_BATCH:+--max_tokens_per_batch "$MAX_TOKENS_PER_BATCH"} \

@@ -25,7 +25,7 @@ SEARCH_MEMORY=${SEARCH_MEMORY:-4} # GiB of each process
 # Output: embeddings, which a restarted run uses again, mined.jsonl and mined.json
 OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>/mined
 
-accelerate launch $(accelerate_processes) eval/mine_rerank.py \
+evaluation eval/mine_rerank.py \
   --model_id "$MODEL_ID" \
   ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
   --data_path "$DATA_PATH" \

@@ -46,9 +46,13 @@ study_run() {
     if [ -e "$run/study" ] && [ "$(cat "$run/study")" != "$settings" ]; then
       echo "error: $run was made with other settings ($(cat "$run/study")): set STUDY to a new name" >&2 && exit 1
     fi
-    if [ ! -e "$run/lamra.json" ]; then
+    if [ ! -e "$run/adapter_config.json" ] && [ ! -e "$run/config.json" ]; then
       mkdir -p "$run" && echo "$settings" >"$run/study"
-      if compgen -G "$run/checkpoint-*" >/dev/null; then flags+=(--resume auto); fi
+      if compgen -G "$run/checkpoint-*/manifest.json" >/dev/null; then
+        flags+=(--resume auto)
+      elif [ -e "$run/run.json" ]; then # stopped before its first checkpoint
+        flags+=(--force True)
+      fi
       TRAIN_DATA_PATH=$data OUTPUT_DIR=$run RUN_ID=$name bash scripts/lamra_ret/pretrain.sh "${flags[@]}"
     fi
   fi

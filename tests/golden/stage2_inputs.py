@@ -208,11 +208,12 @@ def compare_inputs(
         end = max((i for i, token in enumerate(ids) if token == tail), default=len(ids))
         expected.append(ids[:end])
         tails.append(len(ids) - end)
-    found = [prompt if isinstance(prompt, Exception) else prompt["input_ids"] for prompt in encoded]
+    found = [[str(prompt)] if isinstance(prompt, Exception) else prompt["input_ids"] for prompt in encoded]
+    width = values.tensors[f"{key}.input_ids"].shape[1]
     for row in kept:
-        if tail and not tails[row] and isinstance(found[row], list) and len(found[row]) > len(expected[row]):
-            found[row] = found[row][: len(expected[row])]
-            skipped[row] = f"its hidden state; upstream cut it after {len(found[row])} tokens, before <emb>"
+        if tail and not tails[row] and len(expected[row]) == width and len(found[row]) > width:
+            found[row] = found[row][:width]
+            skipped[row] = f"its hidden state; upstream cut it after {width} tokens, before {EMB}"
     for row, reason in skipped.items():
         comparison.leave_out(values.key(f"{key} row {row}"), reason)
     comparison.equal(values.key(f"{key}.input_ids"), what, [found[i] for i in kept], [expected[i] for i in kept])
@@ -221,8 +222,7 @@ def compare_inputs(
     on_the_left = not mask[:, 0].all()
     masks = torch.zeros_like(mask)
     for row, ids, more in zip(masks, found, tails):
-        length = 0 if isinstance(ids, Exception) else len(ids) + more
-        row[slice(len(row) - length, None) if on_the_left else slice(length)] = 1
+        row[slice(width - len(ids) - more, None) if on_the_left else slice(len(ids) + more)] = 1
     comparison.equal(values.key(f"{key}.attention_mask"), what, masks[kept], mask[kept])
 
     pictures = [prompt for prompt in encoded if isinstance(prompt, dict) and prompt["image_grid_thw"] is not None]

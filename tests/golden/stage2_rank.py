@@ -38,8 +38,8 @@ from lamra.datasets.items import Item
 from lamra.datasets.mbeir import MBEIRPairs
 from lamra.datasets.rerank import RerankExample, RerankExamples, mined_candidates
 from lamra.eval.eval_rerank import WEIGHTS
+from lamra.eval.judge import load_judge, reranked
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.rerank import load_judge, reranked
 from lamra.eval.retriever import RetrieverArguments
 from lamra.models.loading import settings_to_rerank
 from lamra.models.reranker import Reranker

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from lamra.collators.messages import MOST_CANDIDATES, NO, YES, listwise_answer
@@ -25,9 +25,9 @@ from lamra.collators.processing import Processor
 from lamra.collators.rerank import RankPrompts, Shown
 from lamra.datasets.items import Item
 from lamra.datasets.rerank import ranked_candidates
-from lamra.eval.encode import one_thread, token_batches
+from lamra.eval.encode import named, one_thread, token_batches
 from lamra.eval.retriever import RetrieverArguments, load_with_processor
-from lamra.eval.shards import check_manifest
+from lamra.eval.shards import check_manifest, pictures_sha256
 from lamra.models.loading import load_reranker
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings
@@ -120,6 +120,9 @@ class Judge:
 
         That is exact, pictures and all: causal attention never looks ahead, so the tokens that all prompts begin with
         have the same keys and values in each.
+
+        Raises:
+            ValueError: an answer is not finite; names query and candidates.
         """
         common, deciding = self.yes_no
         prompts = [self.prompts.pointwise(query, candidate) for candidate in candidates]
@@ -135,8 +138,9 @@ class Judge:
         for batch in token_batches([len(one) - known for one in ids], self.max_tokens_per_batch, True):
             rows = [{**prompts[i], "input_ids": ids[i]} for i in batch]
             shown = [one for i in batch for one in (() if known else (query,)) + (candidates[i],)]
-            logits = self._last_logits(rows, shown, prefix)[:, deciding]  # (b, 2)
+            logits = self._last_logits(rows, shown, deciding, prefix)  # (b, 2)
             scores[batch] = logits.softmax(dim=1)[:, 0].cpu()
+            self._require_finite(scores[batch], query, [candidates[i] for i in batch])
             self.tokens += sum(len(ids[i]) - known for i in batch)
         return scores.tolist()
 
@@ -146,6 +150,9 @@ class Judge:
 
         A list holds MOST_CANDIDATES. Deeper, a window slides from the last candidates to the first, and the best of
         each joins the next: the first place is then the winner of all, the others are sorted within their window.
+
+        Raises:
+            ValueError: an answer is not finite; names query and candidates.
         """
         common, deciding = self.numbers
         order = list(range(len(candidates)))
@@ -154,14 +161,24 @@ class Judge:
             window = order[start : start + MOST_CANDIDATES]
             prompt = self.prompts.listwise(query, [candidates[i] for i in window])
             prompt["input_ids"] = prompt["input_ids"] + common
-            logits = self._last_logits([prompt], [query, *(candidates[i] for i in window)])[0]  # (V,)
-            logits = logits[deciding[: len(window)]]  # (window,)
+            shown = [query, *(candidates[i] for i in window)]
+            logits = self._last_logits([prompt], shown, deciding[: len(window)])[0]  # (window,)
+            self._require_finite(logits, query, [candidates[i] for i in window])
             self.tokens += len(prompt["input_ids"])
             best_first = logits.argsort(descending=True, stable=True).tolist()
             order[start : start + MOST_CANDIDATES] = [window[i] for i in best_first]
             if start == 0:
                 return order
             start = max(0, start - MOST_CANDIDATES + 1)
+
+    @staticmethod
+    def _require_finite(answers: torch.Tensor, query: Shown, candidates: Sequence[Shown]) -> None:
+        wrong = [one.item.id for one, fine in zip(candidates, answers.isfinite().tolist()) if not fine]
+        if wrong:
+            raise ValueError(
+                f"the reranker's answers to the query {query.item.id} about {named(wrong)} are not finite: its "
+                "weights, its config.json or its preprocessor_config.json are damaged"
+            )
 
     def _shared_tokens(self, ids: list[list[int]], query: Shown) -> int:
         """How many tokens all prompts begin with: those of the query, no picture of a candidate, no prompt's last."""
@@ -173,11 +190,18 @@ class Judge:
             return 0
         return pictures[of_query] if len(pictures) > of_query else known
 
-    def _last_logits(self, prompts: list[dict], shown: Sequence[Shown], prefix=None) -> torch.Tensor:
-        """(b, V) logits of what follows each prompt; `shown` has the items of all prompts but those in the prefix."""
+    def _last_logits(
+        self, prompts: list[dict], shown: Sequence[Shown], answers: list[int], prefix=None
+    ) -> torch.Tensor:
+        """(b, n) logits of n tokens that may follow each prompt.
+
+        Args:
+            shown: the items of all prompts, without those in the prefix.
+        """
         inputs = self.processor.pad([{**prompt, "pixel_values": None} for prompt in prompts])
         last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
         inputs["asked"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
+        inputs["answers"] = torch.tensor(answers)
         inputs = dict(zip(inputs, self._on_device(*inputs.values())))
         return self.model(**inputs, prefix=prefix, picture_features=self.pictures.of(shown))
 
@@ -237,10 +261,34 @@ class _Prepared(Dataset):
     def __getitem__(self, i: int):
         row, task = self.rows[i], self.task
         try:
-            query = self.prompts.shown(task.queries[task.asked[row]])
-            return row, query, [self.prompts.shown(task.candidates[c]) for c in task.found[row][: self.depth]]
+            candidates = (task.candidates[c] for c in task.found[row][: self.depth])
+            return row, joined([self.prompts.shown(item) for item in (task.queries[task.asked[row]], *candidates)])
         except ValueError as error:  # a worker would wrap it in its own traceback
-            return row, error, None
+            return row, error
+
+
+def joined(shown: Sequence[Shown]) -> tuple[list[Item], torch.Tensor | None, torch.Tensor | None]:
+    """Items, and all their pixels and grids in one tensor each.
+
+    A tensor that comes from a worker process holds a file handle open, and 1,024 of them is many a machine's limit.
+    """
+    tensors = (
+        [tensor for tensor in column if tensor is not None]
+        for column in zip(*((one.pixel_values, one.image_grid_thw) for one in shown))
+    )
+    return [one.item for one in shown], *(torch.cat(column) if column else None for column in tensors)
+
+
+def divided(prepared: tuple[list[Item], torch.Tensor | None, torch.Tensor | None]) -> list[Shown]:
+    """The inverse of `joined`."""
+    items, pixels, grids = prepared
+    if pixels is None:
+        return [Shown(item, None, None) for item in items]
+    pictures = [len(item.images) for item in items]
+    grids = grids.split(pictures)  # (pictures of the item, 3) each
+    pixels = pixels.split([int(grid.prod(dim=1).sum()) for grid in grids])
+    parts = zip(items, pixels, grids)
+    return [Shown(item, *(part if item.images else (None, None))) for item, *part in parts]
 
 
 def judge_ranking(
@@ -261,7 +309,10 @@ def judge_ranking(
         ValueError: the folder holds answers with another manifest, or a picture cannot be read; names it.
     """
     folder, state = Path(folder), PartialState()
-    check_manifest(folder, {**manifest, "style": style, "depth": depth}, "answers")
+    candidates = sorted({place for found in task.found for place in found[:depth]})
+    items = ConcatDataset([Subset(task.queries, task.asked), Subset(task.candidates, candidates)])
+    manifest = {**manifest, "style": style, "depth": depth, "pictures": pictures_sha256(items)}
+    check_manifest(folder, manifest, "answers")
     done = broadcast_object_list([_read_answers(folder) if state.is_main_process else None])[0]
     missing = [row for row in range(len(task.asked)) if row not in done]
     mine = missing[state.process_index :: state.num_processes]
@@ -270,13 +321,15 @@ def judge_ranking(
         batch_size=None,
         num_workers=judge.num_workers if mine else 0,
         worker_init_fn=one_thread,
+        generator=torch.Generator(),  # draws nothing from the global one
     )
     began = time.perf_counter()
     with open(folder / f"{state.process_index}.jsonl", "a") as file:
         file.write("\n")  # ends a line that a killed run left half written
-        for row, query, candidates in tqdm(loader, desc=description, unit="query", disable=not state.is_main_process):
-            if candidates is None:
-                raise query
+        for row, prepared in tqdm(loader, desc=description, unit="query", disable=not state.is_main_process):
+            if isinstance(prepared, ValueError):
+                raise prepared
+            query, *candidates = divided(prepared)
             file.write(json.dumps({"row": row, "answer": judge.answer(style, query, candidates)}) + "\n")
             file.flush()
     judge.queries += len(mine)

@@ -1,0 +1,42 @@
+"""M-BEIR's tasks, each in the pools of all: from the embeddings that eval_mbeir.py left, or else made here.
+
+Upstream's command, which takes no flags. Its files go to LamRA_Ret_eval_global_results/, ours beside eval_mbeir.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lamra.eval.eval_mbeir import MBEIRArguments, evaluate
+from lamra.eval.mbeir_tasks import Task
+from lamra.eval.upstream_files import RETRIEVED_GLOBAL
+from lamra.train import upstream
+from lamra.train.arguments import require
+from lamra.train.entrypoint import run
+
+
+@dataclass
+class GlobalArguments(MBEIRArguments):
+    model_id: str = field(
+        default="./checkpoints/qwen2-vl-7b_LamRA-Ret", metadata={"help": "as eval_mbeir.py; default: upstream's"}
+    )
+    pool: str | None = field(default="global", metadata={"help": "global"})
+
+    def __post_init__(self):
+        require(not self.query_data_path, "query_data_path", self.query_data_path, "no file: --tasks chooses")
+        super().__post_init__()
+        require(self.pool == "global", "pool", self.pool, "global; eval_mbeir.py has the others")
+
+    def upstream_files(self, task: Task) -> tuple[Path, Path]:
+        name = task.name.removesuffix("_test")
+        return RETRIEVED_GLOBAL / name, RETRIEVED_GLOBAL / "mbeir_eval_global_results.txt"
+
+
+def main() -> None:
+    (args,) = upstream.parse(upstream.EVALUATION, GlobalArguments)
+    evaluate(args, together=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,80 @@
+"""From the name of a model to its folder on disk. Imports nothing slow and reaches for no hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CHECKPOINTS = Path("checkpoints")
+BASE_MODELS = CHECKPOINTS / "hf_models"  # where scripts/download.sh puts what is published
+
+# What scripts/download.sh calls it -> its name on the hub; the last part of that is its folder.
+PUBLISHED = {
+    "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
+    "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "lamra-ret-pretrained": "code-kunkun/LamRA-Ret-Pretrained",
+    "lamra-ret": "code-kunkun/LamRA-Ret",
+    "lamra-rank": "code-kunkun/LamRA-Rank",
+}
+# --model_id of a training -> folder below checkpoints/hf_models/.
+MODELS = {name: hub.split("/")[1] for name, hub in PUBLISHED.items() if hub.startswith("Qwen/")}
+MODELS |= {"miniature": "miniature"}
+
+
+def is_adapter(folder: str | Path) -> bool:
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def is_model(folder: str | Path) -> bool:
+    return is_adapter(folder) or (Path(folder) / "config.json").is_file()
+
+
+def local_folder(name: str, flag: str) -> str:
+    """The folder that `name` means: itself, or for a hub's owner/name the folder of that name below checkpoints/.
+
+    A path that exists wins, and what does not look like owner/name is a path.
+
+    Raises:
+        ValueError: a hub's name whose model is not here; says how to get it.
+    """
+    owner, _, last = name.partition("/")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or Path(name).exists() or Path(owner).is_dir():
+        return name
+    for folder in (CHECKPOINTS / last, BASE_MODELS / last):
+        if is_model(folder):
+            return str(folder)
+    for short, published in PUBLISHED.items():
+        if published == name:
+            raise ValueError(f"--{flag} {name} is not in {BASE_MODELS / last}: bash scripts/download.sh {short}")
+    raise ValueError(
+        f"--{flag} {name} is no folder here and no published model that this project knows: give a folder, put the "
+        f"model into {BASE_MODELS / last}, or name one of {', '.join(PUBLISHED.values())}"
+    )
+
+
+def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
+    """The folder of a base model.
+
+    Args:
+        model_id: one of MODELS, or a hub's name.
+
+    Raises:
+        ValueError: unknown id, or the folder is not there; says how to get it.
+    """
+    if model_id not in MODELS and "/" not in model_id:
+        raise ValueError(f"--model_id {model_id!r} is unknown: choose one of {', '.join(MODELS)}")
+    if model_local_path:
+        folder = Path(local_folder(model_local_path, "model_local_path"))
+    elif model_id in MODELS:
+        folder = BASE_MODELS / MODELS[model_id]
+    else:
+        folder = Path(local_folder(model_id, "model_id"))
+    if is_adapter(folder):
+        raise ValueError(f"{folder} is an adapter, not a whole model: MODEL_ID={folder} bash scripts/merge_lora.sh")
+    if not (folder / "config.json").is_file():
+        short = next((short for short, published in PUBLISHED.items() if published == model_id), model_id)
+        how = "bash scripts/quickstart.sh makes it" if short == "miniature" else f"bash scripts/download.sh {short}"
+        raise ValueError(f"no model in {folder} (config.json is missing): {how}, or set --model_local_path")
+    return folder

@@ -385,7 +385,7 @@ def part_g(machine: Machine) -> Iterator[tuple[str, dict]]:
         batch = processor.pad(machine.of(4, 1) * encoded)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for row, one in zip(labels, machine.of(4, 1) * encoded):
-            row[len(one["input_ids"]) - one["answer"] : len(one["input_ids"])] = 1
+            row[len(one["input_ids"]) - one["labels"] : len(one["input_ids"])] = 1
         batch["asked"] = F.pad(labels[:, 1:] != IGNORED, (0, 1))
         answers = batch["input_ids"][labels != IGNORED].to(machine.device)
         batch = {name: tensor.to(machine.device) for name, tensor in batch.items()}

@@ -152,7 +152,7 @@ def test_a_broken_study_goes_on_and_repeats_nothing(variables):
 
         mixture = runs / "mixture-100-seed0"
         adapter = (mixture / "adapter_model.safetensors").read_bytes()
-        for gone in ("checkpoint-14", "lamra.json", "adapter_model.safetensors"):
+        for gone in ("checkpoint-14", "adapter_config.json", "adapter_model.safetensors"):
             shutil.rmtree(mixture / gone, ignore_errors=True)
             (mixture / gone).unlink(missing_ok=True)
         shutil.rmtree(results / "mixture-100-seed0")

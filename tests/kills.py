@@ -1,6 +1,6 @@
 """Kill jobs with SIGKILL at random moments, give the same command again, and compare with an unbroken run, bit for bit.
 
-python benchmarks/kills.py --trials 100 --seed 0 --folder /tmp/kills      (CPU; about half a minute of one core a trial)
+python tests/kills.py --trials 100 --seed 0 --folder /tmp/kills      (CPU; about half a minute of one core a trial)
 
 Every trial draws a job, whom to kill (the script's shell, the launcher, or one rank of two) and when. After a rank is
 killed its launcher ends the rest; in any case no process may be left 5 seconds later. A training that is refused in a

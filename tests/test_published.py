@@ -19,6 +19,7 @@ from lamra.collators.rerank import RankPrompts
 from lamra.datasets.items import Item
 from lamra.eval import embed
 from lamra.eval.zeroshot import evaluate
+from lamra.models.loading import load_embedder, load_reranker
 from lamra.train import merge_lora
 
 PUBLISHED = {"min_pixels": 3136, "max_pixels": 12845056}
@@ -187,3 +188,19 @@ def test_an_adapter_of_transformers_4_and_its_merged_folder_give_one_result(publ
     assert found[0][0] == found[1][0]
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
     assert np.abs(found[0][1] - found[2][1]).max() > 0.01  # the adapter does something
+
+
+@pytest.mark.parametrize(
+    "role, style, load", [("retriever", None, load_embedder), ("reranker", "clean", load_reranker)]
+)
+def test_checkpoints_of_before_are_used_as_they_remember(tiny_model, tmp_path, role, style, load):
+    """What version 0.1.0 wrote into lamra.json, field for field."""
+    folder = shutil.copytree(tiny_model, tmp_path / "merged")
+    written = dict(base_model="b", position_ids="mrope", min_pixels=784, max_pixels=78400, temperature=0.02)
+    written |= dict(text_max_tokens=256, role=role, rank_style=style)
+    (folder / "lamra.json").write_text(json.dumps(written))
+    model, settings = load(folder, dtype=torch.float32)
+    assert model.position_ids == "mrope" and settings.train_position_ids is None
+    assert {name: getattr(settings, name) for name in written} == written
+    found = Processor(folder, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels).pixels(picture(640, 480))
+    assert int(found["image_grid_thw"].prod()) * 14 * 14 <= 78400

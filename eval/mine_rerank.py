@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -156,8 +157,9 @@ def mine(
             if state.is_main_process:
                 for query, scores, columns in zip(members.tolist(), *(table.tolist() for table in result)):
                     rows = candidates[columns].tolist()
+                    score_of = dict(zip(rows, scores))
                     wrong = usable(pairs, pairs.answers(int(queries.rows[query])), rows)
-                    kept = [(row, score) for row, score in zip(rows, scores) if row in wrong][: args.top]
+                    kept = [(row, score_of[row]) for row in islice(wrong, args.top)]  # it reads no more rows than that
                     found[query] = [row for row, _ in kept], [score for _, score in kept]
                     if len(kept) < args.top and depth < len(candidates) and not args.search_depth:
                         lacking.append(query)
@@ -186,11 +188,11 @@ def _in_parts(queries: np.ndarray, candidates: np.ndarray) -> Iterator[tuple[np.
         yield queries[start : start + QUERIES_TOGETHER], candidates
 
 
-def usable(pairs: MBEIRPairs, answers: list[int], candidates: list[int]) -> set[int]:
-    """Those candidates of a query that are wrong: no answer, and none that looks or reads like one."""
+def usable(pairs: MBEIRPairs, answers: list[int], candidates: list[int]) -> Iterator[int]:
+    """Those candidates of a query that are wrong, in order: no answer, and none that looks or reads like one."""
     right = [pairs.pool[row] for row in answers]
-    others = [row for row in candidates if row not in answers]
-    return {row for row in others if not any(same(pairs.pool[row], item) for item in right)}
+    others = (row for row in candidates if row not in answers)
+    return (row for row in others if not any(same(pairs.pool[row], item) for item in right))
 
 
 def same(a: Item, b: Item) -> bool:

@@ -26,8 +26,7 @@ MODEL_ID=$RETRIEVER OUTPUT_DIR=$RETRIEVED bash scripts/eval/eval_mbeir.sh --spli
 
 "$PYTHON" train/build_miniature_rank.py --seed "$SEED"
 
-# The pool holds candidates of all tasks: 2,000 deep, 100 of a query's own kind are among them.
-MODEL_ID=$RETRIEVER OUTPUT_DIR=$RESULTS/mined bash scripts/lamra_rank/mine.sh --search_depth 2000 --seed "$SEED"
+MODEL_ID=$RETRIEVER OUTPUT_DIR=$RESULTS/mined bash scripts/lamra_rank/mine.sh --seed "$SEED"
 
 # The prompts are new to this base model, so the first steps are far off: a longer warm-up, clipped gradients. A model this
 # small needs no dropout.

@@ -52,7 +52,7 @@ class Recipe:
     scenes: int = 2000  # to learn from
     naming: int = 130
     language: int = 270
-    shapes: int = 200  # at most: until the loss of the comparisons, averaged over some ten steps, is below `learnt`
+    shapes: int = 600  # at most: until the loss of the comparisons, averaged over some ten steps, is below `learnt`
     learnt: float = 0.4
     whole_scenes: int = 300
     sentences: int = 12  # beside comparisons

@@ -1,12 +1,13 @@
 """Items to model inputs: chat rendering, image tokens, pixels. One processor for every machine.
 
 The stock `Qwen2VLProcessor` needs torchvision for its video part and may pick another image backend because of it, with
-other pixels (FACTS 8). This one is the tokenizer and the PIL-backed image processor, and nothing else.
+other pixels. This one is the tokenizer and the PIL-backed image processor, and nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -27,6 +28,7 @@ from lamra.datasets.items import Item
 
 IMAGE_TOKEN = "<|image_pad|>"
 MAX_ASPECT_RATIO = 200  # smart_resize's own limit
+NOTES_IN_TRAINING = 10  # of prompts longer than --model_max_length
 
 
 def open_image(source: str | Path | Image.Image) -> Image.Image:
@@ -81,16 +83,16 @@ def _check_pixel_limits(path: Path) -> None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         limits = {
-            names: [config.get(names[0]), *map((config.get("size") or {}).get, names)]
+            names: {config.get(names[0]), *map((config.get("size") or {}).get, names)} - {None}
             for names in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
         }
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return  # the image processor's own loading says what is wrong
-    for names, values in limits.items():
-        if len(found := sorted({value for value in values if value is not None})) > 1:
+    for names, found in limits.items():
+        if len(found) > 1:
+            listed = " and ".join(sorted(map(str, found), key=len))
             raise ValueError(
-                f"{path} contradicts itself: {names[0]} and size's {names[1]} are {' and '.join(map(str, found))}; "
-                "remove one of the two keys"
+                f"{path} contradicts itself: {names[0]} and size's {names[1]} are {listed}; remove one of the two keys"
             )
 
 
@@ -138,11 +140,12 @@ class Processor:
         if (size["shortest_edge"], size["longest_edge"]) != (min_pixels, max_pixels):
             raise RuntimeError(f"pictures would be sized by {size}, not from {min_pixels} to {max_pixels} pixels")
         self.max_length, self.text_max_tokens = max_length, text_max_tokens
+        self._notes_left: float = NOTES_IN_TRAINING
 
     def for_evaluation(self, max_length: int) -> Processor:
         """The same without cuts, but for the model's own limit of `max_length` tokens, as upstream evaluates."""
         uncut = copy(self)
-        uncut.max_length, uncut.text_max_tokens = max_length, None
+        uncut.max_length, uncut.text_max_tokens, uncut._notes_left = max_length, None, math.inf
         return uncut
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -231,8 +234,14 @@ class Processor:
         return self.tokenizer(text)["input_ids"]
 
     def note_cut(self, name: str, tokens: int) -> None:
-        """Say that a prompt is too long; printed where it is prepared, in a data worker of any process."""
-        print(f"note: {name} has {tokens} tokens, more than {self.max_length}: the end of its text is cut", flush=True)
+        """Say that a prompt is too long; printed where it is prepared, in a data worker of any process.
+
+        In evaluation every one is named, in training the first few of each process.
+        """
+        self._notes_left -= 1
+        last = "" if self._notes_left else "; this process names no more"
+        if self._notes_left >= 0:
+            print(f"note: {name} has {tokens} tokens, more than {self.max_length}: its text is cut{last}", flush=True)
 
     def cut(self, item: Item, most: int | None, *, whole_characters: bool = False) -> Item:
         """`item` with at most so many tokens of instruction and text, which are its text then; None does not cut.

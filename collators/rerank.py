@@ -94,7 +94,8 @@ class RankPrompts:
             if len(ids) <= self.processor.max_length:
                 labels = len(answer_ids) + len(self.header_ids) if answer else 0
                 return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": grids, "labels": labels}
-            self.processor.note_cut(f"the prompt of query {query!r} with {len(parts) - 1} candidates", len(ids))
+            if most == self.processor.text_max_tokens:
+                self.processor.note_cut(f"the prompt of query {query!r} with {len(parts) - 1} candidates", len(ids))
             most = (most or self.processor.max_length) // 2  # every text alike, so that no candidate is favoured
             if not most:
                 raise ValueError(

@@ -20,7 +20,7 @@ class Embedder(Backbone):
     """Pools the hidden state of each prompt's last token, the end of its generation prompt.
 
     The paper's `<emb>` token comes after that position and cannot influence it under causal attention, so it is not
-    there (arXiv 2412.01720, section 3.2; DESIGN decision 2).
+    there (arXiv 2412.01720, section 3.2).
 
     Args:
         model, position_ids, padding_free, selective_checkpointing: see Backbone.

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +50,13 @@ class Values:
         """Keys of the tensors and fields that begin so; without prefixes all."""
         tensors = [self.key(key) for key in self.tensors if key.startswith(prefixes or "")]
         return tensors + [self.json_key(path) for path in self.paths if path.startswith(prefixes or "")]
+
+    def compare_parts(self, comparison: Comparison, parts: Iterable[tuple[Callable[[], None], list[str]]]) -> None:
+        """Run each part, which compares the keys that begin with its prefixes; together they compare all keys."""
+        for part, prefixes in parts:
+            with comparison.computing(*self.keys(*prefixes)):
+                part()
+        comparison.require_all(self.keys())
 
     def leave_out_inputs(self, comparison: Comparison, *paths: str) -> None:
         """Fields of the json that other values are computed from; some are in one set only."""

@@ -75,7 +75,7 @@ class Stage2:
         )
 
     def compare(self) -> None:
-        for part, prefixes in (
+        parts = (
             (self.recipe, ["model"]),
             (self.instructions, ["instructions"]),
             (lambda: self.batches("train"), ["train"]),
@@ -87,10 +87,8 @@ class Stage2:
             (self.made_up_recall, ["recall"]),
             (self.flickr, ["flickr"]),
             (self.pictures, ["photographs"]),
-        ):
-            with self.comparison.computing(*self.values.keys(*prefixes)):
-                part()
-        self.comparison.require_all(self.values.keys())
+        )
+        self.values.compare_parts(self.comparison, parts)
 
     def close(self, name: str, what: str, found: torch.Tensor) -> None:
         self.comparison.close(self.values.key(name), what, found, self.values.tensors[name])

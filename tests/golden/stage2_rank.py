@@ -79,7 +79,7 @@ class Rank:
         self.candidates = {qid: docs["top100_docs"] for qid, docs in self.values.json["mined"].items()}
 
     def compare(self) -> None:
-        for part, prefixes in (
+        parts = (
             (self.recipe, ["model"]),
             (self.mined, ["mined"]),
             (self.batches, ["train"]),
@@ -89,10 +89,8 @@ class Rank:
             (self.flickr, ["flickr"]),
             (self.answers, ["p_yes"]),
             (self.fusion, ["fusion"]),
-        ):
-            with self.comparison.computing(*self.values.keys(*prefixes)):
-                part()
-        self.comparison.require_all(self.values.keys())
+        )
+        self.values.compare_parts(self.comparison, parts)
 
     def close(self, name: str, what: str, found: torch.Tensor) -> None:
         """Every entry by itself: a small probability counts as much as a large one."""

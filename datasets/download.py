@@ -198,7 +198,7 @@ def download_mbeir(hub: Hub, chosen: Sequence[str], data_folder: Path) -> None:
     """
     folder, wanted = data_folder / "M-BEIR", [name.removesuffix("_test") for name in chosen] or ["all"]
     record = folder / ".complete.json"  # name of a task -> its files and their sizes, written when all were there
-    complete = json.loads(record.read_text()) if record.is_file() else {}
+    complete = _record(record)
     done = [name for name, sizes in complete.items() if _complete(folder, sizes)]
     if "all" in done or set(wanted) <= set(done):
         print(f"mbeir: already complete in {folder}: {', '.join(wanted)}")
@@ -361,7 +361,7 @@ def _inside(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
 def _fetch_unless_complete(hub: Hub, repo: str, repo_type: str, folder: Path, names, where: str) -> None:
     what = f"{repo} in {where}"
     manifest = folder / _manifest(repo)  # name -> size, written when all were there: the second run needs no network
-    sizes = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    sizes = _record(manifest)
     if sizes and _complete(folder, sizes):
         print(f"already complete: {what}")
         return
@@ -371,6 +371,14 @@ def _fetch_unless_complete(hub: Hub, repo: str, repo_type: str, folder: Path, na
 
 def _complete(folder: Path, sizes: dict[str, int]) -> bool:
     return all((folder / f).is_file() and (folder / f).stat().st_size == size for f, size in sizes.items())
+
+
+def _record(path: Path) -> dict:
+    """What was complete; nothing where a kill left no record or half of one, and then the hub is asked again."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _manifest(repo: str) -> str:

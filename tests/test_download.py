@@ -198,6 +198,10 @@ def test_a_model_is_safetensors_and_text_only(hub, run, tmp_path):
     assert run("qwen2-vl-2b")[0] == 0
     assert [line.split("/")[-1] for line in hub.log if line.startswith("GET /Qwen")] == ["merges.txt"]
 
+    record = next(folder.glob(".*.sizes.json"))
+    record.write_text('{"config.json": 2, "mer')  # killed while it was written
+    assert run("qwen2-vl-2b")[0] == 0 and "already complete" in run("qwen2-vl-2b")[1]
+
 
 @extracts
 def test_an_archive_is_extracted_once(hub, run, tmp_path):

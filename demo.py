@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lamra.common.cli import parse, run
+from lamra.common.errors import UserError
 from lamra.datasets.items import Item
+from lamra.eval.inference import RetrieverArguments, load_retriever
 from lamra.eval.judge import load_judge, reranked
-from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
 from lamra.models.folders import local_folder
-from lamra.train.arguments import parse
-from lamra.train.entrypoint import run
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -32,18 +32,18 @@ class DemoArguments(RetrieverArguments):
         if self.rerank:
             self.rerank = local_folder(self.rerank, "rerank")
         if not (self.text or self.image):
-            raise ValueError('give --text "what to look for", --image picture.jpg, or both')
+            raise UserError('give --text "what to look for", --image picture.jpg, or both')
         if self.image and not Path(self.image).is_file():
-            raise ValueError(f"--image {self.image} does not exist")
+            raise UserError(f"--image {self.image} does not exist")
         if not Path(self.folder).is_dir():
-            raise ValueError(f"--folder {self.folder} is not a folder")
+            raise UserError(f"--folder {self.folder} is not a folder")
 
 
 def main() -> None:
     (args,) = parse(DemoArguments)
     paths = sorted(path for path in Path(args.folder).rglob("*") if path.suffix.lower() in PICTURES)
     if not paths:
-        raise ValueError(f"--folder {args.folder} holds no picture ({', '.join(sorted(PICTURES))})")
+        raise UserError(f"--folder {args.folder} holds no picture ({', '.join(sorted(PICTURES))})")
     retriever = load_retriever(args)
     gallery = retriever.encode([Item(str(path), images=(path,)) for path in paths], "pictures")  # (N, D)
     query = Item("query", args.text, (args.image,) if args.image else ())

@@ -21,11 +21,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from lamra.collators.processing import Processor
 from lamra.datasets.caption import load_captioned_images
 from lamra.datasets.items import Item
-from lamra.datasets.miniature import build_world
 from lamra.eval.encode import encode
+from lamra.miniature.build import build_config, build_tokenizer
+from lamra.miniature.world import build_world
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_embedder
-from lamra.train.build_miniature import build_config, build_tokenizer
 
 
 @torch.no_grad()

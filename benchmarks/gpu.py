@@ -42,18 +42,18 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import IGNORED, RankPrompts
+from lamra.common.processes import default_workers
 from lamra.datasets.items import Item
 from lamra.eval.encode import encode
 from lamra.eval.judge import Judge
 from lamra.eval.search import Blocks, search
+from lamra.miniature.build import build_tokenizer
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
 from lamra.models.losses import info_nce
 from lamra.models.packing import Packing, _padded_attention, _varlen_attention, _varlen_kernel
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings
-from lamra.train.arguments import default_workers
-from lamra.train.build_miniature import build_tokenizer
 from lamra.train.throughput import flops_per_token, peak_flops
 
 GIB = 2**30

@@ -13,6 +13,7 @@ from torch import Tensor
 from lamra.collators.messages import NO, YES, listwise_answer, listwise_messages, pointwise_messages
 from lamra.collators.processing import Processor
 from lamra.collators.retrieval import TrainingCollator
+from lamra.common.errors import UserError
 from lamra.datasets.items import Item
 from lamra.datasets.rerank import RerankExample
 
@@ -51,7 +52,7 @@ class RankPrompts:
         """Which of the candidates is best.
 
         Raises:
-            ValueError: the prompt is longer than the processor's max_length even with next to no text.
+            UserError: the prompt is longer than the processor's max_length even with next to no text.
         """
         return self._encode([query, *candidates], lambda q, *c: listwise_messages(self.style, q, c), answer)
 
@@ -59,26 +60,26 @@ class RankPrompts:
         """What the chat template puts after the generation prompt when this is the answer, to the turn's last newline.
 
         Raises:
-            ValueError: the template does not continue its generation prompt.
+            UserError: the template does not continue its generation prompt.
         """
         turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         prompt = self.processor.render(messages)
         whole = self.processor.tokenizer.apply_chat_template([*messages, turn], tokenize=False)
         if not whole.startswith(prompt):
-            raise ValueError("the chat template does not begin an assistant's turn as its generation prompt ends")
+            raise UserError("the chat template does not begin an assistant's turn as its generation prompt ends")
         return self.processor.tokenizer(whole[len(prompt) :].rstrip() + "\n")["input_ids"]
 
     def choices(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
         """The tokens that all answers begin with, and the one in which each first differs from the others.
 
         Raises:
-            ValueError: the tokenizer does not tell them apart by one token.
+            UserError: the tokenizer does not tell them apart by one token.
         """
         ids = [self.answer_ids(answer) for answer in answers]
         common = os.path.commonprefix(ids)
         deciding = [answer[len(common)] for answer in ids]
         if len(set(deciding)) < len(answers):
-            raise ValueError(f"the tokenizer does not tell {', '.join(answers)} apart by one token: use Qwen2-VL's own")
+            raise UserError(f"the tokenizer does not tell {', '.join(answers)} apart by one token: use Qwen2-VL's own")
         return common, deciding
 
     def _encode(self, parts: list[Shown], messages_of: Callable[..., list[dict]], answer: str | None) -> dict:
@@ -98,7 +99,7 @@ class RankPrompts:
                 self.processor.note_cut(f"the prompt of query {query!r} with {len(parts) - 1} candidates", len(ids))
             most = (most or self.processor.max_length) // 2  # every text alike, so that no candidate is favoured
             if not most:
-                raise ValueError(
+                raise UserError(
                     f"the query {query!r} with {len(parts) - 1} candidates needs more than {self.processor.max_length} "
                     "tokens without its texts: raise --model_max_length, or lower --max_pixels"
                 )

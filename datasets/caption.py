@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lamra.datasets.items import Item, path_inside
+from lamra.common.errors import UserError
+from lamra.common.files import path_inside
+from lamra.datasets.items import Item
 
 CAPTIONS_PER_IMAGE = 5  # LamRA_Eval's layout says it nowhere else
 
@@ -31,29 +33,29 @@ def load_captioned_images(image_folder: str | Path, text_path: str | Path) -> Ca
     Which layout it is follows from the json: a list of strings, or an object with "images".
 
     Raises:
-        ValueError: something is missing, malformed or does not fit; names the file and the way out.
+        UserError: something is missing, malformed or does not fit; names the file and the way out.
     """
     image_folder, text_path = Path(image_folder), Path(text_path)
     if not image_folder.is_dir():
-        raise ValueError(f"image folder {image_folder} does not exist: bash scripts/download.sh flickr coco gets it")
+        raise UserError(f"image folder {image_folder} does not exist: bash scripts/download.sh flickr coco gets it")
     content = _read_json(text_path)
     if isinstance(content, list):
         captions = _lamra_captions(content, image_folder, text_path)
     elif isinstance(content, dict) and isinstance(content.get("images"), list):
         captions = _karpathy_captions(content["images"], image_folder, text_path)
     else:
-        raise ValueError(f'{text_path} is neither a list of captions nor an object with "images": give one of these')
+        raise UserError(f'{text_path} is neither a list of captions nor an object with "images": give one of these')
 
     missing = [name for name in captions if not (image_folder / name).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of the {len(captions)} pictures of {text_path} are missing in {image_folder}, first "
             f"{missing[0]}: extract the pictures again, or give the folder that belongs to this file"
         )
     for name, texts in captions.items():
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"caption {i + 1} of picture {name} in {text_path} is {text!r}: write or remove it")
+                raise UserError(f"caption {i + 1} of picture {name} in {text_path} is {text!r}: write or remove it")
     return CaptionedImages(
         images=[Item(name, images=(image_folder / name,)) for name in captions],
         texts=[Item(f"{name}#{i}", text) for name, texts in captions.items() for i, text in enumerate(texts)],
@@ -63,11 +65,11 @@ def load_captioned_images(image_folder: str | Path, text_path: str | Path) -> Ca
 
 def _read_json(path: Path) -> Any:
     if not path.is_file():
-        raise ValueError(f"caption file {path} does not exist: bash scripts/download.sh flickr coco gets it")
+        raise UserError(f"caption file {path} does not exist: bash scripts/download.sh flickr coco gets it")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the json or of its encoding
-        raise ValueError(f"{path} is not valid json ({error}): download or write it again") from None
+        raise UserError(f"{path} is not valid json ({error}): download or write it again") from None
 
 
 def _lamra_captions(captions: list, image_folder: Path, text_path: Path) -> dict[str, list]:
@@ -75,7 +77,7 @@ def _lamra_captions(captions: list, image_folder: Path, text_path: Path) -> dict
     numbers = [int(path.stem) for path in image_folder.glob("*.png") if path.stem.isdecimal()]
     images = max(numbers) + 1 if numbers else len(captions) // CAPTIONS_PER_IMAGE
     if not captions or len(captions) != images * CAPTIONS_PER_IMAGE:
-        raise ValueError(
+        raise UserError(
             f"{text_path} has {len(captions)} captions and {image_folder} pictures up to {images - 1}.png: "
             f"{CAPTIONS_PER_IMAGE} captions for each of 0.png, 1.png, ... are expected; use files that belong together"
         )
@@ -91,16 +93,16 @@ def _karpathy_captions(entries: list, image_folder: Path, text_path: Path) -> di
                 continue
             name = _picture(image_folder, text_path, entry["filename"], entry.get("filepath") or "")
             if not entry["sentences"]:
-                raise ValueError(f"picture {name} in {text_path} has no caption: remove it or write one")
+                raise UserError(f"picture {name} in {text_path} has no caption: remove it or write one")
             if name in captions:
-                raise ValueError(f"picture {name} occurs twice in {text_path}: join its captions in one entry")
+                raise UserError(f"picture {name} occurs twice in {text_path}: join its captions in one entry")
             captions[name] = [sentence["raw"] for sentence in entry["sentences"]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{text_path} is not Karpathy's layout ({error!r}): images[] need filename, split and sentences[].raw"
         ) from None
     if not captions:
-        raise ValueError(f'{text_path} has no picture with split "test": set it on the pictures to evaluate on')
+        raise UserError(f'{text_path} has no picture with split "test": set it on the pictures to evaluate on')
     return captions
 
 
@@ -110,6 +112,6 @@ def _picture(image_folder: Path, text_path: Path, filename: str, filepath: str) 
     try:
         path_inside(image_folder, nested)
     except ValueError as error:
-        raise ValueError(f"{text_path}: {error}") from None
+        raise UserError(f"{text_path}: {error}") from None
     flat = (image_folder / filename).is_file() or not (image_folder / nested).is_file()
     return filename if flat else str(nested)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,19 +34,3 @@ class Pair:
     query: Item
     target: Item
     negatives: tuple[Item, ...] = ()
-
-
-def path_inside(root: str | Path, name: str | Path) -> Path:
-    """`name` below the folder `root`; an absolute path counts only if it lies there.
-
-    What counts is the path as it is written: a symbolic link, `root` itself or one below it, may lead elsewhere,
-    because whoever laid out the data folder put it there.
-
-    Raises:
-        ValueError: the path leaves `root`.
-    """
-    top = Path(os.path.abspath(root))
-    path = Path(os.path.normpath(top / name))
-    if ".." in Path(name).parts or top not in path.parents:
-        raise ValueError(f"the path {name} leaves {root}: give one inside that folder")
-    return Path(root, name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from lamra.datasets.items import Item, path_inside
+from lamra.common.errors import UserError
+from lamra.common.files import path_inside, read_jsonl
+from lamra.datasets.items import Item
 
 
 def load_items(path: str | Path, image_root: str | Path | None = None) -> list[Item]:
@@ -15,30 +16,26 @@ def load_items(path: str | Path, image_root: str | Path | None = None) -> list[I
         image_root: the folder that holds all pictures; by default that of the file.
 
     Raises:
-        ValueError: the file is missing or empty, or a line is malformed, repeats an id or names a picture outside of
+        UserError: the file is missing or empty, or a line is malformed, repeats an id or names a picture outside of
             image_root; names file and line.
     """
     path = Path(path)
     image_root = path.parent if image_root is None else Path(image_root)
     if not path.is_file():
-        raise ValueError(f"--input {path} does not exist")
+        raise UserError(f"--input {path} does not exist")
     items, seen = [], set()
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                identifier = str(row["id"])
-                images = (path_inside(image_root, row["image"]),) if row.get("image") else ()
-                if images and not images[0].is_file():
-                    raise ValueError(f"picture {images[0]} does not exist")
-                items.append(Item(identifier, row.get("text") or None, images))
-            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-                raise ValueError(f'{path} line {number} is not {{"id", "text" and/or "image"}}: {error}') from None
-            if identifier in seen:
-                raise ValueError(f"{path} line {number} repeats the id {identifier!r}: ids must be unique")
-            seen.add(identifier)
+    for row in read_jsonl(path):
+        try:
+            identifier = str(row["id"])
+            images = (path_inside(image_root, row["image"]),) if row.get("image") else ()
+            if images and not images[0].is_file():
+                raise UserError(f"picture {images[0]} does not exist")
+            items.append(Item(identifier, row.get("text") or None, images))
+        except (ValueError, TypeError, OSError) as error:
+            raise UserError(f'{row.location} is not {{"id", "text" and/or "image"}}: {error}') from None
+        if identifier in seen:
+            raise UserError(f"{row.location} repeats the id {identifier!r}: ids must be unique")
+        seen.add(identifier)
     if not items:
-        raise ValueError(f"--input {path} has no items")
+        raise UserError(f"--input {path} has no items")
     return items

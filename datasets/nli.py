@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lamra.common.errors import UserError
 from lamra.datasets.items import Item, Pair
 
 
@@ -17,7 +18,7 @@ class NLIPairs:
     sentences like any other.
 
     Raises:
-        ValueError: the file is missing, no csv, lacks a column or has no usable row.
+        UserError: the file is missing, no csv, lacks a column or has no usable row.
     """
 
     def __init__(self, path: str | Path, use_hard_negatives: bool = False):
@@ -29,7 +30,7 @@ class NLIPairs:
                 # index_col=False: it would take the first of too many columns for row names, and shift the others.
                 frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
         except FileNotFoundError:
-            raise ValueError(f"the csv {path} does not exist: bash scripts/download.sh nli gets it") from None
+            raise UserError(f"the csv {path} does not exist: bash scripts/download.sh nli gets it") from None
         except (
             pd.errors.ParserError,
             pd.errors.ParserWarning,
@@ -37,11 +38,11 @@ class NLIPairs:
             UnicodeDecodeError,
             OSError,
         ) as error:
-            raise ValueError(f"{path} cannot be read as a csv: {' '.join(str(error).split())}") from None
+            raise UserError(f"{path} cannot be read as a csv: {' '.join(str(error).split())}") from None
         missing = [column for column in self.columns if column not in frame.columns]
         if missing:
             header = " ".join(", ".join(frame.columns).split())
-            raise ValueError(
+            raise UserError(
                 f"{path} lacks the column {', '.join(missing)}: its header is {header[:200]}, "
                 "expected sent0,sent1,hard_neg"
             )
@@ -50,7 +51,7 @@ class NLIPairs:
         self.dropped = int((~full).sum())
         self.rows = frame[full].to_numpy().tolist()
         if not self.rows:
-            raise ValueError(
+            raise UserError(
                 f"{path} has no row with {' and '.join(self.columns)} ({self.dropped} rows with an empty one)"
             )
 

@@ -22,7 +22,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from lamra.datasets.items import Item, Pair, path_inside
+from lamra.common.errors import UserError
+from lamra.common.files import path_inside, read_jsonl
+from lamra.datasets.items import Item, Pair
 from lamra.datasets.nli import NLIPairs
 
 PICTURES_CHECKED = 2000  # of a source, before training; a missing one among the others is a picture fault in training
@@ -42,28 +44,28 @@ class PairFile(Sequence[Pair]):
     """The pairs of one source.
 
     Raises:
-        ValueError: the file is missing, malformed or empty, or a picture does not exist; names file and place.
+        UserError: the file is missing, malformed or empty, or a picture does not exist; names file and place.
     """
 
     def __init__(self, path: str | Path, format: str, *, root: str | Path | None = None, use_hard_negatives=False):
         path = Path(path)
         if not path.exists():
-            raise ValueError(f"--data_path {path} does not exist")
+            raise UserError(f"--data_path {path} does not exist")
         self.root = Path(root) if root else path if path.is_dir() else path.parent
         self.rows = [row[: None if use_hard_negatives else 2] for row in READERS[format](path)]
         if not self.rows:
-            raise ValueError(f"--data_path {path} has no {format} pairs")
+            raise UserError(f"--data_path {path} has no {format} pairs")
         if len({len(row) for row in self.rows}) > 1:
             counts = sorted({len(row) - 2 for row in self.rows})
-            raise ValueError(
+            raise UserError(
                 f"--use_hard_negatives True: rows of {path} have {counts} negatives; give each the same number"
             )
         if use_hard_negatives and len(self.rows[0]) == 2:
-            raise ValueError(f"--use_hard_negatives True: {path} has no hard negatives; leave the flag out")
+            raise UserError(f"--use_hard_negatives True: {path} has no hard negatives; leave the flag out")
         step = -(-len(self.rows) // PICTURES_CHECKED)
         for side in (side for row in self.rows[::step] for side in row if side.image):
             if not path_inside(self.root, side.image).is_file():
-                raise ValueError(f"picture {self.root / side.image} of {path} does not exist; is --image_root right?")
+                raise UserError(f"picture {self.root / side.image} of {path} does not exist; is --image_root right?")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,24 +79,24 @@ class PairFile(Sequence[Pair]):
 
 
 def _read_pairs(path: Path) -> Iterator[Row]:
-    for place, row in _jsonl(path):
+    for row in read_jsonl(path):
         with_negatives = [row["query"], row["target"], *row.get("negatives", [])]
-        yield tuple(_side(place, side) for side in with_negatives)
+        yield tuple(_side(row.location, side) for side in with_negatives)
 
 
 def _read_sharegpt4v(path: Path) -> Iterator[Row]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(entries, list):
-            raise ValueError("it is no list")
+            raise UserError("it is no list")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not ShareGPT4V's json: {error}") from None
+        raise UserError(f"{path} is not ShareGPT4V's json: {error}") from None
     for number, entry in enumerate(entries, start=1):
         try:
             caption = next(turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt")
             sides = {"image": entry["image"]}, {"text": caption}
         except (KeyError, TypeError, StopIteration) as error:
-            raise ValueError(
+            raise UserError(
                 f'{path} entry {number} is not ShareGPT4V\'s: it needs "image" and a "gpt" turn in "conversations" '
                 f"({error!r})"
             ) from None
@@ -108,8 +110,8 @@ def _read_region_edits(path: Path) -> Iterator[Row]:
             if edited.is_file():
                 yield Side(None, str(source.relative_to(path))), Side(None, str(edited.relative_to(path)))
         return
-    for place, row in _jsonl(path):
-        yield tuple(_side(place, {"image": row[name]}) for name in ("source_image", "edited_image"))
+    for row in read_jsonl(path):
+        yield tuple(_side(row.location, {"image": row[name]}) for name in ("source_image", "edited_image"))
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -127,40 +129,13 @@ def load_source(path: str | Path, format: str, root: str | Path | None, use_hard
     return PairFile(path, format, root=root, use_hard_negatives=use_hard_negatives)
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, dict]]:
-    """(file and line, row) of each line; what the loop's body misses in a row is told with its place."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path} line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{place} is not json: {error}") from None
-            yield place, _Fields(place, row)
-
-
-class _Fields(dict):
-    """A row whose missing fields are named with their place."""
-
-    def __init__(self, place: str, row):
-        if not isinstance(row, dict):
-            raise ValueError(f"{place} is not an object but {type(row).__name__}")
-        super().__init__(row)
-        self.place = place
-
-    def __missing__(self, name: str):
-        raise ValueError(f'{self.place} lacks "{name}": it has {", ".join(self) or "nothing"}')
-
-
 def _side(place: str, side) -> Side:
     """Check {"text"?, "image"?}."""
     text, image = (side.get("text"), side.get("image")) if isinstance(side, dict) else (None, None)
     if not all(value is None or isinstance(value, str) for value in (text, image)) or not (
         (text and text.strip()) or image
     ):
-        raise ValueError(f'{place}: {json.dumps(side)[:80]} is not {{"text" and/or "image"}}')
+        raise UserError(f'{place}: {json.dumps(side)[:80]} is not {{"text" and/or "image"}}')
     return Side(text, image)
 
 

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
+from lamra.common.errors import UserError
 from lamra.datasets.items import Item
-from lamra.datasets.mbeir import MBEIRPairs, id_key
+from lamra.datasets.mbeir.pairs import MBEIRPairs
+from lamra.datasets.mbeir.rows import id_key
 
 QUERY_NAMES = "_query_names.json"
 UPSTREAM_RANKING = (QUERY_NAMES, "_cand_names.json", "_scores.json")
@@ -38,7 +40,7 @@ def ranking_of(folder: str | Path, name: str, upstream: str) -> Path:
             flickr_t2i_query_names.json.
 
     Raises:
-        ValueError: upstream wrote several for this task, with different models; names them.
+        UserError: upstream wrote several for this task, with different models; names them.
     """
     own = Path(folder, f"ranking_{name}.jsonl")
     if own.is_file():
@@ -47,7 +49,7 @@ def ranking_of(folder: str | Path, name: str, upstream: str) -> Path:
     found = sorted(path for pattern in patterns for path in Path(folder).glob(pattern))
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise ValueError(f"{folder} has several rankings of {upstream} ({names}): leave one there")
+        raise UserError(f"{folder} has several rankings of {upstream} ({names}): leave one there")
     return found[0] if found else own
 
 
@@ -70,14 +72,14 @@ def ranked_candidates(path: str | Path) -> Iterator[RankedCandidate]:
     unit vectors, cosine = 1 - distance / 2.
 
     Raises:
-        ValueError: a file is missing or empty, or is malformed; names file and line.
+        UserError: a file is missing or empty, or is malformed; names file and line.
     """
     path, empty = Path(path), True
     if path.name.endswith(QUERY_NAMES):
         yield from _upstream_ranking(path)
         return
     if not path.is_file():
-        raise ValueError(f"the ranking {path} does not exist: an evaluation writes it, see eval_mbeir.sh")
+        raise UserError(f"the ranking {path} does not exist: an evaluation writes it, see eval_mbeir.sh")
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -87,9 +89,9 @@ def ranked_candidates(path: str | Path) -> Iterator[RankedCandidate]:
                 row = json.loads(line)
                 yield RankedCandidate(str(row["qid"]), str(row["did"]), float(row["score"]), int(row["rank"]))
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path} line {number} is not {{qid, did, score, rank}}: {line.strip()!r}") from None
+                raise UserError(f"{path} line {number} is not {{qid, did, score, rank}}: {line.strip()!r}") from None
     if empty:
-        raise ValueError(f"the ranking {path} is empty")
+        raise UserError(f"the ranking {path} is empty")
 
 
 def _upstream_ranking(path: Path) -> Iterator[RankedCandidate]:
@@ -102,13 +104,13 @@ def _upstream_ranking(path: Path) -> Iterator[RankedCandidate]:
     except (TypeError, ValueError):
         fits = False
     if not fits:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(file.name for file in ranking_files(path))} in {path.parent} do not fit together: each query "
             "needs a list of candidates and a list of as many scores"
         )
     steps = [after - before for row in table for before, after in zip(row, row[1:])]
     if min(steps, default=0) < 0 < max(steps, default=0):
-        raise ValueError(f"{ranking_files(path)[2]} has scores that neither only fall nor only rise within the queries")
+        raise UserError(f"{ranking_files(path)[2]} has scores that neither only fall nor only rise within the queries")
     distances = max(steps, default=0) > 0
     for qid, dids, row in zip(queries, candidates, table):
         for rank, (did, score) in enumerate(zip(dids, row), start=1):
@@ -119,11 +121,11 @@ def _read_list(path: Path) -> list:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(content, list) or not content:
-            raise ValueError("it is no list")
+            raise UserError("it is no list")
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: upstream writes three files for a ranking, copy all") from None
+        raise UserError(f"{path} does not exist: upstream writes three files for a ranking, copy all") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not upstream's list: {error}") from None
+        raise UserError(f"{path} is not upstream's list: {error}") from None
     return content
 
 
@@ -134,7 +136,7 @@ def mined_candidates(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     training does. Its rerank_data_all.json is several such files in one.
 
     Raises:
-        ValueError: the file is missing or is neither; names it.
+        UserError: the file is missing or is neither; names it.
     """
     path = Path(path)
     if path.suffix != ".json":
@@ -146,7 +148,7 @@ def mined_candidates(path: str | Path) -> Iterator[tuple[str, list[str]]]:
             right = set(docs["gt_docs"])
             yield qid, [did for did in docs["top100_docs"] if did not in right]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not {{qid: {{gt_docs, top100_docs}}}}: {error!r}") from None
+        raise UserError(f"{path} is not {{qid: {{gt_docs, top100_docs}}}}: {error!r}") from None
 
 
 class RerankExample(NamedTuple):
@@ -173,7 +175,7 @@ class RerankExamples(Dataset):
         rows: the rows of `pairs`, one an example.
 
     Raises:
-        ValueError: a file names a query or candidate that is not there, or no query has a negative.
+        UserError: a file names a query or candidate that is not there, or no query has a negative.
     """
 
     def __init__(self, pairs: MBEIRPairs, mined: Iterable[str | Path]):
@@ -188,7 +190,7 @@ class RerankExamples(Dataset):
         queries, starts = np.unique(query[wrong], return_index=True)  # queries with a negative, their first one
         self._candidates, self._starts = candidate[wrong], np.append(starts, wrong.sum())
         if not len(queries):
-            raise ValueError(f"--mined {','.join(map(str, mined))}: no query has a candidate but its positives")
+            raise UserError(f"--mined {','.join(map(str, mined))}: no query has a candidate but its positives")
         first = pairs.queries.rows_of(pairs.queries.keys)  # (N,) row that stands for all of a query
         (self.rows,) = np.nonzero(np.isin(first, queries))
         self._query = np.searchsorted(queries, first[self.rows])  # of each row, its index in `queries`
@@ -203,14 +205,14 @@ class RerankExamples(Dataset):
                     columns[0].extend([id_key(qid)] * len(dids))
                     columns[1].extend(map(id_key, dids))
                 except ValueError as error:
-                    raise ValueError(f"{path}: {error}") from None
+                    raise UserError(f"{path}: {error}") from None
             keys = np.array(columns, dtype=np.int64)  # (2, candidates)
             keys = keys[:, ~np.isin(keys[0], self.pairs.left_out)]
             for column, rows, found in zip(keys, (self.pairs.queries, self.pairs.pool), (query, candidate)):
                 found.append(rows.rows_of(column))
                 if (found[-1] < 0).any():
                     key = column[int((found[-1] < 0).argmax())]
-                    raise ValueError(
+                    raise UserError(
                         f"{path} names {rows.name_of(key)}, which is not in {rows.path}: give the --queries and "
                         "--pool that it was mined from, or mine again with these"
                     )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 
-from lamra.eval.mbeir_tasks import TASKS
+from lamra.common.cli import run
+from lamra.common.errors import UserError
+from lamra.datasets.mbeir.layout import TASKS
 from lamra.eval.report import read_runs
-from lamra.train.entrypoint import run
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
     rows = read_runs(parser.parse_args().runs)
     tasks = [task for task in TASKS if all(task.name in row for row in rows.values())]
     if not tasks:
-        raise ValueError(f"{', '.join(rows)} have no task of M-BEIR in common")
+        raise UserError(f"{', '.join(rows)} have no task of M-BEIR in common")
     width = max(map(len, rows))
     print(" " * width + "".join(f"  {task.name} @{task.k}" for task in tasks) + "  average")
     for name, row in rows.items():

@@ -9,9 +9,10 @@ import argparse
 import json
 from pathlib import Path
 
-from lamra.eval.mbeir_tasks import TASKS
+from lamra.common.cli import run
+from lamra.common.errors import UserError
+from lamra.datasets.mbeir.layout import TASKS
 from lamra.eval.report import COLOURS, figure_of, named_paths, save_figure
-from lamra.train.entrypoint import run
 
 RETRIEVED = "retrieved"
 
@@ -23,12 +24,12 @@ def main() -> None:
     args = parser.parse_args()
     folders = named_paths(args.runs, "folder")
     if len(folders) >= len(COLOURS):
-        raise ValueError(f"{len(folders)} runs: the figure tells at most {len(COLOURS) - 1} apart; name fewer")
+        raise UserError(f"{len(folders)} runs: the figure tells at most {len(COLOURS) - 1} apart; name fewer")
     found = {name: read_metrics(folder) for name, folder in folders.items()}
     order = {task.name: place for place, task in enumerate(TASKS)}
     shared = set.intersection(*map(set, found.values()))
     if not shared:
-        raise ValueError(f"{', '.join(found)} have no task in common")
+        raise UserError(f"{', '.join(found)} have no task in common")
     names = sorted(shared, key=lambda name: order.get(name, len(order)))
     columns = recall_at_1(found, names)
     print_table(columns, names, {name: read_cost(folder) for name, folder in folders.items()})
@@ -42,21 +43,21 @@ def recall_at_1(found: dict[str, dict], names: list[str]) -> dict[str, list[floa
     """Of what was retrieved and of each run, for each task and on average.
 
     Raises:
-        ValueError: the runs did not rerank the same rankings.
+        UserError: the runs did not rerank the same rankings.
     """
     before = [[metrics[task]["before"] for task in names] for metrics in found.values()]
     if any(one != before[0] for one in before):
-        raise ValueError(f"{', '.join(found)} reranked different rankings: their recall before differs")
+        raise UserError(f"{', '.join(found)} reranked different rankings: their recall before differs")
     columns = {RETRIEVED: [recalls["recall@1"] for recalls in before[0]]}
     columns |= {name: [metrics[task]["after"]["recall@1"] for task in names] for name, metrics in found.items()}
     return {name: [*recalls, sum(recalls) / len(recalls)] for name, recalls in columns.items()}
 
 
 def read_metrics(folder: Path) -> dict[str, dict]:
-    """What eval_rerank.py measured; raises ValueError if nothing is there."""
+    """What eval_rerank.py measured; raises UserError if nothing is there."""
     path = folder / "metrics.json"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: name a folder that rerank_mbeir.sh or rerank_zeroshot.sh wrote")
+        raise UserError(f"{path} does not exist: name a folder that rerank_mbeir.sh or rerank_zeroshot.sh wrote")
     return json.loads(path.read_text())
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
+from lamra.common.cli import parse, run
+from lamra.common.errors import UserError
+from lamra.common.files import whole_file
+from lamra.common.lock import folder_lock
+from lamra.common.processes import start_processes
 from lamra.datasets.items import Item
 from lamra.datasets.jsonl import load_items
-from lamra.eval.retriever import RetrieverArguments, load_retriever
-from lamra.train.arguments import parse
-from lamra.train.entrypoint import run
-from lamra.train.folder_lock import folder_lock
-from lamra.train.processes import start_processes
-from lamra.train.whole_files import whole_file
+from lamra.eval.inference import RetrieverArguments, load_retriever
 
 
 @dataclass
@@ -32,7 +32,7 @@ class EmbedArguments(RetrieverArguments):
     def __post_init__(self):
         super().__post_init__()
         if not self.input or Path(self.output).suffix != ".npz":
-            raise ValueError("give --input items.jsonl and --output out.npz")
+            raise UserError("give --input items.jsonl and --output out.npz")
 
 
 def main() -> None:

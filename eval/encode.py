@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lamra.collators.processing import Processor
+from lamra.common.errors import UserError
+from lamra.common.gather import all_gather_with_grad
+from lamra.common.processes import process_rank
 from lamra.datasets.items import Item
-from lamra.models.distributed import all_gather_with_grad, process_rank
 from lamra.models.embedder import Embedder
 
 
@@ -61,7 +63,7 @@ def encode(
         (len(items), D) float32 unit embeddings on the CPU, in the order of `items`, the same on every process.
 
     Raises:
-        ValueError: a picture cannot be read, or the model makes no embedding of an item; names it.
+        UserError: a picture cannot be read, or the model makes no embedding of an item; names it.
     """
     different: dict[Hashable, int] = {}  # what an item shows -> its row in the embeddings
     row_of_item = [different.setdefault(_content(item), len(different)) for item in items]
@@ -132,14 +134,14 @@ def token_batches(lengths: Sequence[int], max_tokens: int, padding_free: bool) -
 
 
 def require_unit(rows: Tensor, embeddings: Tensor, items: Sequence[Item]) -> None:
-    """Raise ValueError unless all embeddings (n, D) have unit norm: NaN, infinity and a zero vector have not.
+    """Raise UserError unless all embeddings (n, D) have unit norm: NaN, infinity and a zero vector have not.
 
     Args:
         rows: (n,) whose they are, -1 for nobody's. Every process holds the same, so that all raise.
     """
     wrong = rows[(rows >= 0) & ~((embeddings.norm(dim=1) - 1).abs() < 1e-3)].unique().tolist()
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"the model makes no finite embedding of unit norm of {named([items[row].id for row in wrong])}: its "
             "weights, its config.json or its preprocessor_config.json are damaged"
         )

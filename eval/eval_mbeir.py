@@ -14,22 +14,25 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from lamra.common import upstream
+from lamra.common.cli import note, require, run
+from lamra.common.errors import UserError
+from lamra.common.files import sha256
+from lamra.common.lock import folder_lock
+from lamra.common.processes import start_processes
 from lamra.datasets.items import Item
-from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructions, Rows, read_qrels
+from lamra.datasets.mbeir.instructions import Instructions
+from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, PAPER_AVERAGE, TASKS, Task, choose_tasks, task_of_file
+from lamra.datasets.mbeir.qrels import read_qrels
+from lamra.datasets.mbeir.queries import InstructedQueries
+from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows
 from lamra.eval import upstream_files
-from lamra.eval.mbeir_tasks import PAPER_AVERAGE, TASKS, Task, choose_tasks, task_of_file
+from lamra.eval.inference import Retriever, RetrieverArguments, load_retriever
 from lamra.eval.metrics import recall_at_k
 from lamra.eval.report import write_made_by, write_metrics, write_ranking
-from lamra.eval.retriever import Retriever, RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards, encode_to_shards, made_by
 from lamra.eval.zeroshot import output_folder
-from lamra.train import upstream
-from lamra.train.arguments import note, require
-from lamra.train.checkpoints import sha256
-from lamra.train.entrypoint import run
-from lamra.train.folder_lock import folder_lock
-from lamra.train.processes import start_processes
 
 KS = (1, 5, 10, 20, 50)
 DATA_NAME = "M-BEIR"
@@ -37,7 +40,7 @@ DATA_NAME = "M-BEIR"
 
 @dataclass
 class MBEIRArguments(RetrieverArguments):
-    data_path: str = field(default="data/M-BEIR", metadata={"help": "M-BEIR's folder"})
+    data_path: str = field(default=DATA_PATH, metadata={"help": "M-BEIR's folder"})
     pool: str | None = field(
         default=None, metadata={"help": "local (default): each task's own candidates; global: all together"}
     )
@@ -46,7 +49,7 @@ class MBEIRArguments(RetrieverArguments):
     query_data_path: str | None = field(default=None, metadata={"help": "one file of queries, instead of --tasks"})
     cand_pool_path: str | None = field(default=None, metadata={"help": "its candidates"})
     qrels_path: str | None = field(default=None, metadata={"help": "its answers"})
-    instructions: str = field(default="instructions/query_instructions.tsv", metadata={"help": "below data_path"})
+    instructions: str = field(default=INSTRUCTIONS, metadata={"help": "below data_path"})
     seed: int = field(default=0, metadata={"help": "draws each query's instruction"})
     output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/mbeir"})
     data_name: str = field(default=DATA_NAME, metadata={"help": "what to call data that are your own"})
@@ -57,7 +60,7 @@ class MBEIRArguments(RetrieverArguments):
     def __post_init__(self):
         super().__post_init__()
         if len({bool(path) for path in (self.query_data_path, self.cand_pool_path, self.qrels_path)}) > 1:
-            raise ValueError("--query_data_path, --cand_pool_path and --qrels_path belong together: give all three")
+            raise UserError("--query_data_path, --cand_pool_path and --qrels_path belong together: give all three")
         chosen = {"tasks": "all", "split": "test", "pool": "local"}
         if self.query_data_path:
             task, split = task_of_file(self.query_data_path)
@@ -67,7 +70,7 @@ class MBEIRArguments(RetrieverArguments):
             given = getattr(self, name)
             if self.query_data_path and given not in (None, value):
                 files = f"--query_data_path {self.query_data_path} and --cand_pool_path {self.cand_pool_path}"
-                raise ValueError(f"--{name} {given} contradicts {files}, which mean {value}: leave it out")
+                raise UserError(f"--{name} {given} contradicts {files}, which mean {value}: leave it out")
             setattr(self, name, given or value)
         require(self.pool in PAPER_AVERAGE, "pool", self.pool, " or ".join(PAPER_AVERAGE))
         require(self.split in ("test", "val"), "split", self.split, "test or val")
@@ -224,11 +227,11 @@ def modality_of(queries: Rows, pool: Rows | Pools, answers: list[list[int]]) -> 
     """What the queries of a file look for: the modality of their answers.
 
     Raises:
-        ValueError: they are of several.
+        UserError: they are of several.
     """
     found = sorted({pool.modality(row) for rows in answers for row in rows})
     if len(found) != 1:
-        raise ValueError(
+        raise UserError(
             f"the answers to {queries.path} are of {len(found)} modalities ({'; '.join(found)}): "
             "evaluate the queries of each from a file of their own"
         )

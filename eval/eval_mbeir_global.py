@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lamra.common import upstream
+from lamra.common.cli import require, run
+from lamra.datasets.mbeir.layout import Task
 from lamra.eval.eval_mbeir import MBEIRArguments, evaluate
-from lamra.eval.mbeir_tasks import Task
 from lamra.eval.upstream_files import RETRIEVED_GLOBAL
-from lamra.train import upstream
-from lamra.train.arguments import require
-from lamra.train.entrypoint import run
 
 
 @dataclass

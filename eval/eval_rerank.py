@@ -15,24 +15,30 @@ import torch
 from accelerate import PartialState
 
 from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT_TO_IMAGE
+from lamra.common.cli import parse, require, run
+from lamra.common.errors import UserError
+from lamra.common.files import sha256, whole_file
+from lamra.common.lock import folder_lock
+from lamra.common.processes import start_processes
 from lamra.datasets.caption import load_captioned_images
 from lamra.datasets.items import Item
-from lamra.datasets.mbeir import Rows, id_key
+from lamra.datasets.mbeir.layout import (
+    DATA_PATH,
+    INSTRUCTIONS,
+    PAPER_AVERAGE,
+    PAPER_AVERAGE_RERANKED,
+    TASKS,
+    choose_tasks,
+)
+from lamra.datasets.mbeir.rows import Rows, id_key
 from lamra.datasets.rerank import ranking_files, ranking_of
 from lamra.eval.eval_mbeir import DATA_NAME, TaskData, average, open_tasks
+from lamra.eval.inference import RetrieverArguments
 from lamra.eval.judge import STYLES, Judge, RankingTask, judge_ranking, load_judge, read_ranking, reranked
-from lamra.eval.mbeir_tasks import PAPER_AVERAGE, PAPER_AVERAGE_RERANKED, TASKS, choose_tasks
 from lamra.eval.metrics import recall_at_k
 from lamra.eval.report import write_made_by, write_metrics, write_ranking
-from lamra.eval.retriever import RetrieverArguments
 from lamra.eval.shards import made_by
 from lamra.eval.zeroshot import output_folder
-from lamra.train.arguments import parse, require
-from lamra.train.checkpoints import sha256
-from lamra.train.entrypoint import run
-from lamra.train.folder_lock import folder_lock
-from lamra.train.processes import start_processes
-from lamra.train.whole_files import whole_file
 
 KS = (1, 5, 10)
 DEPTHS = {"pointwise": 50, "listwise": 5}  # LamRA's on M-BEIR
@@ -55,11 +61,11 @@ class RerankArguments(RetrieverArguments):
     depth: int | None = field(default=None, metadata={"help": "candidates to rerank; default: LamRA's"})
     weight: float | None = field(default=None, metadata={"help": "of P(Yes), pointwise; default: LamRA's of the task"})
     tune_weight: str | None = field(default=None, metadata={"help": "rankings of M-BEIR's val split to choose it on"})
-    data_path: str = field(default="data/M-BEIR", metadata={"help": "M-BEIR's folder"})
+    data_path: str = field(default=DATA_PATH, metadata={"help": "M-BEIR's folder"})
     pool: str = field(default="local", metadata={"help": "the pool that the rankings are of: local or global"})
     tasks: str = field(default="all", metadata={"help": "all, or names separated by commas"})
     split: str = field(default="test", metadata={"help": "test or val"})
-    instructions: str = field(default="instructions/query_instructions.tsv", metadata={"help": "below data_path"})
+    instructions: str = field(default=INSTRUCTIONS, metadata={"help": "below data_path"})
     seed: int = field(default=0, metadata={"help": "draws each query's instruction"})
     picture_memory: float = field(default=4.0, metadata={"help": "GiB of pictures' features that a process keeps"})
     image_data_path: str | None = field(default=None, metadata={"help": "captioned pictures instead of M-BEIR"})
@@ -77,7 +83,7 @@ class RerankArguments(RetrieverArguments):
         require(self.pool in PAPER_AVERAGE, "pool", self.pool, " or ".join(PAPER_AVERAGE))
         require(self.split in ("test", "val"), "split", self.split, "test or val")
         if bool(self.image_data_path) != bool(self.text_data_path):
-            raise ValueError("--image_data_path and --text_data_path belong together: give both")
+            raise UserError("--image_data_path and --text_data_path belong together: give both")
         if self.tune_weight:
             pointwise = self.style == "pointwise" and self.weight is None and not self.image_data_path
             require(pointwise, "tune_weight", self.tune_weight, "--style pointwise on M-BEIR, and no --weight")
@@ -148,7 +154,7 @@ def open_rankings(args: RerankArguments) -> list[Opened]:
     opened = captioned_rankings(args) if args.image_data_path else mbeir_rankings(args)
     deepest = max(len(found) for one in opened for found in one.ranking.found)
     if depth_of(args) > deepest:
-        raise ValueError(
+        raise UserError(
             f"--depth {depth_of(args)}: the rankings in {args.rankings} have at most {deepest} candidates a query; "
             f"give {deepest} or less"
         )
@@ -183,7 +189,7 @@ def mbeir_ranking(path: Path, data: TaskData) -> RankingTask:
     """A ranking of all of a task's queries, its ids as rows.
 
     Raises:
-        ValueError: as read_ranking, or the ranking names a query or candidate that is not there.
+        UserError: as read_ranking, or the ranking names a query or candidate that is not there.
     """
     ranking = read_ranking(path, [data.queries.id(row) for row in range(len(data.queries))])
 
@@ -191,10 +197,10 @@ def mbeir_ranking(path: Path, data: TaskData) -> RankingTask:
         try:
             found = rows.rows_of([id_key(identifier) for identifier in ids])
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise UserError(f"{path}: {error}") from None
         for identifier, row in zip(ids, found):
             if row < 0:
-                raise ValueError(f"{path} names {rows.name_of(id_key(identifier))}, which is not in {rows.path}")
+                raise UserError(f"{path} names {rows.name_of(id_key(identifier))}, which is not in {rows.path}")
         return found.tolist()
 
     asked = rows_of(list(ranking), data.queries)
@@ -236,7 +242,7 @@ def _places(path: Path, kind: str, ids: list[str], items: list[Item], source: st
     place_of = _place_of(path, items)
     unknown = [identifier for identifier in ids if identifier not in place_of]
     if unknown:
-        raise ValueError(f"{path} names the {kind} {unknown[0]}, which is not in {source}")
+        raise UserError(f"{path} names the {kind} {unknown[0]}, which is not in {source}")
     return [place_of[identifier] for identifier in ids]
 
 
@@ -255,10 +261,10 @@ def recalls(ranking: RankingTask, ks: Sequence[int] = KS) -> dict[str, float]:
     """Recall at each of `ks`; a k beyond the rankings counts all of them.
 
     Raises:
-        ValueError: the ranking is not of each query once.
+        UserError: the ranking is not of each query once.
     """
     if sorted(ranking.asked) != list(range(len(ranking.queries))):
-        raise ValueError(
+        raise UserError(
             f"the ranking is of {len(set(ranking.asked))} of the {len(ranking.queries)} queries: recall is over all of "
             "them; write the rankings again"
         )

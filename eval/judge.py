@@ -23,10 +23,11 @@ from tqdm import tqdm
 from lamra.collators.messages import MOST_CANDIDATES, NO, YES, listwise_answer
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import RankPrompts, Shown
+from lamra.common.errors import UserError
 from lamra.datasets.items import Item
 from lamra.datasets.rerank import ranked_candidates
 from lamra.eval.encode import named, one_thread, token_batches
-from lamra.eval.retriever import RetrieverArguments, load_with_processor
+from lamra.eval.inference import RetrieverArguments, load_with_processor
 from lamra.eval.shards import check_manifest, pictures_sha256
 from lamra.models.loading import load_reranker
 from lamra.models.reranker import Reranker
@@ -61,7 +62,7 @@ def read_ranking(path: str | Path, qids: Sequence[str] = ()) -> dict[str, tuple[
         qids: the queries of the task: recall over fewer of them would be another number.
 
     Raises:
-        ValueError: as ranked_candidates; or a query has a candidate twice or ranks other than 1, 2, ..., n, or is
+        UserError: as ranked_candidates; or a query has a candidate twice or ranks other than 1, 2, ..., n, or is
             lacking.
     """
     lines: dict[str, list] = {}
@@ -72,18 +73,18 @@ def read_ranking(path: str | Path, qids: Sequence[str] = ()) -> dict[str, tuple[
         found.sort(key=lambda line: line.rank)
         dids = [line.did for line in found]
         if len(set(dids)) < len(dids):
-            raise ValueError(f"{path} has a candidate of the query {qid} twice: a ranking names each once")
+            raise UserError(f"{path} has a candidate of the query {qid} twice: a ranking names each once")
         ranks = [line.rank for line in found]
         if ranks != list(range(1, len(found) + 1)):
             wrong = next(rank for place, rank in enumerate(ranks, start=1) if rank != place)
-            raise ValueError(
+            raise UserError(
                 f"{path}: the {len(found)} candidates of the query {qid} do not have the ranks 1 to {len(found)}, "
                 f"{wrong} is repeated or follows a gap: evaluate the retriever again"
             )
         ranking[qid] = dids, [line.score for line in found]
     lacking = [qid for qid in qids if qid not in ranking]
     if lacking:
-        raise ValueError(
+        raise UserError(
             f"{path} lacks {len(lacking)} of the task's {len(qids)} queries, first {lacking[0]}: evaluate the "
             "retriever on all of them"
         )
@@ -122,7 +123,7 @@ class Judge:
         have the same keys and values in each.
 
         Raises:
-            ValueError: an answer is not finite; names query and candidates.
+            UserError: an answer is not finite; names query and candidates.
         """
         common, deciding = self.yes_no
         prompts = [self.prompts.pointwise(query, candidate) for candidate in candidates]
@@ -152,7 +153,7 @@ class Judge:
         each joins the next: the first place is then the winner of all, the others are sorted within their window.
 
         Raises:
-            ValueError: an answer is not finite; names query and candidates.
+            UserError: an answer is not finite; names query and candidates.
         """
         common, deciding = self.numbers
         order = list(range(len(candidates)))
@@ -175,7 +176,7 @@ class Judge:
     def _require_finite(answers: torch.Tensor, query: Shown, candidates: Sequence[Shown]) -> None:
         wrong = [one.item.id for one, fine in zip(candidates, answers.isfinite().tolist()) if not fine]
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"the reranker's answers to the query {query.item.id} about {named(wrong)} are not finite: its "
                 "weights, its config.json or its preprocessor_config.json are damaged"
             )
@@ -306,7 +307,7 @@ def judge_ranking(
         For each query of the task its answer, the same on every process.
 
     Raises:
-        ValueError: the folder holds answers with another manifest, or a picture cannot be read; names it.
+        UserError: the folder holds answers with another manifest, or a picture cannot be read; names it.
     """
     folder, state = Path(folder), PartialState()
     candidates = sorted({place for found in task.found for place in found[:depth]})

@@ -18,31 +18,30 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from lamra.common.cli import note, parse, require, run
+from lamra.common.files import sha256, whole_file
+from lamra.common.lock import folder_lock
+from lamra.common.processes import start_processes
 from lamra.datasets.items import Item
-from lamra.datasets.mbeir import MODALITIES, MBEIRPairs, dataset_of
+from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
+from lamra.datasets.mbeir.pairs import MBEIRPairs, open_pairs
+from lamra.datasets.mbeir.rows import MODALITIES, dataset_of
 from lamra.eval.eval_mbeir import Encoder
+from lamra.eval.inference import RetrieverArguments, load_retriever
 from lamra.eval.report import write_made_by, write_ranking
-from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards
 from lamra.eval.zeroshot import output_folder
-from lamra.train.arguments import parse, require
-from lamra.train.checkpoints import sha256
-from lamra.train.entrypoint import run
-from lamra.train.folder_lock import folder_lock
-from lamra.train.processes import start_processes
-from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
-from lamra.train.whole_files import whole_file
 
 QUERIES_TOGETHER = 16_384  # of a search: other processes wait while the first looks which candidates are usable
 
 
 @dataclass
 class MineArguments(RetrieverArguments):
-    data_path: str = field(default="data/M-BEIR", metadata={"help": "M-BEIR's folder; the paths below are inside it"})
-    queries: str = field(default=MBEIRDataArguments.queries, metadata={"help": "whose candidates to mine"})
-    pool: str = field(default=MBEIRDataArguments.pool, metadata={"help": "candidates"})
-    instructions: str = field(default=MBEIRDataArguments.instructions, metadata={"help": "what to retrieve"})
+    data_path: str = field(default=DATA_PATH, metadata={"help": "M-BEIR's folder; the paths below are inside it"})
+    queries: str = field(default=TRAIN_QUERIES, metadata={"help": "whose candidates to mine"})
+    pool: str = field(default=TRAIN_POOL, metadata={"help": "candidates"})
+    instructions: str = field(default=INSTRUCTIONS, metadata={"help": "what to retrieve"})
     seed: int = field(default=0, metadata={"help": "draws each query's instruction"})
     top: int = field(default=100, metadata={"help": "candidates of each query"})
     own_kind: bool = field(
@@ -118,7 +117,7 @@ def mine_files(args: MineArguments) -> Path:
 
 def _mine_files(args: MineArguments, state: PartialState) -> Path:
     with state.main_process_first():  # it writes the indexes
-        pairs = load_pairs(args, args.queries, args.pool, args.seed)
+        pairs = open_pairs(args.data_path, args.queries, args.pool, args.instructions, seed=args.seed, tell=note)
     encoder = Encoder(args, load_retriever(args), "mined")
     gallery = encoder.candidates(pairs.pool)
     drawn_by = {"instructions": sha256(pairs.instructions.path), "seed": args.seed}

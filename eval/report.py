@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lamra.train.entrypoint import run
-from lamra.train.whole_files import whole_file
+from lamra.common.cli import run
+from lamra.common.errors import UserError
+from lamra.common.files import whole_file
 
 Rows = Mapping[str, Mapping[str, float]]  # name of a run -> what metrics.retrieval_recalls returns
 
@@ -51,7 +52,7 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
     """Write metrics.json into `folder`: keys sorted, floats in full, so that equal results are equal files.
 
     Raises:
-        ValueError: a metric is NaN or infinite.
+        UserError: a metric is NaN or infinite.
     """
     return _write_json(Path(folder) / "metrics.json", metrics)
 
@@ -119,24 +120,24 @@ def read_runs(arguments: Sequence[str]) -> dict[str, dict]:
     """Arguments "name=metrics.json" to name -> content of the file.
 
     Raises:
-        ValueError: an argument is not of that form, a name stands twice, or a file is not there or no metrics.
+        UserError: an argument is not of that form, a name stands twice, or a file is not there or no metrics.
     """
     rows = {}
     for name, path in named_paths(arguments, "metrics.json").items():
         try:
             rows[name] = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} of {name!r} cannot be read ({error}): an evaluation writes it") from None
+            raise UserError(f"{path} of {name!r} cannot be read ({error}): an evaluation writes it") from None
     return rows
 
 
 def named_paths(arguments: Sequence[str], kind: str) -> dict[str, Path]:
-    """Arguments "name=path" to name -> path; raises ValueError for another form or a name that stands twice."""
+    """Arguments "name=path" to name -> path; raises UserError for another form or a name that stands twice."""
     paths: dict[str, Path] = {}
     for argument in arguments:
         name, _, path = argument.partition("=")
         if not name or not path or name in paths:
-            raise ValueError(f'{argument!r} is not "name={kind}" with a name of its own')
+            raise UserError(f'{argument!r} is not "name={kind}" with a name of its own')
         paths[name] = Path(path)
     return paths
 
@@ -147,12 +148,12 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="name=metrics.json")
     args = parser.parse_args()
     if len(args.runs) > len(COLOURS):
-        raise ValueError(f"{len(args.runs)} runs: the figure tells at most {len(COLOURS)} apart; name fewer")
+        raise UserError(f"{len(args.runs)} runs: the figure tells at most {len(COLOURS)} apart; name fewer")
     rows = read_runs(args.runs)
     wanted = {f"{direction}@{k}" for direction in DIRECTIONS for k in KS}
     for name, row in rows.items():
         if missing := sorted(wanted - set(row)):
-            raise ValueError(f"the metrics of {name!r} lack {missing[0]}: name those of eval_flickr.py or eval_coco.py")
+            raise UserError(f"the metrics of {name!r} lack {missing[0]}: name those of eval_flickr.py or eval_coco.py")
     print()
     print_table(rows)
     metrics = write_metrics(args.output_dir, rows)

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lamra.models.distributed import all_gather_with_grad, process_rank
+from lamra.common.errors import UserError
+from lamra.common.gather import all_gather_with_grad
+from lamra.common.processes import process_rank
 from lamra.models.float32 import full_float32
 
 
@@ -40,7 +42,8 @@ def top_k(
         (Q, k) float32 scores and (Q, k) int64 gallery indices.
 
     Raises:
-        ValueError: k or a block size below 1, sizes that do not fit, or a score that is NaN.
+        ValueError: k or a block size below 1, or sizes that do not fit.
+        UserError: a score is NaN.
     """
     if min(k, block_size, query_block_size) < 1:
         raise ValueError(f"k={k}, block_size={block_size}, query_block_size={query_block_size}: at least 1 each")
@@ -73,7 +76,7 @@ class Blocks(NamedTuple):
         """What fits into `memory` bytes, beside the program itself: half for queries, a quarter for the gallery.
 
         Raises:
-            ValueError: not even one query and one candidate at a time fit.
+            UserError: not even one query and one candidate at a time fit.
         """
         a_query = 4 * dimension + 6 * 12 * k  # float32; the best so far, joined with a block's and sorted
         a_candidate = 2 * 4 * dimension  # as it is read, and as it is multiplied
@@ -82,7 +85,7 @@ class Blocks(NamedTuple):
         blocks = cls(int(memory / 2 / a_query), block_size, int(memory / 4 / a_score / max(block_size, 1)))
         if min(blocks) < 1:
             needed = max(2 * a_query, 4 * a_candidate, 4 * a_score * max(block_size, 1))
-            raise ValueError(f"--search_memory {memory / 2**30:g} GiB is too little: give {needed / 2**30:g} or more")
+            raise UserError(f"--search_memory {memory / 2**30:g} GiB is too little: give {needed / 2**30:g} or more")
         return blocks
 
 
@@ -123,7 +126,7 @@ def _merge_ranks(scores: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tenso
 def _block_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores (q, n) to the best k of each row and their columns, (q, min(k, n)) each, ties by the lower column."""
     if scores.isnan().any():
-        raise ValueError("a score is NaN: the query or gallery embeddings hold NaN or infinity; embed them again")
+        raise UserError("a score is NaN: the query or gallery embeddings hold NaN or infinity; embed them again")
     scores = scores + 0.0  # -0.0 becomes 0.0: a radix sort could tell them apart
     k = min(k, scores.shape[1])
     # One more than k shows which rows have a tie across the k-th place, where torch.topk may keep any of the tied.

@@ -27,13 +27,14 @@ from lamra.collators.messages import (
     listwise_messages,
     pointwise_messages,
 )
+from lamra.common.errors import UserError
+from lamra.common.files import whole_file
+from lamra.common.processes import on_first_process
 from lamra.datasets.items import Item
-from lamra.eval.retriever import Retriever, RetrieverArguments
+from lamra.eval.inference import Retriever, RetrieverArguments
 from lamra.models.digests import model_sha256
 from lamra.models.folders import is_adapter
 from lamra.models.settings import Settings
-from lamra.train.processes import on_first_process
-from lamra.train.whole_files import whole_file
 
 MANIFEST = "manifest.json"
 VERSION = 2  # of the manifest; a cache of an earlier one does not know enough of what it was made of
@@ -139,7 +140,7 @@ def encode_to_shards(
         manifest: of what and by what; anything that can be json.
 
     Raises:
-        ValueError: the folder holds embeddings with another manifest; says what differs.
+        UserError: the folder holds embeddings with another manifest; says what differs.
     """
     folder = Path(folder)
     manifest = {**manifest, "items": len(items), "shard_size": shard_size, "pictures": pictures_sha256(items)}
@@ -166,7 +167,7 @@ def check_manifest(folder: Path, manifest: dict, content: str) -> None:
     decides for all: all must call this.
 
     Raises:
-        ValueError: the folder holds `content` with another manifest; says what differs.
+        UserError: the folder holds `content` with another manifest; says what differs.
     """
     on_first_process(lambda: _check_manifest(folder, manifest, content))
 
@@ -189,7 +190,7 @@ def _check_manifest(folder: Path, manifest: dict, content: str) -> None:
             file.write(json.dumps(manifest, indent=1) + "\n")
     elif before != manifest:
         other = ", ".join(name for name in manifest if before.get(name) != manifest[name])
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {content} made otherwise (not the same: {other or 'its fields'}): "
             "choose another --output_dir, or delete that folder to compute them again"
         )

@@ -14,9 +14,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lamra.common.cli import run
+from lamra.common.errors import UserError
+from lamra.common.files import whole_file
 from lamra.eval.report import COLOURS, DIRECTIONS, figure_of, save_figure
-from lamra.train.entrypoint import run
-from lamra.train.whole_files import whole_file
 
 KINDS = {"none": "base model", "text": "text", "image": "image", "image-text": "image-text", "mixture": "mixture"}
 RUN = re.compile(r"(?P<kind>.+)-(?P<percent>\d+)-seed(?P<seed>\d+)")
@@ -28,7 +29,7 @@ def read_results(folder: Path) -> pd.DataFrame:
     """One row a number: kind, percent, seed, data (one of DATA), direction, k, recall.
 
     Raises:
-        ValueError: there is no finished run.
+        UserError: there is no finished run.
     """
     rows = []
     for path in sorted(folder.glob("*/*/metrics.json")):
@@ -41,10 +42,10 @@ def read_results(folder: Path) -> pd.DataFrame:
             settings = dict(kind=found["kind"], percent=int(found["percent"]), seed=int(found["seed"]))
             rows.append(settings | dict(data=path.parts[-2], direction=direction, k=int(k), recall=recall))
     if not rows:
-        raise ValueError(f"{folder} holds no finished run (KIND-PERCENT-seedN/DATA/metrics.json)")
+        raise UserError(f"{folder} holds no finished run (KIND-PERCENT-seedN/DATA/metrics.json)")
     frame = pd.DataFrame(rows)
     if not common_galleries(frame):
-        raise ValueError(f"{folder}: no gallery ({', '.join(DATA)}) has all runs; measure them on the same ones")
+        raise UserError(f"{folder}: no gallery ({', '.join(DATA)}) has all runs; measure them on the same ones")
     kinds = [*KINDS, *sorted(set(frame["kind"]) - set(KINDS))]
     frame["kind"] = pd.Categorical(frame["kind"], kinds, ordered=True)
     frame["data"] = pd.Categorical(frame["data"], [name for name in DATA if name in set(frame["data"])], ordered=True)

@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from lamra.common.errors import UserError
+from lamra.common.files import whole_file
 from lamra.datasets.rerank import QUERY_NAMES, ranking_files
-from lamra.train.whole_files import whole_file
 
 RETRIEVED = Path("LamRA_Ret_eval_results")
 RETRIEVED_GLOBAL = Path("LamRA_Ret_eval_global_results")
@@ -30,16 +31,16 @@ def read_json(path: str | Path, kind: type, command: str):
     """A file of upstream's.
 
     Raises:
-        ValueError: it is missing, or is no json of this kind; names it and the command that writes it.
+        UserError: it is missing, or is no json of this kind; names it and the command that writes it.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError:
-        raise ValueError(f"{path} does not exist: {command} writes it") from None
+        raise UserError(f"{path} does not exist: {command} writes it") from None
     except ValueError as error:
-        raise ValueError(f"{path} is no json ({error}): let {command} write it again") from None
+        raise UserError(f"{path} is no json ({error}): let {command} write it again") from None
     if not isinstance(content, kind):
-        raise ValueError(f"{path} holds no {kind.__name__}: let {command} write it again")
+        raise UserError(f"{path} holds no {kind.__name__}: let {command} write it again")
     return content
 
 

@@ -12,20 +12,23 @@ from pathlib import Path
 from accelerate import PartialState
 
 from lamra.collators.messages import listwise_answer
-from lamra.datasets.mbeir import CANDIDATE, QUERY, InstructedQueries, Instructions, Rows, id_key
+from lamra.common import upstream
+from lamra.common.cli import parse, require
+from lamra.common.errors import UserError
+from lamra.common.files import sha256
+from lamra.common.lock import folder_lock
+from lamra.common.processes import start_processes
+from lamra.datasets.mbeir.instructions import Instructions
+from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TASKS, Task, task_of_file
+from lamra.datasets.mbeir.queries import InstructedQueries
+from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, id_key
 from lamra.datasets.rerank import QUERY_NAMES, ranking_files
 from lamra.eval import eval_rerank, upstream_files
 from lamra.eval.eval_mbeir import TaskData, modality_of, open_tasks
+from lamra.eval.inference import RetrieverArguments
 from lamra.eval.judge import RankingTask, judge_ranking, load_judge
-from lamra.eval.mbeir_tasks import TASKS, Task, task_of_file
-from lamra.eval.retriever import RetrieverArguments
 from lamra.eval.shards import made_by
 from lamra.eval.zeroshot import output_folder
-from lamra.train import upstream
-from lamra.train.arguments import parse, require
-from lamra.train.checkpoints import sha256
-from lamra.train.folder_lock import folder_lock
-from lamra.train.processes import start_processes
 
 KS = {"pointwise": (1, 5, 10, 20), "listwise": (1,)}
 # Style -> what upstream's next command expects at the end of --save_name, and the rest of the file's name.
@@ -40,7 +43,7 @@ class AskArguments(RetrieverArguments):
     query_data_path: str = field(default="", metadata={"help": "queries"})
     cand_pool_path: str = field(default="", metadata={"help": "a pool that holds the ranking's candidates"})
     instructions_path: str = field(default="", metadata={"help": "query_instructions.tsv"})
-    image_path_prefix: str = field(default="data/M-BEIR", metadata={"help": "folder that picture paths start from"})
+    image_path_prefix: str = field(default=DATA_PATH, metadata={"help": "folder that picture paths start from"})
     ret_query_data_path: str = field(default="", metadata={"help": "..._query_names.json of eval_mbeir.py"})
     ret_cand_data_path: str = field(default="", metadata={"help": "..._cand_names.json of eval_mbeir.py"})
     rank_num: int = field(default=0, metadata={"help": "candidates of each query; default: 50, listwise 10"})
@@ -54,7 +57,7 @@ class AskArguments(RetrieverArguments):
             require(bool(getattr(self, name)), name, "", "a file of M-BEIR")
         given = (self.ret_query_data_path, self.ret_cand_data_path)
         if tuple(map(Path, given)) != ranking_files(self.ret_query_data_path)[:2]:
-            raise ValueError(
+            raise UserError(
                 f"--ret_query_data_path {given[0]} and --ret_cand_data_path {given[1]}: expected the two files "
                 f"..{QUERY_NAMES} and .._cand_names.json of one ranking, as eval/eval_mbeir.py writes them"
             )
@@ -108,12 +111,12 @@ def open_ranking(args: AskArguments) -> RankingTask:
 class ReportArguments:
     task_name: str = field(metadata={"help": "such as cirr_task7"})
     retriever: str = field(default="qwen2-vl-7b_LamRA-Ret", metadata={"help": "whose rankings: its folder's name"})
-    data_path: str = field(default="data/M-BEIR", metadata={"help": "M-BEIR's folder"})
+    data_path: str = field(default=DATA_PATH, metadata={"help": "M-BEIR's folder"})
     # What open_tasks reads besides.
     tasks: str = field(default="", init=False)
     split: str = field(default="test", init=False)
     pool: str = field(default="local", init=False)
-    instructions: str = field(default="instructions/query_instructions.tsv", init=False)
+    instructions: str = field(default=INSTRUCTIONS, init=False)
     seed: int = field(default=0, init=False)
 
     def __post_init__(self):
@@ -124,12 +127,12 @@ def task_named(name: str) -> Task:
     """The task that upstream calls so.
 
     Raises:
-        ValueError: none is.
+        UserError: none is.
     """
     for task in TASKS:
         if name == task.name.removesuffix("_test"):
             return task
-    raise ValueError(
+    raise UserError(
         f"--task_name {name} is unknown: choose one of {', '.join(task.name.removesuffix('_test') for task in TASKS)}"
     )
 
@@ -147,7 +150,7 @@ def report(style: str) -> None:
     for row, found in zip(ranking.asked, ranking.found):
         qid = data.queries.id(row)
         if qid not in said:
-            raise ValueError(f"{path} has no answer about the query {qid} of {retrieved}: ask about that ranking again")
+            raise UserError(f"{path} has no answer about the query {qid} of {retrieved}: ask about that ranking again")
         answers.append(said[qid][: len(found)] if style == "pointwise" else order_of(said[qid], len(found), path))
     after = eval_rerank.rerank(ranking, answers, style, eval_rerank.WEIGHTS.get(data.task.name, 1.0))
     before, after = (eval_rerank.recalls(one, KS[style]) for one in (ranking, after))
@@ -159,9 +162,9 @@ def order_of(answer: str, candidates: int, path: Path) -> list[int]:
     """The candidate that an answer names first, then the others as they were.
 
     Raises:
-        ValueError: it names none.
+        UserError: it names none.
     """
     for place in range(candidates):
         if answer == listwise_answer(place + 1):
             return [place, *(other for other in range(candidates) if other != place)]
-    raise ValueError(f"{path}: {answer!r} names none of {candidates} candidates: ask again")
+    raise UserError(f"{path}: {answer!r} names none of {candidates} candidates: ask again")

@@ -9,17 +9,17 @@ from accelerate import PartialState
 from torch import Tensor
 
 from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT_TO_IMAGE
+from lamra.common import upstream
+from lamra.common.cli import require
+from lamra.common.lock import folder_lock
+from lamra.common.processes import start_processes
 from lamra.datasets.caption import CaptionedImages, load_captioned_images
 from lamra.datasets.items import Item
+from lamra.eval.inference import RetrieverArguments, load_retriever
 from lamra.eval.metrics import retrieval_recalls
 from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_made_by, write_metrics, write_ranking
-from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
 from lamra.eval.shards import made_by
-from lamra.train import upstream
-from lamra.train.arguments import require
-from lamra.train.folder_lock import folder_lock
-from lamra.train.processes import start_processes
 
 RERANK_DEPTH = 50
 PROTOCOLS = ("released", "clean")

@@ -1,7 +1,7 @@
 """Upstream's name of train/merge_lora.py: --original_model_id, --model_id, --save_path."""
 
-from lamra.train.entrypoint import run
-from lamra.train.merge_lora import main
+from lamra.common.cli import run
+from lamra.export.merge_lora import main
 
 if __name__ == "__main__":
     run(main)

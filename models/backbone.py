@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from lamra.models.distributed import all_gather_with_grad, several_processes
+from lamra.common.gather import all_gather_with_grad
+from lamra.common.processes import several_processes
 from lamra.models.packing import ATTENTION, KeysAndValues, Packing
 
 POSITION_IDS = ("sequential", "mrope")

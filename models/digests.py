@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from functools import lru_cache
 from pathlib import Path
 
-import torch.distributed as dist
+from lamra.common.files import sha256, whole_file
+from lamra.common.processes import on_first_process
 
 KEPT = ".sha256.json"
 LARGE = 2**30  # bytes; to read more takes long enough for a word about it
@@ -28,10 +27,7 @@ def model_sha256(folder: str | Path) -> str:
 
     The first process reads and tells the others: all processes must call this.
     """
-    digest = [_model_sha256(Path(folder)) if not dist.is_initialized() or dist.get_rank() == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(digest)
-    return digest[0]
+    return on_first_process(lambda: _model_sha256(Path(folder)))
 
 
 def _model_sha256(folder: Path) -> str:
@@ -54,12 +50,10 @@ def _model_sha256(folder: Path) -> str:
 
 
 def _keep(folder: Path, found: dict) -> None:
-    unfinished = folder / f"{KEPT}.{uuid.uuid4().hex}"
     try:
-        unfinished.write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(unfinished, folder / KEPT)
+        with whole_file(folder / KEPT) as file:
+            file.write(json.dumps(found, indent=1) + "\n")
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         if sum(of["size"] for of in found.values()) > LARGE:
             print(f"note: {folder} cannot be written ({error.strerror}): its files are read for their digest each time")
 
@@ -70,12 +64,3 @@ def _sha256_at(path: Path, size: int, *_times: int) -> str:
     if size > LARGE:
         print(f"note: reading {path} ({size / 2**30:.1f} GiB) for its digest", flush=True)
     return sha256(path)
-
-
-def sha256(path: str | Path) -> str:
-    """Of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

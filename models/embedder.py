@@ -73,7 +73,7 @@ class Embedder(Backbone):
             (B, D) float32 embeddings of unit norm.
 
         Raises:
-            ValueError: a prefix in training, where it would share one dropout mask among all rows.
+            UserError: a prefix in training, where it would share one dropout mask among all rows.
         """
         inputs = (input_ids, attention_mask, pixel_values, image_grid_thw)
         run_vision = self.vision_must_run(input_ids, pixel_values)

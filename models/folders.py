@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from lamra.common.errors import UserError
+
 CHECKPOINTS = Path("checkpoints")
 BASE_MODELS = CHECKPOINTS / "hf_models"  # where scripts/download.sh puts what is published
 
@@ -37,7 +39,7 @@ def local_folder(name: str, flag: str) -> str:
     A path that exists wins, and what does not look like owner/name is a path.
 
     Raises:
-        ValueError: a hub's name whose model is not here; says how to get it.
+        UserError: a hub's name whose model is not here; says how to get it.
     """
     owner, _, last = name.partition("/")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or Path(name).exists() or Path(owner).is_dir():
@@ -47,8 +49,8 @@ def local_folder(name: str, flag: str) -> str:
             return str(folder)
     for short, published in PUBLISHED.items():
         if published == name:
-            raise ValueError(f"--{flag} {name} is not in {BASE_MODELS / last}: bash scripts/download.sh {short}")
-    raise ValueError(
+            raise UserError(f"--{flag} {name} is not in {BASE_MODELS / last}: bash scripts/download.sh {short}")
+    raise UserError(
         f"--{flag} {name} is no folder here and no published model that this project knows: give a folder, put the "
         f"model into {BASE_MODELS / last}, or name one of {', '.join(PUBLISHED.values())}"
     )
@@ -61,10 +63,10 @@ def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
         model_id: one of MODELS, or a hub's name.
 
     Raises:
-        ValueError: unknown id, or the folder is not there; says how to get it.
+        UserError: unknown id, or the folder is not there; says how to get it.
     """
     if model_id not in MODELS and "/" not in model_id:
-        raise ValueError(f"--model_id {model_id!r} is unknown: choose one of {', '.join(MODELS)}")
+        raise UserError(f"--model_id {model_id!r} is unknown: choose one of {', '.join(MODELS)}")
     if model_local_path:
         folder = Path(local_folder(model_local_path, "model_local_path"))
     elif model_id in MODELS:
@@ -72,9 +74,9 @@ def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
     else:
         folder = Path(local_folder(model_id, "model_id"))
     if is_adapter(folder):
-        raise ValueError(f"{folder} is an adapter, not a whole model: MODEL_ID={folder} bash scripts/merge_lora.sh")
+        raise UserError(f"{folder} is an adapter, not a whole model: MODEL_ID={folder} bash scripts/merge_lora.sh")
     if not (folder / "config.json").is_file():
         short = next((short for short, published in PUBLISHED.items() if published == model_id), model_id)
         how = "bash scripts/quickstart.sh makes it" if short == "miniature" else f"bash scripts/download.sh {short}"
-        raise ValueError(f"no model in {folder} (config.json is missing): {how}, or set --model_local_path")
+        raise UserError(f"no model in {folder} (config.json is missing): {how}, or set --model_local_path")
     return folder

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
+from lamra.common.errors import UserError
+from lamra.common.processes import process_rank
 from lamra.models.digests import model_sha256
-from lamra.models.distributed import process_rank
 from lamra.models.embedder import Embedder
 from lamra.models.folders import is_adapter, is_model, local_folder
 from lamra.models.lora import adapter_base_model, load_adapter
@@ -34,9 +35,9 @@ def architecture(folder: str | Path) -> str:
     try:
         model_type = json.loads((Path(folder) / "config.json").read_text())["model_type"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{folder} is not a model folder: its config.json cannot be read ({error!r})") from None
+        raise UserError(f"{folder} is not a model folder: its config.json cannot be read ({error!r})") from None
     if model_type not in ARCHITECTURES:
-        raise ValueError(f"{folder} holds a {model_type!r} model: only {' and '.join(ARCHITECTURES)} are supported")
+        raise UserError(f"{folder} holds a {model_type!r} model: only {' and '.join(ARCHITECTURES)} are supported")
     return model_type
 
 
@@ -49,7 +50,7 @@ def settings_to_train(
         flags: position_ids, min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
 
     Raises:
-        ValueError: a flag contradicts the model, min_pixels exceeds max_pixels, or the model is a reranker.
+        UserError: a flag contradicts the model, min_pixels exceeds max_pixels, or the model is a reranker.
     """
     settings = Settings.read(folder)
     if settings:
@@ -59,7 +60,7 @@ def settings_to_train(
         given = {name: value for name, value in flags.items() if value is not None}
         settings = Settings(str(folder), **({"position_ids": DEFAULT_POSITION_IDS[architecture(folder)]} | given))
     if not 0 < settings.min_pixels <= settings.max_pixels:
-        raise ValueError(f"--min_pixels {settings.min_pixels}: expected 1 to --max_pixels ({settings.max_pixels})")
+        raise UserError(f"--min_pixels {settings.min_pixels}: expected 1 to --max_pixels ({settings.max_pixels})")
     base = dict(base_model=str(folder), base_sha256=model_sha256(folder))
     return replace(settings, **base, text_max_tokens=text_max_tokens, temperature=temperature)
 
@@ -83,7 +84,7 @@ def settings_to_rerank(
         pixels: min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
 
     Raises:
-        ValueError: a flag contradicts the model, or min_pixels exceeds max_pixels.
+        UserError: a flag contradicts the model, or min_pixels exceeds max_pixels.
     """
     position_ids = position_ids or RERANKER_POSITION_IDS
     trained = train_position_ids or DEFAULT_POSITION_IDS[architecture(folder)]
@@ -122,13 +123,13 @@ def load_model(
             The vision tower and lm_head keep `dtype`: they may be trained, and answers are read from lm_head.
 
     Raises:
-        ValueError: the folder holds no such model, weights are missing from it, or its config has no place for some.
+        UserError: the folder holds no such model, weights are missing from it, or its config has no place for some.
     """
     model_class = ARCHITECTURES[architecture(folder)]
     kwargs = {}
     if quantize:
         if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
-            raise ValueError("--q_lora True needs a CUDA GPU and `pip install bitsandbytes`; set Q_LORA=False here")
+            raise UserError("--q_lora True needs a CUDA GPU and `pip install bitsandbytes`; set Q_LORA=False here")
         kwargs["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -147,11 +148,11 @@ def load_model(
             **kwargs,
         )
     except OSError as error:
-        raise ValueError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
     # transformers fills missing weights with random numbers and exits 0: a model nobody trained.
     if info["missing_keys"] or info["mismatched_keys"]:
         names = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
-        raise ValueError(
+        raise UserError(
             f"{folder} lacks {len(names)} weights of a {model_class.__name__}, for example {names[0]}: "
             "it is incomplete or was written by another version; download or merge it again"
         )
@@ -159,7 +160,7 @@ def load_model(
     # frequencies are computed, whether or not a file holds them.
     unused = [name for name in info["unexpected_keys"] if not name.endswith(".inv_freq")]
     if unused:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {len(unused)} weights that its config.json has no place for, for example {min(unused)}: "
             "config and weights are of different models; download or merge it again"
         )
@@ -230,24 +231,24 @@ def load_trained(
         position_ids, max_pixels: None takes the checkpoint's, or for a bare base model the default of its kind.
 
     Raises:
-        ValueError: a folder is not there or does not fit, an adapter's base model is no base of it, or a flag
+        UserError: a folder is not there or does not fit, an adapter's base model is no base of it, or a flag
             contradicts the checkpoint.
     """
     folder = Path(folder)
     if not is_model(folder):
         hint = "has the training finished?" if folder.is_dir() else "it does not exist"
-        raise ValueError(f"--model_id {folder}: no adapter_config.json and no config.json there ({hint})")
+        raise UserError(f"--model_id {folder}: no adapter_config.json and no config.json there ({hint})")
     base = folder
     settings = Settings.read(folder)
     if is_adapter(folder):
         base = Path(base_under(folder, original_model))
         if not (base / "config.json").is_file():
-            raise ValueError(
+            raise UserError(
                 f"{folder} is an adapter and its base model is not in {base}: name it with --original_model_id, "
                 "or download it with bash scripts/download.sh"
             )
     elif original_model:
-        raise ValueError(
+        raise UserError(
             f"--original_model_id {original_model}: {folder} is a whole model, not an adapter on another: "
             "leave the flag out, or give the adapter's folder as --model_id"
         )
@@ -277,7 +278,7 @@ def base_under(adapter: str | Path, original_model: str | Path | None) -> str:
     the merged model of stage 1 all the same.
 
     Raises:
-        ValueError: `original_model` has an adapter merged into it that `adapter` was not trained on top of.
+        UserError: `original_model` has an adapter merged into it that `adapter` was not trained on top of.
     """
     settings = Settings.read(adapter)
     remembered = (settings.base_model if settings else adapter_base_model(adapter)) or ""
@@ -296,7 +297,7 @@ def check_base(folder: Path, base: Path, settings: Settings) -> None:
     """Refuse a base model that is not the one that an adapter was trained on, whatever its folder is called.
 
     Raises:
-        ValueError: its files have another digest than the adapter remembers.
+        UserError: its files have another digest than the adapter remembers.
     """
     if settings.base_sha256 is None:
         if process_rank() == 0:
@@ -304,7 +305,7 @@ def check_base(folder: Path, base: Path, settings: Settings) -> None:
         return
     found = model_sha256(base)
     if found != settings.base_sha256:
-        raise ValueError(
+        raise UserError(
             f"{folder} was trained on a base model with the digest {settings.base_sha256[:16]}, and {base} has "
             f"{found[:16]}: its weights, config or tokenizer are others; name the right one with --original_model_id, "
             f"or remove base_sha256 from {folder / SETTINGS_FILE} if this one is meant"
@@ -315,10 +316,10 @@ def _require_base(adapter: Path, base: Path, own_base: Path) -> None:
     """Refuse a base model that an adapter was merged into, unless `adapter` was trained on top of that one.
 
     Raises:
-        ValueError: the adapter would be added to this or to another adapter.
+        UserError: the adapter would be added to this or to another adapter.
     """
     if is_adapter(base):
-        raise ValueError(f"--original_model_id {base} holds an adapter itself: give the base model of {adapter}")
+        raise UserError(f"--original_model_id {base} holds an adapter itself: give the base model of {adapter}")
     merged = Settings.read(base)
     if merged is None or not own_base.name or base.resolve() == own_base.resolve():
         return
@@ -327,7 +328,7 @@ def _require_base(adapter: Path, base: Path, own_base: Path) -> None:
     else:  # moved away, or named as on the hub: at least no model that was merged from it
         refused = Path(merged.base_model).name == own_base.name
     if refused:
-        raise ValueError(
+        raise UserError(
             f"--original_model_id {base} has an adapter merged into it already, and {adapter} was trained on "
             f"{own_base}: give that model, or leave the flag out"
         )

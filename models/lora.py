@@ -10,6 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import nn
 
+from lamra.common.errors import UserError
+
 # Matched against whole module names. "model" as a substring would match the vision tower too.
 LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 VISION_LINEARS = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|gate_proj|up_proj|down_proj))"
@@ -41,7 +43,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     """Put the LoRA adapter of `folder` on a stock model; adapters written under transformers 4 load too.
 
     Raises:
-        ValueError: a tensor of the adapter has no place in the model, or the other way round.
+        UserError: a tensor of the adapter has no place in the model, or the other way round.
     """
     folder = Path(folder)
     config = LoraConfig.from_pretrained(folder)
@@ -57,10 +59,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     try:
         result = set_peft_model_state_dict(peft_model, state)
     except RuntimeError as error:  # a shape
-        raise ValueError(f"the adapter in {folder} does not fit the base model: {error}") from None
+        raise UserError(f"the adapter in {folder} does not fit the base model: {error}") from None
     trainable = {name for name in result.missing_keys if ".lora_" in name or ".modules_to_save." in name}
     if trainable or result.unexpected_keys:
-        raise ValueError(
+        raise UserError(
             f"the adapter in {folder} does not fit the base model: {len(trainable)} tensors are missing and "
             f"{len(result.unexpected_keys)} have no place, for example "
             f"{sorted(trainable | set(result.unexpected_keys))[0]}. Give the base model it was trained on."

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lamra.models.distributed import all_gather_with_grad, process_rank, several_processes
+from lamra.common.errors import UserError
+from lamra.common.gather import all_gather_with_grad
+from lamra.common.processes import process_rank, several_processes
 from lamra.models.float32 import inner_products
 
 QUERIES_PER_BLOCK = 1024
@@ -43,7 +45,7 @@ def info_nce(
             query's positive, is a hit.
 
     Raises:
-        ValueError: on every rank, that the ranks hold different numbers of rows.
+        UserError: on every rank, that the ranks hold different numbers of rows.
     """
     if several_processes():
         _check_equal_sizes(query, target)
@@ -76,7 +78,7 @@ def _check_equal_sizes(query: Tensor, target: Tensor) -> None:
     sizes = all_gather_with_grad(mine).tolist()  # (W, 2)
     if any(size != sizes[0] for size in sizes):
         listed = ", ".join(f"{queries} and {targets - queries}" for queries, targets in sizes)
-        raise ValueError(
+        raise UserError(
             f"the processes hold different numbers of queries and hard negatives in this step ({listed}): every row of "
             "all --data_path sources must have equally many hard negatives, and every process equally many rows"
         )

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from lamra.common.errors import UserError
+
 FILE_NAME = "lamra.json"
 RUN_FILE = "run.json"  # what a training writes before its first step
 
@@ -48,12 +50,12 @@ class Settings:
         """The settings in `folder`, or None for a folder that LamRA did not write (a published base model).
 
         Raises:
-            ValueError: the file is not what `write` writes, or is not there in the folder of a training.
+            UserError: the file is not what `write` writes, or is not there in the folder of a training.
         """
         path = Path(folder) / FILE_NAME
         if not path.is_file():
             if (Path(folder) / RUN_FILE).is_file():
-                raise ValueError(
+                raise UserError(
                     f"{folder} is half-written: its {RUN_FILE} says that a training began, and its {FILE_NAME} is not "
                     "there: take one of its checkpoint-N, or train again with --force True"
                 )
@@ -61,7 +63,7 @@ class Settings:
         try:
             return cls(**json.loads(path.read_text()))
         except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not a checkpoint's settings ({error}); write it again with merge_lora.sh"
             ) from None
 
@@ -69,25 +71,25 @@ class Settings:
         """Refuse a checkpoint of the other kind.
 
         Raises:
-            ValueError: it is one.
+            UserError: it is one.
         """
         if self.role != role:
             way_out = {
                 "retriever": "give a retriever here, and this folder to scripts/eval/rerank_mbeir.sh",
                 "reranker": "train one with scripts/lamra_rank/train_rerank.sh, or give the base model",
             }
-            raise ValueError(f"{folder} is a {self.role}, and a {role} is needed: {way_out[role]}")
+            raise UserError(f"{folder} is a {self.role}, and a {role} is needed: {way_out[role]}")
 
     def with_flags(self, folder: str | Path, **flags) -> Settings:
         """Check flags of the command line against this checkpoint's settings; None means "as the checkpoint says".
 
         Raises:
-            ValueError: a flag contradicts the checkpoint; names both values.
+            UserError: a flag contradicts the checkpoint; names both values.
         """
         for name in (field.name for field in fields(self) if field.name in flags):
             flag, remembered = flags[name], getattr(self, name)
             if flag is not None and flag != remembered:
-                raise ValueError(
+                raise UserError(
                     f"--{name} {flag} contradicts the checkpoint {folder}, which was trained with {remembered}: "
                     f"leave the flag out to use {remembered}"
                 )

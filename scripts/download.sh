@@ -21,7 +21,7 @@ PAUSE=${PAUSE:-5} # seconds between tries
 MODELS_DIR=${MODELS_DIR:-checkpoints/hf_models}
 DATA_DIR=${DATA_DIR:-data}
 
-"$PYTHON" datasets/download.py \
+"$PYTHON" scripts/download.py \
     --endpoint "$HF_ENDPOINT" \
     --max_workers "$MAX_WORKERS" \
     --max_tries "$MAX_TRIES" \

@@ -3,10 +3,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -d .venv/bin ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python3)}
 
-# What a script starts ends with it, also by kill -9 (train/tether.py): other scripts here, launchers, Python.
-if [ "${LAMRA_PARENT:-}" = "$PPID" ]; then exec "$PYTHON" train/tether.py bash "$0" "$@"; fi
+# What a script starts ends with it, also by kill -9 (common/tether.py): other scripts here, launchers, Python.
+if [ "${LAMRA_PARENT:-}" = "$PPID" ]; then exec "$PYTHON" common/tether.py bash "$0" "$@"; fi
 export LAMRA_PARENT=$$
-tethered() { "$PYTHON" train/tether.py "$@"; }
+tethered() { "$PYTHON" common/tether.py "$@"; }
 
 for name in OUTPUT_DIR SAVE_PATH MODEL_ID MODEL_LOCAL_PATH ORIGINAL_MODEL_ID RANKINGS DATA_PATH TRAIN_DATA_PATH; do
   case ${!name:-} in -*)
@@ -37,7 +37,7 @@ launch() {
   local child status=0
   [ -e "$OUTPUT_DIR/.lock" ] || rm -f "$OUTPUT_DIR/preempted" # an earlier run's
   require_free_port
-  "$PYTHON" train/tether.py "$@" &
+  "$PYTHON" common/tether.py "$@" &
   child=$!
   trap 'kill -TERM "$child" 2>/dev/null' TERM INT
   wait "$child" || status=$?
@@ -69,7 +69,7 @@ rendezvous() {
 # Start an entrypoint of eval/ on all processes of this machine.
 evaluation() {
   require_free_port
-  tethered accelerate launch $(accelerate_processes) train/tether.py "$@"
+  tethered accelerate launch $(accelerate_processes) common/tether.py "$@"
 }
 
 # accelerate launch's arguments for NUM_GPUS processes on this machine (any free port), or on each of several.

@@ -8,7 +8,7 @@ ORIGINAL_MODEL_ID=${ORIGINAL_MODEL_ID:-} # by default the one the adapter rememb
 SAVE_PATH=${SAVE_PATH:-${MODEL_ID}_merged}
 DTYPE=${DTYPE:-bf16} # bf16, fp32
 
-tethered train/merge_lora.py \
+tethered export/merge_lora.py \
   --model_id "$MODEL_ID" \
   ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
   --save_path "$SAVE_PATH" \

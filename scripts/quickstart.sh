@@ -12,7 +12,7 @@ WORLD=data/miniature
 RUN=checkpoints/miniature_LamRA_Ret_Pretrain
 RESULTS=results/quickstart
 
-"$PYTHON" train/build_miniature.py --seed "$SEED"
+"$PYTHON" miniature/build.py --seed "$SEED"
 
 export NUM_GPUS=${NUM_GPUS:-1} DATASETS=flickr FLICKR_IMAGES=$WORLD/test/images FLICKR_TEXTS=$WORLD/test/captions.json
 evaluate() {
@@ -33,9 +33,9 @@ cat <<EOF
 Next:
   $PYTHON demo.py --model_id $RUN --folder $WORLD/test/images --text "A red circle at top left."
   bash scripts/test.sh                  # every test
-  bash scripts/miniature_mbeir.sh       # stage 2 on the same world
-  bash scripts/lamra_rank/all.sh        # LamRA-Rank on it
-  bash scripts/study/miniature.sh       # which pre-training data, and how much
+  bash scripts/miniature/mbeir.sh       # stage 2 on the same world
+  bash scripts/miniature/rank.sh        # LamRA-Rank on it
+  bash scripts/miniature/study.sh       # which pre-training data, and how much
   bash scripts/download.sh              # Qwen2-VL-7B, the NLI triplets, Flickr30K and COCO
   bash scripts/lamra_ret/pretrain.sh    # stage 1 at full size
 EOF

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores, several processes
+sys.path.extend(str(Path(__file__).parent / folder) for folder in ("support", "golden"))
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lamra.datasets.miniature import build_world
+from lamra.common.cli import run
+from lamra.miniature.build import build_config, build_tokenizer
+from lamra.miniature.world import build_world
 from lamra.models import loading
-from lamra.train.build_miniature import build_config, build_tokenizer
-from lamra.train.entrypoint import run
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]

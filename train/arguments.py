@@ -1,25 +1,23 @@
-"""Flags of the training entrypoints. Every bad value is a ValueError that names the flag."""
+"""Flags of the training entrypoints. Every bad value is a UserError that names the flag."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 import transformers
-from transformers import HfArgumentParser
 from transformers.integrations import get_available_reporting_integrations
 
+from lamra.common.cli import note, require, require_finite
+from lamra.common.errors import UserError
+from lamra.common.processes import TIMEOUT, check_devices, default_workers
 from lamra.datasets.pairs import DATA_FORMATS
 from lamra.models.backbone import POSITION_IDS
 from lamra.train.inherited import NOTED, REFUSED
-from lamra.train.processes import TIMEOUT
 
 MEASURES = ("recall@1", "accuracy")  # what an evaluation during training gives
 FOLLOW_A_FALLING_MEASURE = ("reduce_lr_on_plateau", "greedy")
@@ -53,11 +51,11 @@ class ModelArguments:
         require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a positive number: 0 would train nothing")
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a value from 0 to below 1")
         if self.q_lora and not self.use_lora:
-            raise ValueError("--q_lora True needs --use_lora True: 4-bit weights cannot be trained themselves")
+            raise UserError("--q_lora True needs --use_lora True: 4-bit weights cannot be trained themselves")
         if self.use_vision_lora and self.train_vision_encoder:
-            raise ValueError("--use_vision_lora True and --train_vision_encoder True exclude each other: choose one")
+            raise UserError("--use_vision_lora True and --train_vision_encoder True exclude each other: choose one")
         if self.use_vision_lora and not self.use_lora:
-            raise ValueError("--use_vision_lora True needs --use_lora True")
+            raise UserError("--use_vision_lora True needs --use_lora True")
 
 
 @dataclass
@@ -201,7 +199,7 @@ class TrainingArguments(transformers.TrainingArguments):
         self._check_best_checkpoint()
         config = deepspeed_config(self.deepspeed)
         if (config or {}).get("bf16", {}).get("check_grad_overflow") is False:
-            raise ValueError(
+            raise UserError(
                 f'--deepspeed {self.deepspeed}: "check_grad_overflow": false in "bf16" writes gradients that are not '
                 "finite into the weights; set it to true"
             )
@@ -217,7 +215,7 @@ class TrainingArguments(transformers.TrainingArguments):
             if value == default or value in (None, ""):  # the parser has None for an empty default
                 continue
             if name in REFUSED:
-                raise ValueError(f"--{name} {value}: {REFUSED[name]}; leave the flag out")
+                raise UserError(f"--{name} {value}: {REFUSED[name]}; leave the flag out")
             if name in NOTED:
                 note(f"--{name} {value} is ignored: {NOTED[name]}")
 
@@ -239,18 +237,18 @@ class TrainingArguments(transformers.TrainingArguments):
             else "--save_strategy best"
         )
         if self.eval_strategy == "no":
-            raise ValueError(f"{wish} needs --eval_strategy steps or epoch beside it")
+            raise UserError(f"{wish} needs --eval_strategy steps or epoch beside it")
         evaluates, saves = (
             f"{strategy} {steps or self.logging_steps:g}" if strategy == "steps" else str(strategy)
             for strategy, steps in ((self.eval_strategy, self.eval_steps), (self.save_strategy, self.save_steps))
         )
         if saves not in (evaluates, "best"):
-            raise ValueError(
+            raise UserError(
                 f"{wish}: it evaluates every {evaluates} and saves every {saves}; make them equal, so that the best "
                 "evaluation has a checkpoint, or use --save_strategy best"
             )
         if self.save_only_model and self.deepspeed and self.load_best_model_at_end:
-            raise ValueError(f"{wish} with DeepSpeed needs --save_only_model False")
+            raise UserError(f"{wish} with DeepSpeed needs --save_only_model False")
 
     def _check_made(self) -> None:
         """Make optimizer and schedule for one weight: what the libraries refuse is told before a model is loaded."""
@@ -271,7 +269,7 @@ class TrainingArguments(transformers.TrainingArguments):
                 scheduler_specific_kwargs=self.lr_scheduler_kwargs,
             )
         except Exception as error:  # whatever a library says of a value or of itself
-            raise ValueError(f"{flags}: {' '.join(str(error).split())}; give others, or leave them out") from None
+            raise UserError(f"{flags}: {' '.join(str(error).split())}; give others, or leave them out") from None
 
     def _fit_to_this_machine(self) -> None:
         """Drop what means nothing without CUDA, and refuse what this CUDA machine cannot do."""
@@ -280,7 +278,7 @@ class TrainingArguments(transformers.TrainingArguments):
             return
         self.use_cpu = True
         if self.fp16:
-            raise ValueError("--fp16 True needs a CUDA GPU: use --bf16 True, or neither")
+            raise UserError("--fp16 True needs a CUDA GPU: use --bf16 True, or neither")
         if self.deepspeed:
             start_deepspeed_on_cpu()
         if self.tf32:
@@ -290,24 +288,10 @@ class TrainingArguments(transformers.TrainingArguments):
         self.dataloader_num_workers = min(self.dataloader_num_workers, default_workers())
 
 
-def check_devices(bf16: bool) -> None:
-    """Refuse more processes than GPUs, and bf16 on a GPU without it."""
-    processes, found = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if processes > found:
-        raise ValueError(f"NUM_GPUS={processes}, but this machine has {found}: set NUM_GPUS={found}")
-    if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError("--bf16 True: this GPU has no bf16; use --bf16 False")
-
-
-def default_workers() -> int:
-    """Data workers for each process: this machine's cores shared out, one left to the process itself, at most 8."""
-    return max(0, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
-
-
 def start_deepspeed_on_cpu() -> None:
     """Bring DeepSpeed up on gloo; ZeRO-3 wants that done before the model is built."""
     if "RANK" not in os.environ:
-        raise ValueError("--deepspeed needs a launcher: start with torchrun --nproc_per_node 1 instead of python")
+        raise UserError("--deepspeed needs a launcher: start with torchrun --nproc_per_node 1 instead of python")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed  # slow to import, and optional without --deepspeed
 
@@ -320,7 +304,7 @@ def deepspeed_config(deepspeed: str | dict | None) -> dict | None:
     """The content of --deepspeed: a json file, or json itself; None without it.
 
     Raises:
-        ValueError: the file does not exist or is no json.
+        UserError: the file does not exist or is no json.
     """
     if not deepspeed or isinstance(deepspeed, dict):
         return deepspeed or None
@@ -329,48 +313,4 @@ def deepspeed_config(deepspeed: str | dict | None) -> dict | None:
     try:
         return json.loads(deepspeed if inline else Path(deepspeed).read_text())
     except ValueError as error:
-        raise ValueError(f"--deepspeed {deepspeed} is no json: {error}") from None
-
-
-def require_finite(arguments) -> None:
-    """Refuse NaN and infinity in every flag of a dataclass.
-
-    Raises:
-        ValueError: there is one; names the flag.
-    """
-    for argument in fields(arguments):
-        value = getattr(arguments, argument.name)
-        if isinstance(value, float):
-            require(math.isfinite(value), argument.name, value, "a finite number")
-
-
-def require(condition: bool, flag: str, value, wanted: str) -> None:
-    if not condition:
-        raise ValueError(f"--{flag} {value}: expected {wanted}")
-
-
-def note(message: str) -> None:
-    """One line for the user, from the first process of the first machine only."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"note: {message}", flush=True)
-
-
-def parse(*dataclasses, command_line: Sequence[str] | None = None, epilog: str | None = None):
-    """Parse sys.argv, or another command line, into one instance of each dataclass.
-
-    Abbreviated and unknown flags are errors. The epilog ends --help.
-    """
-    usage = "%(prog)s [--flag value ...]  (--help lists them)"
-    parser = HfArgumentParser(dataclasses, allow_abbrev=False, usage=usage, epilog=epilog)
-    parser.error = _raise  # one sentence for what argparse refuses, too
-    try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(command_line, return_remaining_strings=True)
-    except ValueError as error:  # also a library's word on a bad value
-        raise ValueError(str(error)) from None
-    if unknown:
-        raise ValueError(f"unknown flag {' '.join(unknown)}: --help lists the flags")
-    return parsed
-
-
-def _raise(message: str) -> NoReturn:
-    raise ValueError(message)
+        raise UserError(f"--deepspeed {deepspeed} is no json: {error}") from None

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from lamra.common.errors import UserError
 from lamra.models.embedder import Embedder
 from lamra.models.loading import (
     VISION_PROJECTOR_MODULES,
@@ -51,10 +52,10 @@ def load_to_train(
     """Load the base model of `folder` and leave gradients on exactly where the flags say.
 
     Raises:
-        ValueError: as load_model, or --q_lora under ZeRO-3.
+        UserError: as load_model, or --q_lora under ZeRO-3.
     """
     if model_args.q_lora and is_deepspeed_zero3_enabled():
-        raise ValueError(
+        raise UserError(
             f"--q_lora True cannot be used with --deepspeed {training_args.deepspeed}: ZeRO-3 shares weights out and "
             "NF4 packs them, neither knows the other; set DS_STAGE=zero2, or Q_LORA=False"
         )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,21 +18,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lamra.collators.processing import Processor
-from lamra.models.digests import sha256
+from lamra.common.cli import note
+from lamra.common.errors import UserError
+from lamra.common.files import appears, remove, sha256, whole_file
+from lamra.common.processes import of_all_processes, on_first_process
 from lamra.models.embedder import Embedder
 from lamra.models.lora import todays_name
+from lamra.models.saving import MODEL_MARKS, follow_umask, fsync, whole_model
 from lamra.models.settings import FILE_NAME as SETTINGS_FILE
 from lamra.models.settings import RUN_FILE, Settings
-from lamra.train.arguments import deepspeed_config, note
-from lamra.train.processes import of_all_processes, on_first_process
-from lamra.train.whole_files import DISK_ERRORS, appears, is_disk_full, remove, unfinished_name, whole_file
+from lamra.train.arguments import deepspeed_config
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # folder where a checkpoint is written, beside its place, until it is complete
 ASIDE = ".aside"  # end of the name of a checkpoint that a new one replaces
 PREEMPTED = "preempted"  # an empty file in the output folder of a run that was asked to stop
 
-MODEL_MARKS = ("adapter_config.json", "config.json")  # a folder with one of them is taken for a model
 # What a run writes into its folder, with its checkpoints.
 OF_A_RUN = (
     SETTINGS_FILE, RUN_FILE, PREEMPTED, "skipped.jsonl", "runs", PARTIAL, ".*.unfinished", *MODEL_MARKS,
@@ -85,56 +84,11 @@ def save_model(
         processor.save_pretrained(unfinished)
 
 
-@contextmanager
-def whole_model(folder: str | Path) -> Iterator[Path]:
-    """A new folder to write a model into; at the end of the block its files take their places in `folder`.
-
-    The settings go first, and last the file by which a folder is known as a model: a kill leaves a whole model or none.
-    Nothing else in `folder` is touched. If the block raises, nothing has changed.
-
-    Raises:
-        OSError: the disk is full; names `folder`.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = unfinished_name(folder / "model")
-    try:
-        unfinished.mkdir()
-        yield unfinished
-        follow_umask(unfinished)
-        written = sorted(unfinished.iterdir(), key=lambda path: (path.name in MODEL_MARKS, path.name != SETTINGS_FILE))
-        for path in [*written, unfinished]:
-            _fsync(path)
-        for mark in MODEL_MARKS:
-            (folder / mark).unlink(missing_ok=True)
-        for path in written:
-            if path.is_dir():
-                remove(folder / path.name)
-            os.replace(path, folder / path.name)
-        _fsync(folder)
-    except DISK_ERRORS as error:
-        if is_disk_full(error):  # safetensors' word for it names no file
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-        raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def follow_umask(folder: Path) -> None:
-    """Let those read a folder's files who may read any new file of this user: safetensors makes them for him alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file() and path.stat().st_mode & 0o666 != 0o666 & ~mask:
-            with suppress(PermissionError):  # a file system that has no such rights
-                path.chmod(0o666 & ~mask)
-
-
 def load_weights(embedder: Embedder, folder: str | Path) -> None:
     """Load what `save_model` wrote into an embedder of the same make.
 
     Raises:
-        ValueError: a trained tensor is missing in the folder, or has no place in the model.
+        UserError: a trained tensor is missing in the folder, or has no place in the model.
     """
     state = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
@@ -147,7 +101,7 @@ def load_weights(embedder: Embedder, folder: str | Path) -> None:
     trained = {name for name, parameter in embedder.model.named_parameters() if parameter.requires_grad}
     lacking = sorted(trained & set(result.missing_keys)) + sorted(result.unexpected_keys)
     if lacking or not state:
-        raise ValueError(f"the weights in {folder} are not those of this model, for example {(lacking or ['none'])[0]}")
+        raise UserError(f"the weights in {folder} are not those of this model, for example {(lacking or ['none'])[0]}")
 
 
 def commit_checkpoint(partial: Path, final: Path, *, record: dict, keep: int | None, best: Path | None = None) -> None:
@@ -169,13 +123,13 @@ def commit_checkpoint(partial: Path, final: Path, *, record: dict, keep: int | N
     }
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, default=str) + "\n")
     for path in [*files.values(), partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
-        _fsync(path)
+        fsync(path)
     aside = final.with_name(final.name + ASIDE)
     remove(aside)
     with suppress(FileNotFoundError):
         os.rename(final, aside)
     os.rename(partial, final)
-    _fsync(final.parent)
+    fsync(final.parent)
     remove(aside)
     if keep:
         complete = [folder for folder in checkpoints(final.parent) if (folder / MANIFEST).is_file()]
@@ -198,23 +152,15 @@ def require_shared(folder: Path) -> None:
     """Refuse a checkpoint that the first process does not see in full; all must call this, after a barrier.
 
     Raises:
-        ValueError: a process wrote a file where the first does not see it: machines without a common file system.
+        UserError: a process wrote a file where the first does not see it: machines without a common file system.
     """
     written = set(of_all_processes([str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]))
 
     if lacks := on_first_process(lambda: sorted(name for name in written if not appears(folder / name))):
-        raise ValueError(
+        raise UserError(
             f"--output_dir {folder.parent.parent}: the first machine does not see {lacks[0]}, which another process "
             "wrote there: all machines must share the folder"
         )
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -263,11 +209,11 @@ def checkpoint_to_resume(folder: str | Path, resume: str) -> str:
     """The folder to go on from: the newest complete checkpoint for "auto", else `resume` itself if it is complete.
 
     Raises:
-        ValueError: there is none; says what is wrong with each.
+        UserError: there is none; says what is wrong with each.
     """
     if resume != "auto":
         if reason := fault(Path(resume)):
-            raise ValueError(f"--resume {resume}: {reason}; give a complete checkpoint, or auto")
+            raise UserError(f"--resume {resume}: {reason}; give a complete checkpoint, or auto")
         return resume
     links = [path for path in _named_as_checkpoints(Path(folder)) if path.is_symlink()]
     reasons = [f"{path}: it is a link; --resume {path.resolve()} would follow it" for path in links]
@@ -280,14 +226,14 @@ def checkpoint_to_resume(folder: str | Path, resume: str) -> str:
             return str(checkpoint)
         reasons.append(f"{checkpoint}: {reason}")
     found = "; ".join(reasons) or f"no checkpoint-N in {folder}"
-    raise ValueError(f"--resume auto: nothing complete to go on from ({found}); start again with --force True")
+    raise UserError(f"--resume auto: nothing complete to go on from ({found}); start again with --force True")
 
 
 def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool) -> None:
     """Compare what decides a run's result with what the checkpoint was trained with.
 
     Raises:
-        ValueError: something differs and may not; lists each difference.
+        UserError: something differs and may not; lists each difference.
     """
     before = json.loads((Path(checkpoint) / MANIFEST).read_text())
     now = json.loads(json.dumps(record, default=str))
@@ -303,7 +249,7 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
     if forbidden:
         listed = ", ".join(f"{name} was {differences[name][0]} and is {differences[name][1]}" for name in forbidden)
         way_out = "set them back" if allow_changes else "set them back, or pass --allow_changes True where that can be"
-        raise ValueError(f"{checkpoint} belongs to another run: {listed}; {way_out}")
+        raise UserError(f"{checkpoint} belongs to another run: {listed}; {way_out}")
 
 
 def prepare_output(folder: str | Path, base: str | Path, *, force: bool, resume: str | None) -> None:
@@ -313,19 +259,19 @@ def prepare_output(folder: str | Path, base: str | Path, *, force: bool, resume:
         base: the folder of the model that is trained.
 
     Raises:
-        ValueError: the folder is `base`, or holds it, a model that no training wrote there, or a run where neither
+        UserError: the folder is `base`, or holds it, a model that no training wrote there, or a run where neither
             force nor resume is set.
     """
     folder, inside = Path(folder), Path(base).resolve()
     if folder.resolve() == inside or any(path.resolve() in (inside, *inside.parents) for path in _of_a_run(folder)):
-        raise ValueError(
+        raise UserError(
             f"--output_dir {folder} holds the model that is trained, {base}: no run writes over that, choose another"
         )
     put_back(folder)
     has_model = any((folder / name).is_file() for name in (*MODEL_MARKS, SETTINGS_FILE))
     if not (folder / RUN_FILE).is_file() and not _named_as_checkpoints(folder):
         if has_model:
-            raise ValueError(f"--output_dir {folder} holds a model that no training wrote there: choose another folder")
+            raise UserError(f"--output_dir {folder} holds a model that no training wrote there: choose another folder")
         return
     if resume or force:
         return
@@ -336,7 +282,7 @@ def prepare_output(folder: str | Path, base: str | Path, *, force: bool, resume:
     else:
         state = "a run that was stopped before its first checkpoint"
     go_on = "go on with --resume auto, " if checkpoints(folder) else ""
-    raise ValueError(
+    raise UserError(
         f"--output_dir {folder} holds {state}: choose another folder, {go_on}or start again with --force True"
     )
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from lamra.common.errors import UserError
+from lamra.common.files import DISK_ERRORS, MIB, is_disk_full
 from lamra.train.arguments import TrainingArguments
 from lamra.train.checkpoints import checkpoints
-from lamra.train.whole_files import DISK_ERRORS, MIB, is_disk_full
 
 GIB = 2**30
 
@@ -57,7 +58,7 @@ class DiskGuard:
 
 @contextmanager
 def explained(trainer) -> Iterator[None]:
-    """Turn a full GPU or disk during a StageTrainer's work into a ValueError with the numbers and the way out."""
+    """Turn a full GPU or disk during a StageTrainer's work into a UserError with the numbers and the way out."""
     args = trainer.args
     try:
         yield
@@ -65,12 +66,12 @@ def explained(trainer) -> Iterator[None]:
         on_cuda = args.device.type == "cuda"
         total = torch.cuda.get_device_properties(args.device).total_memory if on_cuda else 0
         allocated = torch.cuda.max_memory_allocated(args.device) if on_cuda else 0
-        raise ValueError(memory_sentence(args, trainer.state.global_step + 1, total, allocated)) from None
+        raise UserError(memory_sentence(args, trainer.state.global_step + 1, total, allocated)) from None
     except DISK_ERRORS as error:
         if not is_disk_full(error):
             raise
         shutil.rmtree(trainer.partial_dir, ignore_errors=True)
-        raise ValueError(disk_sentence(Path(args.output_dir), trainer.state.global_step)) from None
+        raise UserError(disk_sentence(Path(args.output_dir), trainer.state.global_step)) from None
 
 
 def disk_sentence(folder: Path, step: int) -> str:

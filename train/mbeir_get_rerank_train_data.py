@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 
 from accelerate import PartialState
 
+from lamra.common import upstream
+from lamra.common.cli import require, run
 from lamra.eval.mine_rerank import MineArguments, mine_files
 from lamra.eval.upstream_files import MINED
-from lamra.train import upstream
-from lamra.train.arguments import require
-from lamra.train.entrypoint import run
 
 
 @dataclass

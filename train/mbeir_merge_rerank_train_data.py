@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lamra.common.cli import run
+from lamra.common.errors import UserError
 from lamra.eval.upstream_files import MINED, MINED_TOGETHER, read_json, write_json
-from lamra.train.entrypoint import run
 
 READ_BY_TRAINING = Path("data") / MINED_TOGETHER
 
@@ -18,7 +19,7 @@ READ_BY_TRAINING = Path("data") / MINED_TOGETHER
 def main() -> None:
     files = sorted(path for path in MINED.glob("*.json") if path.name != MINED_TOGETHER)
     if not files:
-        raise ValueError(f"{MINED}/ holds no json: train/mbeir_get_rerank_train_data.py writes them")
+        raise UserError(f"{MINED}/ holds no json: train/mbeir_get_rerank_train_data.py writes them")
     together: dict[str, dict] = {}
     for path in files:
         together |= read_json(path, dict, "train/mbeir_get_rerank_train_data.py")

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
-from lamra.train.arguments import require
+from lamra.common.cli import require
+from lamra.common.errors import UserError
 
 
 class MixtureSampler(Sampler[int]):
@@ -24,7 +25,7 @@ class MixtureSampler(Sampler[int]):
         homogeneous: every step holds rows of one source, and no row twice; otherwise all are shuffled together.
 
     Raises:
-        ValueError: weights that do not fit the sources, or a source smaller than a homogeneous step.
+        UserError: weights that do not fit the sources, or a source smaller than a homogeneous step.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class MixtureSampler(Sampler[int]):
         )
         small = [name for name, rows in groups.items() if homogeneous and len(rows) < step]
         if small:
-            raise ValueError(
+            raise UserError(
                 f"--mixture_batches homogeneous: {small[0]} has {len(groups[small[0]])} rows, a step of all processes "
                 f"{step}; use mixed, or a smaller --per_device_train_batch_size"
             )

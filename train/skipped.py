@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from lamra.train.arguments import note
-from lamra.train.processes import of_all_processes, on_first_process
+from lamra.common.cli import note
+from lamra.common.errors import UserError
+from lamra.common.processes import of_all_processes, on_first_process
 
 FILE_NAME = "skipped.jsonl"
 
@@ -36,7 +37,7 @@ class SkippedPairs:
         """Log what is new among all processes' (row, reason). All must call this, and hold the same rows afterwards.
 
         Raises:
-            ValueError: more than `most` pairs cannot be used; names the last.
+            UserError: more than `most` pairs cannot be used; names the last.
         """
         for row, reason in of_all_processes(faults):
             if row in self.rows:
@@ -48,7 +49,7 @@ class SkippedPairs:
                 with open(self.file, "a") as file:
                     file.write(json.dumps({"step": step, "row": row, "reason": reason}) + "\n")
             if len(self.rows) > self.most:
-                raise ValueError(
+                raise UserError(
                     f"step {step}: {len(self.rows)} of {self.pairs} pairs cannot be used, --max_skipped_share "
                     f"{self.share} allows {self.most}{self.why}: repair what {self.file} lists, or allow more; the "
                     f"last: {reason}"

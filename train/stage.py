@@ -13,10 +13,14 @@ from transformers import set_seed
 
 from lamra.collators.processing import Processor
 from lamra.collators.retrieval import TrainingCollator, what_is_shown
+from lamra.common.cli import note, require
+from lamra.common.errors import UserError
+from lamra.common.lock import folder_lock
+from lamra.common.processes import on_first_process
 from lamra.models.folders import model_folder
 from lamra.models.loading import settings_to_train
 from lamra.models.settings import Settings
-from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
+from lamra.train.arguments import ModelArguments, TrainingArguments
 from lamra.train.build import build_embedder
 from lamra.train.checkpoints import (
     PREEMPTED,
@@ -29,10 +33,8 @@ from lamra.train.checkpoints import (
 )
 from lamra.train.dry_run import print_dry_run
 from lamra.train.early_stopping import EarlyStopping
-from lamra.train.folder_lock import folder_lock
 from lamra.train.limits import explained
 from lamra.train.preemption import EXIT_STATUS, Preemption
-from lamra.train.processes import on_first_process
 from lamra.train.sampling import MixtureSampler, SetEpoch
 from lamra.train.skipped import SkippedPairs
 from lamra.train.trainer import ContrastiveTrainer, StageTrainer
@@ -162,19 +164,19 @@ class Stage:
     def _require_negatives(self, pairs: Dataset, global_batch: int, path: str) -> None:
         """Refuse data and batches in which no target is another query's negative: the loss would be constant."""
         if global_batch == 1 and not pairs[0].negatives:
-            raise ValueError(
+            raise UserError(
                 "--per_device_train_batch_size 1 on 1 process: a pair alone has no negatives; give 2 or more"
             )
         targets = _targets(pairs)
         first = next(targets, None)
         if all(target == first for target in targets):
-            raise ValueError(f"there is nothing to learn from {path}: its {len(pairs)} targets are all the same")
+            raise UserError(f"there is nothing to learn from {path}: its {len(pairs)} targets are all the same")
 
     def _without_evaluation(self) -> None:
         """Nothing to evaluate on: note what is ignored for it, and refuse what cannot be done without."""
         args = self.args
         if args.metric_for_best_model:
-            raise ValueError(
+            raise UserError(
                 f"the best checkpoint by --metric_for_best_model {args.metric_for_best_model} needs pairs to evaluate "
                 "on: give --eval_data_path (stage 1) or --eval_queries (stage 2), or leave out "
                 "--load_best_model_at_end, --early_stopping_patience, --metric_for_best_model and --save_strategy best"

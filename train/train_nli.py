@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lamra.common.cli import note, parse, require, run
+from lamra.common.errors import UserError
+from lamra.common.files import sha256
 from lamra.datasets.items import Pair
 from lamra.datasets.pairs import Mixture, Subset, load_source
-from lamra.train.arguments import DataArguments, ModelArguments, TrainingArguments, note, parse, require
-from lamra.train.checkpoints import sha256
-from lamra.train.entrypoint import run
+from lamra.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from lamra.train.stage import Stage, alone_in_output
 
 DONE = "stage 1 is done; measure it: MODEL_ID={output_dir} bash scripts/eval/eval_pretrained.sh"
@@ -38,7 +39,7 @@ def load_pairs(args: DataArguments, seed: int) -> Sequence[Pair]:
     negatives = {path: len(source[0].negatives) for path, source in sources.items()}
     if len(set(negatives.values())) > 1:  # a step gathers one number of them
         counts = ", ".join(f"{count} in {path}" for path, count in negatives.items())
-        raise ValueError(f"--use_hard_negatives True: unequal numbers of hard negatives, {counts}; make them equal")
+        raise UserError(f"--use_hard_negatives True: unequal numbers of hard negatives, {counts}; make them equal")
     if args.max_train_samples:
         rows = sum(map(len, sources.values()))
         share = args.max_train_samples if args.max_train_samples < 1 else args.max_train_samples / rows

@@ -8,19 +8,20 @@ from torch.utils.data import Dataset
 
 from lamra.collators.messages import RANK_STYLES
 from lamra.collators.rerank import RerankTrainingCollator
+from lamra.common import upstream
+from lamra.common.cli import note, require, run
+from lamra.common.files import sha256
+from lamra.datasets.mbeir.pairs import open_pairs
 from lamra.datasets.rerank import RerankExamples
 from lamra.models.backbone import POSITION_IDS
 from lamra.models.folders import local_folder
 from lamra.models.loading import RERANKER_TEXT_MAX_TOKENS, settings_to_rerank
 from lamra.models.settings import Settings
-from lamra.train import upstream
-from lamra.train.arguments import ModelArguments, TrainingArguments, note, require
+from lamra.train.arguments import ModelArguments, TrainingArguments
 from lamra.train.build import build_reranker
-from lamra.train.checkpoints import sha256
-from lamra.train.entrypoint import run
 from lamra.train.rerank_trainer import RerankTrainer
 from lamra.train.stage import Stage, alone_in_output
-from lamra.train.train_mbeir import MBEIRDataArguments, load_pairs
+from lamra.train.train_mbeir import MBEIRDataArguments
 
 DONE = "the reranker is done; measure it: MODEL_ID={output_dir} bash scripts/eval/rerank_mbeir.sh"
 
@@ -100,7 +101,14 @@ def main() -> None:
         stage = RerankStage(model_args, data_args, args)
         mined = data_args.mined.split(",")
         with args.main_process_first(local=False, desc="index of M-BEIR's files"):
-            pairs = load_pairs(data_args, data_args.queries, data_args.pool, args.seed)
+            pairs = open_pairs(
+                data_args.data_path,
+                data_args.queries,
+                data_args.pool,
+                data_args.instructions,
+                seed=args.seed,
+                tell=note,
+            )
         examples = RerankExamples(pairs, mined)
         if len(examples) < len(pairs):
             note(f"{len(pairs) - len(examples)} of {len(pairs)} rows have no mined negative and are left out")

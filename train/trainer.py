@@ -20,11 +20,13 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lamra.collators.retrieval import what_is_shown
+from lamra.common.cli import note
+from lamra.common.errors import UserError
+from lamra.common.processes import of_all_processes
 from lamra.eval.encode import encode
 from lamra.eval.search import top_k
 from lamra.models.losses import info_nce
 from lamra.models.settings import Settings
-from lamra.train.arguments import note
 from lamra.train.checkpoints import (
     MANIFEST,
     PARTIAL,
@@ -36,7 +38,6 @@ from lamra.train.checkpoints import (
     save_model,
 )
 from lamra.train.limits import DiskGuard
-from lamra.train.processes import of_all_processes
 from lamra.train.skipped import SkippedPairs
 from lamra.train.throughput import flops_per_token, peak_flops
 
@@ -79,7 +80,7 @@ class StageTrainer(Trainer):
                 self._stop("gradient norm", self._rows)
             self._skipped += 1
             if self._skipped > self.args.max_nonfinite:
-                raise ValueError(
+                raise UserError(
                     f"step {self.state.global_step + 1}: more than --max_nonfinite {self.args.max_nonfinite} updates "
                     f"were not finite and skipped; lower the learning rate, or look at the data. {self._last_good()}"
                 )
@@ -107,7 +108,7 @@ class StageTrainer(Trainer):
     def _stop(self, what: str, suspects: list[str]) -> NoReturn:
         rows = of_all_processes(suspects) or of_all_processes(self._rows)
         more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-        raise ValueError(
+        raise UserError(
             f"step {self.state.global_step + 1}: {what} is not finite, with rows {', '.join(rows[:8])}{more}; "
             f"nothing was updated. {self._last_good()}"
         )
@@ -120,13 +121,13 @@ class StageTrainer(Trainer):
         """Refuse to save trained weights that are not finite: an update can break what loss and gradient did not show.
 
         Raises:
-            ValueError: there are, on this process or another; names one.
+            UserError: there are, on this process or another; names one.
         """
         trained = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         # ZeRO-3 leaves empty tensors in the model, and each process a share of the weights beside them.
         bad = [name for name, p in trained if not getattr(p, "ds_tensor", p).isfinite().all()]
         if bad := of_all_processes(bad[:1]):
-            raise ValueError(
+            raise UserError(
                 f"step {self.state.global_step}: trained weights are not finite after the update, such as {bad[0]}: "
                 f"nothing is saved. Lower --learning_rate, or look at the optimizer's flags. {self._last_good()}"
             )

@@ -43,7 +43,7 @@ OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN_ID}
 
 if [ "$DS_STAGE" = none ]; then deepspeed=; else deepspeed=./ds_configs/$DS_STAGE.json; fi
 
-launch torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" train/tether.py train/train_nli.py \
+launch torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" common/tether.py train/train_nli.py \
   --model_id "$MODEL_ID" \
   ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} \
   --data_path "$TRAIN_DATA_PATH" \

@@ -20,8 +20,11 @@ from torch import Tensor
 from lamra.collators.processing import IMAGE_TOKEN, Processor
 from lamra.datasets.caption import CaptionedImages, load_captioned_images
 from lamra.datasets.items import Item
-from lamra.datasets.mbeir import CANDIDATE, QUERY, Instructions, MBEIRPairs, Rows, dataset_of, id_key, read_qrels
-from lamra.datasets.mbeir_files import INSTRUCTIONS, TRAIN_QUERIES, global_pool
+from lamra.datasets.mbeir.instructions import Instructions
+from lamra.datasets.mbeir.layout import INSTRUCTIONS, TRAIN_QUERIES, global_pool
+from lamra.datasets.mbeir.pairs import MBEIRPairs
+from lamra.datasets.mbeir.qrels import read_qrels
+from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, dataset_of, id_key
 
 EMB = "<emb>"
 TIE = 1e-5  # a difference of cosines that rounding may make

@@ -36,12 +36,13 @@ from lamra.collators.processing import Processor
 from lamra.collators.rerank import IGNORED
 from lamra.collators.retrieval import RetrievalCollator
 from lamra.datasets.items import Item, Pair
-from lamra.datasets.mbeir import MBEIRPairs, Rows
+from lamra.datasets.mbeir.pairs import MBEIRPairs
+from lamra.datasets.mbeir.rows import Rows
 from lamra.datasets.rerank import mined_candidates
 from lamra.eval import mine_rerank
+from lamra.eval.inference import RetrieverArguments, load_retriever
 from lamra.eval.metrics import recall_at_k
 from lamra.eval.mine_rerank import TrainingQueries, same
-from lamra.eval.retriever import RetrieverArguments, load_retriever
 from lamra.eval.search import top_k
 from lamra.eval.zeroshot import with_instruction
 from lamra.models.loading import settings_to_train

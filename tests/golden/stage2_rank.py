@@ -35,12 +35,12 @@ from lamra.collators.messages import (
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import IGNORED, RerankTrainingCollator, Shown
 from lamra.datasets.items import Item
-from lamra.datasets.mbeir import MBEIRPairs
+from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.rerank import RerankExample, RerankExamples, mined_candidates
 from lamra.eval.eval_rerank import WEIGHTS
+from lamra.eval.inference import RetrieverArguments
 from lamra.eval.judge import load_judge, reranked
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.retriever import RetrieverArguments
 from lamra.models.loading import settings_to_rerank
 from lamra.models.reranker import Reranker
 from lamra.train.rerank_trainer import RerankTrainer

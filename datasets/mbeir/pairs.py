@@ -1,0 +1,178 @@
+"""Training pairs of M-BEIR."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from lamra.common.errors import UserError
+from lamra.datasets.items import Pair
+from lamra.datasets.mbeir.instructions import Instructions
+from lamra.datasets.mbeir.layout import INSTRUCTIONS
+from lamra.datasets.mbeir.rows import CANDIDATE, MODALITIES, QUERY, Rows, dataset_of, id_key, key_id
+
+MOST_INCOMPLETE = 0.01  # share of the training rows; beyond it the pool is another one, not a little short
+
+
+class MBEIRPairs(Dataset):
+    """Training pairs: a query with an instruction, one of its positives, and hard negatives.
+
+    A repeated query is as many pairs. What is drawn for a row follows from seed, epoch and row alone, so that a run
+    repeats and goes on exactly. Candidates that a query lists and the pool lacks are never drawn.
+
+    Args:
+        hard_negatives: so many for each query, because all ranks gather equal numbers; drawn from its neg_cand_list.
+            Where the list is shorter, the rest are random candidates of the pool.
+
+    Attributes:
+        queries: the rows that are trained on: all whose positives are not all missing in the pool.
+        left_out: integer keys of queries that have no row in `queries`.
+        notes: what is missing, a sentence each.
+        groups: name of a dataset and its two modalities -> the rows that belong to it, by the first positive.
+
+    Raises:
+        UserError: a query without positive, more than MOST_INCOMPLETE of the rows have no candidate in the pool of
+            those they list, or a modality without instruction.
+    """
+
+    def __init__(
+        self, queries: Rows, pool: Rows, instructions: Instructions, *, seed: int = 0, hard_negatives: int = 0
+    ):
+        self.queries, self.pool, self.instructions = queries, pool, instructions
+        self.seed, self.hard_negatives = seed, hard_negatives
+        self.notes: list[str] = []
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # also where data workers outlive an epoch
+        listed, counts, rows = self._candidates("pos_cand_list")
+        if not listed.all():
+            raise UserError(f"{queries.line(listed.argmin())} has no positive in pos_cand_list: remove it")
+        lost = counts == 0
+        self.left_out = np.setdiff1d(queries.keys[lost], queries.keys[~lost])
+        if lost.any():
+            self.notes.append(
+                f"{queries.path}: {lost.sum()} of {len(queries)} rows are left out, because none of their positives is "
+                f"in {pool.path}"
+            )
+            self.queries, counts = queries.without(lost), counts[~lost]
+        if hard_negatives:
+            self._candidates("neg_cand_list")
+            if len(pool) < hard_negatives + counts.max():
+                raise UserError(
+                    f"--hard_negatives {hard_negatives}: {pool.path} has {len(pool)} candidates; give fewer"
+                )
+        self.groups = self._groups(counts, rows)
+
+    def _candidates(self, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How many candidates each query lists and has in the pool (N,) each, and the pool's rows of the latter."""
+        counts, keys = array("q"), array("q")
+        for row in tqdm(range(len(self.queries)), desc=f"{self.queries.path.name} {field}"):
+            try:
+                listed = self.queries.record(row).get(field) or []
+                keys.extend(map(id_key, listed))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{self.queries.line(row)}: {field}: {error}") from None
+            counts.append(len(listed))
+        listed, rows = np.array(counts), self.pool.rows_of(keys)
+        query = np.repeat(np.arange(len(listed)), listed)  # the query of each candidate
+        found = np.bincount(query[rows >= 0], minlength=len(listed))
+        (empty,) = np.nonzero((found == 0) & (listed > 0))
+        if len(empty) > MOST_INCOMPLETE * len(listed):
+            raise UserError(
+                f"{self.queries.path}: {len(empty)} of {len(listed)} rows have no candidate of their {field} in "
+                f"{self.pool.path}, first line {self.queries.line(empty[0]).rpartition(' ')[2]}, which has "
+                f"{key_id(keys[int(listed[: empty[0]].sum())])}: give the pool that belongs to these queries"
+            )
+        short = ((found > 0) & (found < listed)).sum()
+        if short:
+            self.notes.append(
+                f"{self.queries.path}: {field} of {short} of {len(listed)} rows has candidates that are not in "
+                f"{self.pool.path}; the others are used"
+            )
+        return listed, found, rows[rows >= 0]
+
+    def _groups(self, counts: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        query = np.repeat(np.arange(len(counts)), counts)  # the query of each positive
+        datasets, modalities = dataset_of(self.queries.keys)[query], self.queries.modalities[query]
+        kinds = np.stack([datasets, modalities, self.pool.modalities[rows]])  # (3, positives)
+        first = np.cumsum(counts) - counts
+        groups = {}
+        for kind in np.unique(kinds, axis=1).T:
+            dataset, query_modality, candidate_modality = int(kind[0]), MODALITIES[kind[1]], MODALITIES[kind[2]]
+            self.instructions.prompts(dataset, query_modality, candidate_modality)
+            (members,) = np.nonzero((kinds[:, first] == kind[:, None]).all(axis=0))
+            if len(members):
+                groups[self.instructions.name(dataset, query_modality, candidate_modality)] = members
+        return groups
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew, as this epoch's draws are."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def positives(self, row: int) -> list[int]:
+        """The pool's rows of all positives of a row."""
+        return self._pool_rows(self.queries.record(row)["pos_cand_list"])
+
+    def answers(self, row: int) -> list[int]:
+        """The pool's rows of all positives of a query: of this row and of its repetitions."""
+        return list(dict.fromkeys(right for same in self.queries.repetitions(row) for right in self.positives(same)))
+
+    def _pool_rows(self, dids: Sequence[str]) -> list[int]:
+        rows = self.pool.rows_of([id_key(did) for did in dids])
+        return rows[rows >= 0].tolist()
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, row: int) -> Pair:
+        rng = random.Random(f"{self.seed}/{self.epoch}/{row}")
+        record, positives = self.queries.record(row), self.positives(row)
+        positive = rng.choice(positives)
+        dataset = dataset_of(int(self.queries.keys[row]))
+        prompts = self.instructions.prompts(dataset, self.queries.modality(row), self.pool.modality(positive))
+        query = self.queries.item(row, rng.choice(prompts))
+        negatives = self._draw_negatives(rng, record, positives) if self.hard_negatives else []
+        return Pair(query, self.pool[positive], tuple(self.pool[negative] for negative in negatives))
+
+    def _draw_negatives(self, rng: random.Random, record: dict, positives: list[int]) -> list[int]:
+        listed = self._pool_rows(record.get("neg_cand_list") or [])
+        listed = [row for row in dict.fromkeys(listed) if row not in positives]
+        drawn = rng.sample(listed, min(len(listed), self.hard_negatives))
+        while len(drawn) < self.hard_negatives:
+            row = rng.randrange(len(self.pool))
+            if row not in positives and row not in drawn:
+                drawn.append(row)
+        return drawn
+
+
+def open_pairs(
+    root: str | Path,
+    queries: str,
+    pool: str,
+    instructions: str = INSTRUCTIONS,
+    *,
+    seed: int = 0,
+    hard_negatives: int = 0,
+    tell: Callable[[str], None] = print,
+) -> MBEIRPairs:
+    """The pairs of M-BEIR's files below `root`; `tell` is called with a sentence for whatever is missing in them."""
+    root = Path(root)
+    pairs = MBEIRPairs(
+        Rows(root / queries, root, QUERY),
+        Rows(root / pool, root, CANDIDATE),
+        Instructions(root / instructions),
+        seed=seed,
+        hard_negatives=hard_negatives,
+    )
+    for sentence in pairs.notes:
+        tell(sentence)
+    return pairs

@@ -1,0 +1,260 @@
+"""M-BEIR's files of queries and of candidates (Wei et al., arXiv 2311.17136): an item for each row.
+
+A pool has up to 5.6 million rows. Its json is never held in memory: `Rows` keeps an index of 32 bytes a row in a file
+beside it, and decodes a row when it is asked for.
+
+The files are read as they are published: with or without a byte-order mark, blank lines anywhere, fields that nobody
+asks for, and null or absent texts and pictures. Training queries may stand several times: M-BEIR samples its small data
+sets up by repeating their rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from array import array
+from codecs import BOM_UTF8
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from lamra.common.errors import UserError
+from lamra.common.files import path_inside, whole_file
+from lamra.datasets.items import Item
+
+MODALITIES = ("text", "image", "image,text")
+NUMBER_BITS = 40  # an id "dataset:number" is one int64
+
+
+class Fields(NamedTuple):
+    """How a kind of row calls its parts."""
+
+    id: str
+    text: str
+    picture: str
+    modality: str
+
+
+CANDIDATE = Fields("did", "txt", "img_path", "modality")
+QUERY = Fields("qid", "query_txt", "query_img_path", "query_modality")
+
+
+def sentence(text: str | None) -> str:
+    """M-BEIR's text rule: no carriage returns, outer blanks or quotes; a capital first, a full stop last."""
+    text = (text or "").replace("\r", "").strip().strip('"')
+    if not text:
+        return ""
+    return text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
+
+
+def id_key(identifier: str) -> int:
+    """An id "dataset:number" as one integer.
+
+    Raises:
+        UserError: it is no such id.
+    """
+    match = re.fullmatch(r"(0|[1-9]\d{0,5}):(0|[1-9]\d{0,11})", identifier) if isinstance(identifier, str) else None
+    if match is None:
+        raise UserError(f'the id {identifier!r} is not "dataset:number"')
+    return int(match[1]) << NUMBER_BITS | int(match[2])
+
+
+def key_id(key: int) -> str:
+    """The id of an integer key."""
+    return f"{dataset_of(int(key))}:{int(key) & (1 << NUMBER_BITS) - 1}"
+
+
+def dataset_of(key):
+    """The dataset number of an integer key, or of an array of them."""
+    return key >> NUMBER_BITS
+
+
+class Rows(Sequence[Item]):
+    """A file of queries or of candidates: an Item for each row, and the row of an id.
+
+    The index is built once, which reads and checks every row, and again when the file changes. Jobs that find none at
+    the same time each build it; all write the same. A blank line is no row. A row without text and picture is an Item
+    with an empty text, as upstream embeds it. Candidates have different ids; a query may be repeated.
+
+    Args:
+        path: a jsonl file of M-BEIR.
+        root: the folder that picture paths start from.
+        fields: QUERY or CANDIDATE.
+
+    Raises:
+        UserError: the file is missing or empty, a row is malformed, or a candidate repeats an id: names file and line.
+    """
+
+    def __init__(self, path: str | Path, root: str | Path, fields: Fields):
+        self.path, self.root, self.fields = Path(path), Path(root), fields
+        if not self.path.is_file():
+            raise UserError(f"{self.path} does not exist: data/README.md shows where M-BEIR's files go")
+        self._file = os.open(self.path, os.O_RDONLY)
+        self._state = os.fstat(self._file)
+        table = self._stored_index()
+        if table is None:
+            built = self._build_index()
+            table = self._stored_index()  # which all processes of this machine share in memory
+            table = built if table is None else table
+        self.offsets, self.keys, self.modalities, self._by_key = table  # (N,) each
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, row: int) -> Item:
+        return self.item(row)
+
+    def __del__(self):
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def without(self, rows: np.ndarray) -> Rows:
+        """The same file as if it lacked some rows; `rows` (N,) is true for these."""
+        fewer = copy(self)
+        fewer._file = os.dup(self._file)
+        fewer.offsets, fewer.keys, fewer.modalities = (
+            column[~rows] for column in (self.offsets, self.keys, self.modalities)
+        )
+        fewer._by_key = np.argsort(fewer.keys, kind="stable")
+        return fewer
+
+    def record(self, row: int) -> dict:
+        """The row's json."""
+        start = int(self.offsets[row])
+        end = int(self.offsets[row + 1]) if row + 1 < len(self) else self._state.st_size
+        # pread, because data workers share the open file and its position. Blank lines and rows left out may follow.
+        return json.loads(os.pread(self._file, end - start, start).split(b"\n", 1)[0])
+
+    def item(self, row: int, instruction: str | None = None) -> Item:
+        """What the row shows. With an instruction the text rule is applied to both as one, as upstream does."""
+        record = self.record(row)
+        raw, picture = record.get(self.fields.text) or "", record.get(self.fields.picture)
+        text = sentence(raw)
+        if instruction:
+            text = sentence(f"{instruction} {raw}")[len(instruction) + 1 :]
+        pictures = (path_inside(self.root, picture),) if picture else ()
+        return Item(record[self.fields.id], text or (None if pictures else ""), pictures, instruction)
+
+    def modality(self, row: int) -> str:
+        return MODALITIES[self.modalities[row]]
+
+    def id(self, row: int) -> str:
+        return key_id(self.keys[row])
+
+    def line(self, row: int) -> str:
+        """Where a row stands, for a sentence: its file and line."""
+        with open(self.path, "rb") as file:
+            before = sum(block.count(b"\n") for block in _blocks(file, int(self.offsets[row])))
+        return f"{self.path} line {before + 1}"
+
+    def name_of(self, key: int) -> str:
+        """What to call an integer key in a sentence: "the query 9:7"."""
+        return f"the {'query' if self.fields is QUERY else 'candidate'} {key_id(key)}"
+
+    def rows_of(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n,) rows of integer keys, the first where a query is repeated; -1 where there is none."""
+        keys = np.asarray(keys, dtype=np.int64)
+        place = np.searchsorted(self.keys, keys, sorter=self._by_key)
+        rows = self._by_key[np.minimum(place, len(self) - 1)]
+        return np.where(self.keys[rows] == keys, rows, -1)
+
+    def repetitions(self, row: int) -> np.ndarray:
+        """All rows with the id of `row`, in order, itself among them."""
+        start, stop = (
+            np.searchsorted(self.keys, self.keys[row], side=side, sorter=self._by_key) for side in ("left", "right")
+        )
+        return self._by_key[start:stop]
+
+    def _stored_index(self) -> np.ndarray | None:
+        """(4, N) what _build_index wrote; None where there is none for this state of the file, or it is no array."""
+        try:
+            table = np.load(self._index_path(), mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return None
+        return table if table.ndim == 2 and len(table) == 4 and table.dtype == np.int64 else None
+
+    def _index_path(self) -> Path:
+        # Named after the file's state: the index of another state is simply not found.
+        return self.path.with_name(f".{self.path.name}.{self._state.st_size}-{self._state.st_mtime_ns}.npy")
+
+    def _build_index(self) -> np.ndarray:
+        """(4, N) offset, integer key and modality number of each row, and the rows sorted by key."""
+        columns = offsets, keys, modalities = array("q"), array("q"), array("q")
+        with (
+            os.fdopen(os.dup(self._file), "rb") as file,
+            tqdm(total=self._state.st_size, desc=f"index {self.path.name}", unit="B", unit_scale=True) as progress,
+        ):
+            position = 0
+            for number, line in enumerate(file, start=1):
+                mark = len(BOM_UTF8) if number == 1 and line.startswith(BOM_UTF8) else 0
+                if line[mark:].strip():
+                    try:
+                        key, modality = self._checked(line[mark:])
+                    except (ValueError, TypeError, KeyError) as error:
+                        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+                        raise UserError(f"{self.path} line {number} is no row of M-BEIR: {reason}") from None
+                    for column, value in zip(columns, (position + mark, key, modality)):
+                        column.append(value)
+                position += len(line)
+                progress.update(len(line))
+        if not keys:
+            raise UserError(f"{self.path} has no rows")
+        table = np.array([*columns, np.argsort(np.array(keys), kind="stable")], dtype=np.int64)  # (4, N)
+        in_order = table[1, table[3]]
+        (repeated,) = np.nonzero(in_order[1:] == in_order[:-1])
+        if len(repeated) and self.fields is CANDIDATE:
+            self.offsets, (first, second) = table[0], sorted(table[3, repeated[0] : repeated[0] + 2])
+            raise UserError(
+                f"{self.line(second)} repeats the id {key_id(table[1, first])!r} of "
+                f"{self.line(first).removeprefix(f'{self.path} ')}: ids of candidates must be unique"
+            )
+        state = os.fstat(self._file)
+        if (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
+            raise UserError(f"{self.path} changed while it was read: start again when it is complete")
+        self._write_index(table)
+        return table
+
+    def _checked(self, line: bytes) -> tuple[int, int]:
+        """Integer key and modality number of a line."""
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise UserError("it is not a json object")
+        identifier, modality = record[self.fields.id], record[self.fields.modality]
+        text, picture = record.get(self.fields.text), record.get(self.fields.picture)
+        if modality not in MODALITIES:
+            raise UserError(f"{self.fields.modality} is {modality!r}, not {', '.join(map(repr, MODALITIES))}")
+        if not isinstance(text, str | None) or not isinstance(picture, str | None):
+            raise UserError(f"{self.fields.text} and {self.fields.picture} must be strings or null")
+        if picture:
+            path_inside(self.root, picture)
+        return id_key(identifier), MODALITIES.index(modality)
+
+    def _write_index(self, table: np.ndarray) -> None:
+        index = self._index_path()
+        try:
+            with whole_file(index, "wb") as file:
+                np.save(file, table)
+        except OSError as error:
+            raise UserError(
+                f"the index of {self.path} cannot be written beside it ({error.strerror}): "
+                "link the file into a folder that can be written"
+            ) from None
+        for old in self.path.parent.glob(f".{self.path.name}.*-*.npy"):
+            # Of earlier states only: another job may have indexed the file after it changed once more.
+            if int(old.stem.rpartition("-")[2]) < self._state.st_mtime_ns:
+                old.unlink(missing_ok=True)
+
+
+def _blocks(file, size: int, block: int = 1 << 20):
+    """The first `size` bytes of an open file, block by block."""
+    while size > 0:
+        data = file.read(min(size, block))
+        if not data:
+            return
+        yield data
+        size -= len(data)

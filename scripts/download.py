@@ -1,0 +1,443 @@
+"""Models, NLI triplets, LamRA_Eval's pictures and M-BEIR, from a Hugging Face hub to where everything looks for them.
+
+Started by scripts/download.sh, which spells the settings. A file is downloaded beside its place, checked against the
+size (and for large files the SHA-256) that the hub states, then renamed: what has its name is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import gzip
+import hashlib
+import io
+import json
+import posixpath
+import re
+import shutil
+import signal
+import sys
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import (
+    HTTPError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import http_get
+from tqdm import tqdm
+
+from lamra.common.errors import UserError
+from lamra.datasets.caption import load_captioned_images
+from lamra.models.folders import PUBLISHED
+
+DEFAULT_NAMES = ("qwen2-vl-7b", "nli", "flickr", "coco")
+MODEL_SUFFIXES = {".safetensors", ".json", ".txt", ".jinja"}  # no pickles, no code
+# name -> archive in LamRA_Eval, its image folder, its captions
+ARCHIVES = {
+    "flickr": ("flickr.tar.gz", "images", "flickr_text.json"),
+    "coco": ("coco.tar.gz", "coco_images", "coco_text.json"),
+}
+# M-BEIR's files; its pictures are one archive in parts.
+MBEIR = "TIGER-Lab/M-BEIR"
+MBEIR_TEXTS = re.compile(r"(query|cand_pool|qrels|instructions)/([\w.-]+/)?[\w.-]+\.(jsonl|txt|tsv)")
+MBEIR_TASK = re.compile(r"query/(?:val|test)/mbeir_(\w+_task\d+)_(?:val|test)\.jsonl")
+MBEIR_TRAINING = re.compile(r"query/union_train/.+|cand_pool/global/mbeir_union_train_cand_pool\.jsonl")
+MBEIR_PARTS = re.compile(r"mbeir_images\.tar\.gz\.part-(\d+)")
+MBEIR_PICTURES = "mbeir_images"
+GONE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, OfflineModeIsEnabled)
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where from, and how patiently.
+
+    Attributes:
+        endpoint: address of the hub or a mirror of it; None is huggingface_hub's own choice.
+        max_workers: files of a repository that are downloaded at the same time.
+        max_tries, pause: tries for a repository, and the seconds between them.
+    """
+
+    endpoint: str | None = None
+    max_workers: int = 2
+    max_tries: int = 1000
+    pause: float = 5
+
+    def fetch(
+        self, repo: str, repo_type: str, folder: Path, names: Sequence[str] | Callable[[list[str]], Sequence[str]]
+    ) -> dict[str, int]:
+        """Download files of a repository into `folder`, and return their sizes; resumes and retries.
+
+        Args:
+            names: the files, or a function that chooses them among all.
+
+        Raises:
+            UserError: the repository or a file is not there, the tries are used up, or the disk refuses.
+        """
+        for i in range(1, self.max_tries + 1):
+            try:
+                return self._fetch_once(repo, repo_type, folder, names)
+            except GONE as error:
+                raise UserError(f"{repo} cannot be downloaded: {_first_line(error)}") from None
+            except (OSError, HTTPError) as error:
+                # An error of this machine has an errno, one of the network comes wrapped and has none.
+                if getattr(error, "errno", None) is not None:
+                    raise UserError(f"{folder} cannot be written ({error}): see to it and start again") from None
+                print(f"{repo}: try {i} of {self.max_tries} failed ({_first_line(error)})", file=sys.stderr)
+                if i < self.max_tries:
+                    time.sleep(self.pause)
+        raise UserError(
+            f"{repo} could not be downloaded in {self.max_tries} tries: check the network, or name a mirror in "
+            "HF_ENDPOINT, and start again; what is there is kept"
+        )
+
+    def _fetch_once(self, repo: str, repo_type: str, folder: Path, names) -> dict[str, int]:
+        revision = "main"
+        if callable(names):
+            info = HfApi(endpoint=self.endpoint).repo_info(repo, repo_type=repo_type, token=False, timeout=30)
+            revision = info.sha
+            names = names([sibling.rfilename for sibling in info.siblings])
+        folder.mkdir(parents=True, exist_ok=True)
+        fetch_file = partial(self._fetch_file, repo, repo_type, revision, folder)
+        with ThreadPoolExecutor(self.max_workers) as pool:
+            sizes = dict(zip(names, pool.map(fetch_file, names)))
+        (folder / _manifest(repo)).write_text(json.dumps(sizes, indent=2))
+        return sizes
+
+    def _fetch_file(self, repo: str, repo_type: str, revision: str, folder: Path, name: str) -> int:
+        """Download one file unless it is there; its size."""
+        url = hf_hub_url(repo, name, repo_type=repo_type, revision=revision, endpoint=self.endpoint)
+        remote = get_hf_file_metadata(url, token=False, endpoint=self.endpoint)
+        if remote.size is None or remote.etag is None:
+            raise UserError(f"{url} states no size and etag, so this is no hub: check HF_ENDPOINT and proxy")
+        target = folder / name
+        if target.is_file():
+            if target.stat().st_size == remote.size:
+                return remote.size
+            raise UserError(f"{target} has {target.stat().st_size} bytes, the hub's {remote.size}: move it away")
+        # huggingface_hub's own download starts a file anew after a break; this one goes on from what is there.
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.parent / f".{target.name}.{re.sub(r'[^0-9a-zA-Z]', '', remote.etag)[:16]}.incomplete"
+        with unfinished.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is downloading {target}: wait for it or end it") from None
+            if file.tell() > remote.size:
+                file.truncate(0)
+            http_get(
+                remote.location,
+                file,
+                resume_size=file.tell(),
+                headers={"Accept-Encoding": "identity"},
+                expected_size=remote.size,
+                displayed_filename=name,
+            )
+        is_sha256 = re.fullmatch(r"[0-9a-f]{64}", remote.etag)
+        if unfinished.stat().st_size != remote.size or (is_sha256 and _sha256(unfinished) != remote.etag):
+            unfinished.unlink()
+            raise OSError(f"{name} arrived damaged")
+        unfinished.replace(target)
+        return remote.size
+
+
+def download_model(hub: Hub, name: str, models_folder: Path) -> None:
+    repo = PUBLISHED[name]
+
+    def model_files(files: list[str]) -> list[str]:
+        names = [file for file in files if "/" not in file and Path(file).suffix in MODEL_SUFFIXES]
+        if not {".safetensors", ".json"} <= {Path(file).suffix for file in names}:
+            raise UserError(f"{repo} holds no safetensors model: it is not what this project can load")
+        return names
+
+    folder = models_folder / repo.split("/")[1]
+    _fetch_unless_complete(hub, repo, "model", folder, model_files, str(folder))
+
+
+def download_nli(hub: Hub, data_folder: Path) -> None:
+    name = "nli_for_simcse.csv"
+    _fetch_unless_complete(
+        hub, "princeton-nlp/datasets-for-simcse", "dataset", data_folder, [name], str(data_folder / name)
+    )
+
+
+def download_captioned_images(hub: Hub, name: str, data_folder: Path) -> None:
+    """LamRA_Eval's archive to data_folder/name/{image folder, captions}."""
+    archive_name, images, captions = ARCHIVES[name]
+    destination = data_folder / name
+    if destination.is_dir() and any(destination.iterdir()):
+        try:
+            load_captioned_images(destination / images, destination / captions)
+        except ValueError as error:
+            raise UserError(f"{destination} is not complete: move it away and start again ({error})") from None
+        print(f"{name}: already complete in {destination}")
+        return
+    download_folder = data_folder / ".download" / name
+    hub.fetch("code-kunkun/LamRA_Eval", "dataset", download_folder, [archive_name])
+    print(f"{name}: extracting {archive_name}")
+    extract(download_folder / archive_name, destination, images, captions)
+    shutil.rmtree(download_folder)
+    print(f"{name}: complete in {destination}")
+
+
+def download_mbeir(hub: Hub, chosen: Sequence[str], data_folder: Path) -> None:
+    """M-BEIR's files and pictures to data_folder/M-BEIR: all, or those of the tasks (or of "train") in `chosen`.
+
+    The pictures of all tasks are one archive. Its parts stay in M-BEIR/.download, where other tasks find them, until
+    everything is unpacked.
+    """
+    folder, wanted = data_folder / "M-BEIR", [name.removesuffix("_test") for name in chosen] or ["all"]
+    record = folder / ".complete.json"  # name of a task -> its files and their sizes, written when all were there
+    complete = _record(record)
+    done = [name for name, sizes in complete.items() if _complete(folder, sizes)]
+    if "all" in done or set(wanted) <= set(done):
+        print(f"mbeir: already complete in {folder}: {', '.join(wanted)}")
+        return
+    found = {}
+    for name in wanted:
+        found[name] = hub.fetch(MBEIR, "dataset", folder, partial(mbeir_files, name))
+    parts_folder = folder / ".download"
+    parts = [parts_folder / name for name in sorted(hub.fetch(MBEIR, "dataset", parts_folder, mbeir_parts))]
+    rows = [folder / name for files in found.values() for name in files if name.endswith(".jsonl")]
+    print(f"mbeir: unpacking the pictures of {', '.join(wanted)}")
+    missing = extract_pictures(parts, folder, None if "all" in wanted else set(pictures(rows)), pictures(rows))
+    if missing:
+        print(f"mbeir: {len(missing)} pictures that the files name are not in the archive, the first: {missing[0]}")
+    record.write_text(json.dumps(complete | found, indent=1))
+    if "all" in wanted:
+        shutil.rmtree(parts_folder)
+    else:
+        print(f"mbeir: {parts_folder} keeps the archive for other tasks; delete it if you want none")
+    print(f"mbeir: complete in {folder}: {', '.join(wanted)}")
+
+
+def mbeir_files(name: str, files: list[str]) -> list[str]:
+    """Those of M-BEIR's files that belong to a task (val and test), to "train", or to "all".
+
+    Raises:
+        UserError: no such task.
+    """
+    texts = [file for file in files if MBEIR_TEXTS.fullmatch(file)]
+    tasks = sorted({match[1] for match in map(MBEIR_TASK.fullmatch, texts) if match})
+    if name not in (*tasks, "train", "all"):
+        raise UserError(f"mbeir:{name} is unknown: choose train, or of {', '.join(tasks)}")
+    if name == "all":
+        return texts
+    own = (
+        MBEIR_TRAINING if name == "train" else re.compile(rf"(query|qrels|cand_pool)/(val|test|local)/mbeir_{name}_.+")
+    )
+    return [file for file in texts if own.fullmatch(file) or file.startswith("instructions/")]
+
+
+def mbeir_parts(files: list[str]) -> list[str]:
+    """The parts of the pictures' archive.
+
+    Raises:
+        UserError: there are none, or one is missing.
+    """
+    parts = sorted(file for file in files if MBEIR_PARTS.fullmatch(file))
+    numbers = [int(MBEIR_PARTS.fullmatch(part)[1]) for part in parts]
+    if not parts or numbers != list(range(len(parts))):
+        raise UserError(f"{MBEIR} holds the archive's parts {numbers}, and 0, 1, ... are expected: it was changed")
+    return parts
+
+
+def pictures(files: Iterable[Path]) -> Iterator[str]:
+    """The pictures that rows of M-BEIR name."""
+    for file in files:
+        with open(file, encoding="utf-8-sig") as lines:
+            for line in filter(str.strip, lines):
+                row = json.loads(line)
+                picture = row.get("img_path") or row.get("query_img_path")
+                if picture:
+                    yield posixpath.normpath(picture)
+
+
+class Joined(io.RawIOBase):
+    """Files read one after the other as if they were one."""
+
+    def __init__(self, paths: Iterable[Path]):
+        self._files = (path.open("rb") for path in paths)
+        self._file = next(self._files, None)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while self._file is not None:
+            if count := self._file.readinto(buffer):
+                return count
+            self._file.close()
+            self._file = next(self._files, None)
+        return 0
+
+
+def extract_pictures(parts: list[Path], folder: Path, wanted: set[str] | None, named: Iterable[str]) -> list[str]:
+    """Unpack files of M-BEIR's pictures into `folder`, each whole or not at all; what is there stays.
+
+    Args:
+        parts: of the archive, in order; they are never joined on disk.
+        wanted: the pictures to take; None takes all.
+        named: the pictures that should be there afterwards.
+
+    Returns:
+        Those of `named` that are not.
+
+    Raises:
+        UserError: the archive is damaged, or wants to write elsewhere.
+    """
+    try:
+        # Not mode "r|gz", which takes damaged data for the end of the archive and checks no CRC.
+        with gzip.open(Joined(parts)) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as tar:
+            for member in tqdm(tar, unit=" files"):
+                name = posixpath.normpath(member.name)
+                if name not in (".", MBEIR_PICTURES) and not name.startswith(f"{MBEIR_PICTURES}/"):
+                    raise UserError(f"{parts[0]} is refused, it may be malicious: it holds {member.name!r}")
+                target = folder / name
+                if not member.isfile() or (wanted is not None and name not in wanted):
+                    continue
+                if target.is_file() and target.stat().st_size == member.size:
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = target.with_name(f".{target.name}.incomplete")
+                with unfinished.open("wb") as out:
+                    shutil.copyfileobj(tar.extractfile(member), out)
+                unfinished.replace(target)
+            while unzipped.read(1 << 20):  # to its end, where the CRC is
+                pass
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{parts[0]} and the other parts are damaged ({error}): delete them, start again") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}): see to it and start again") from None
+    return [picture for picture in dict.fromkeys(named) if not (folder / picture).is_file()]
+
+
+def extract(archive: Path, destination: Path, images: str, captions: str) -> None:
+    """Unpack an archive and give its image folder and captions their place, checked, all at once or not at all.
+
+    Raises:
+        UserError: the archive is damaged, does not hold the two, or wants to write outside the destination.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(f"Python {sys.version.split()[0]} cannot extract safely: use 3.10.12, 3.11.4 or later")
+    try:
+        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".extracting-") as temporary:
+            unpacked, ready = Path(temporary, "unpacked"), Path(temporary, "ready")
+            ready.mkdir()
+            with tarfile.open(archive) as tar:
+                tar.extractall(unpacked, filter=_inside)
+            for name in (images, captions):
+                found = list(unpacked.rglob(name))
+                if len(found) != 1:
+                    raise UserError(f"{archive} holds {len(found)} of {name}, expected 1: is it LamRA_Eval's archive?")
+                found[0].rename(ready / name)
+            load_captioned_images(ready / images, ready / captions)
+            ready.rename(destination)
+    except tarfile.FilterError as error:
+        raise UserError(f"{archive} is refused, it may be malicious: {error}") from None
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} is damaged ({error}): delete it and start again") from None
+    except OSError as error:
+        raise UserError(f"{archive} cannot be extracted ({error}): see to it and start again") from None
+
+
+def _inside(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+    """tarfile's data filter, which refuses ../ and links that lead outside, and would make absolute names relative."""
+    if PurePosixPath(member.name).is_absolute():
+        raise tarfile.AbsolutePathError(member)
+    return tarfile.data_filter(member, path)
+
+
+def _fetch_unless_complete(hub: Hub, repo: str, repo_type: str, folder: Path, names, where: str) -> None:
+    what = f"{repo} in {where}"
+    manifest = folder / _manifest(repo)  # name -> size, written when all were there: the second run needs no network
+    sizes = _record(manifest)
+    if sizes and _complete(folder, sizes):
+        print(f"already complete: {what}")
+        return
+    hub.fetch(repo, repo_type, folder, names)
+    print(f"complete: {what}")
+
+
+def _complete(folder: Path, sizes: dict[str, int]) -> bool:
+    return all((folder / f).is_file() and (folder / f).stat().st_size == size for f, size in sizes.items())
+
+
+def _record(path: Path) -> dict:
+    """What was complete; nothing where a kill left no record or half of one, and then the hub is asked again."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _manifest(repo: str) -> str:
+    return f".{repo.split('/')[-1]}.sizes.json"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    known = [*PUBLISHED, "nli", *ARCHIVES, "mbeir"]
+    for name in names:
+        if name not in known and not re.fullmatch(r"mbeir:\w+(,\w+)*", name):
+            raise UserError(f"{name!r} is unknown: choose from {' '.join(known)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to get; default: {' '.join(DEFAULT_NAMES)}")
+    parser.add_argument("--endpoint", help="the hub or a mirror of it, https://...")
+    parser.add_argument("--max_workers", type=int, default=Hub.max_workers)
+    parser.add_argument("--max_tries", type=int, default=Hub.max_tries)
+    parser.add_argument("--pause", type=float, default=Hub.pause, help="seconds between tries")
+    parser.add_argument("--models_dir", type=Path, default=Path("checkpoints/hf_models"))
+    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    args = parser.parse_args(arguments)
+    names = args.names or DEFAULT_NAMES
+    try:
+        if args.endpoint and not args.endpoint.startswith(("http://", "https://")):
+            raise UserError(f"HF_ENDPOINT {args.endpoint!r} must start with https:// or http://")
+        if min(args.max_workers, args.max_tries) < 1 or args.pause < 0:
+            raise UserError("MAX_WORKERS and MAX_TRIES must be at least 1, and PAUSE at least 0")
+        _check_names(names)
+        hub = Hub(args.endpoint, args.max_workers, args.max_tries, args.pause)
+        for name in names:
+            if name == "nli":
+                download_nli(hub, args.data_dir)
+            elif name in ARCHIVES:
+                download_captioned_images(hub, name, args.data_dir)
+            elif name.startswith("mbeir"):
+                download_mbeir(hub, [part for part in name.partition(":")[2].split(",") if part], args.data_dir)
+            else:
+                download_model(hub, name, args.models_dir)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the threads too; the next start resumes
+    sys.exit(main())

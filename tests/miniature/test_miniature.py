@@ -1,0 +1,306 @@
+"""The miniature world says what it draws, and its base model is a model folder like any published one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lamra.collators.processing import Processor
+from lamra.collators.rerank import RankPrompts
+from lamra.datasets.caption import load_captioned_images
+from lamra.datasets.items import Item
+from lamra.datasets.pairs import load_source
+from lamra.miniature import build_rank, study, world
+from lamra.miniature.build import Corpus, Recipe, ensure, next_token_loss
+from lamra.miniature.build_rank import Teacher
+from lamra.miniature.comparisons import RESPECTS, compare, picture, show
+from lamra.miniature.world import GRID, Shape
+from lamra.models.backbone import Backbone
+from lamra.models.embedder import Embedder
+from lamra.models.loading import load_model
+
+KIND_OF = {name: kind for kind, names in world.NAMES.items() for name in names}
+
+
+def understood(sentence: str) -> world.Scene:
+    """The scene that a sentence describes, read back by its words alone."""
+    shapes = set()
+    for clause in re.split(r", | and ", sentence.lower().rstrip(".")):
+        place = re.search(r"\bat (\w+)(?: (left|middle|centre|right))?", clause)
+        thing = re.search(rf"({'|'.join(world.COLOURS)}) (\w+)", clause)
+        row = next(i for i, names in enumerate(world.ROWS) if place[1] in names)
+        column = next(i for i, names in enumerate(world.COLUMNS) if (place[2] or "middle") in names)
+        shapes.add(Shape(row * GRID + column, thing[1], KIND_OF[thing[2]]))
+    return frozenset(shapes)
+
+
+def files(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A whole build, pre-trained for two steps only."""
+    folder = tmp_path_factory.mktemp("miniature")
+    recipe = Recipe(pictures=10, gallery=5, triplets=20, steps=2, sentences=2, details=2)
+    assert ensure(recipe, folder / "world", folder / "model")
+    return recipe, folder / "world", folder / "model"
+
+
+def test_sentences_differ_and_describe_their_scene():
+    rng = random.Random(0)
+    for _ in range(200):
+        scene = world.random_scene(rng)
+        sentences = world.descriptions(scene, rng, 5)
+        assert len(set(sentences)) == 5
+        assert {understood(sentence) for sentence in sentences} == {scene}
+
+
+def test_paraphrase_agrees_and_contradiction_does_not():
+    rng = random.Random(0)
+    for scene in world.distinct_scenes(rng, 200, set()):
+        sentence, paraphrase, contradiction = world.triplet(scene, rng)
+        assert sentence != paraphrase
+        assert understood(sentence) == understood(paraphrase) == scene
+        other = understood(contradiction)
+        assert len(other) == len(scene) and len(other - scene) == 1
+
+
+def test_picture_shows_its_scene():
+    rng = random.Random(0)
+    for scene in world.distinct_scenes(rng, 50, set()):
+        picture = world.draw(scene)
+        assert picture.size == (84, 84)
+        colour_in = {shape.cell: world.COLOURS[shape.colour] for shape in scene}
+        for cell in range(GRID * GRID):
+            centre = picture.getpixel((cell % GRID * 28 + 14, cell // GRID * 28 + 14))
+            assert centre == colour_in[cell] if cell in colour_in else min(centre) > 150
+
+
+def test_files_are_seeded_and_share_no_scene(tmp_path):
+    sizes = dict(train_pictures=30, gallery_pictures=20, triplets=40)
+    for name, seed in {"a": 1, "b": 1, "c": 2}.items():
+        world.build_world(tmp_path / name, seed, **sizes)
+    assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
+
+    scenes = []
+    for split, pictures in {"train": 30, "val": 20, "test": 20}.items():
+        captions = json.loads((tmp_path / "a" / split / "captions.json").read_text())
+        assert len(captions) == 5 * len(list((tmp_path / "a" / split / "images").iterdir())) == 5 * pictures
+        scenes += [understood(caption) for caption in captions[::5]]
+        assert understood(captions[-1]) == scenes[-1]
+        picture = Image.open(tmp_path / "a" / split / f"images/{pictures - 1}.png")
+        assert picture.tobytes() == world.draw(scenes[-1]).tobytes()
+    for name in ("nli.csv", "nli_eval.csv"):
+        with (tmp_path / "a" / name).open(newline="") as file:
+            scenes += [understood(row["sent0"]) for row in csv.DictReader(file)]
+    assert len(scenes) == len(set(scenes)) == 30 + 20 + 20 + 40 + 20
+
+
+def test_tokenizer_and_chat_template_are_qwen2_vls(built):
+    _, world, folder = built
+    processor = Processor(folder)
+    tokenizer, picture = processor.tokenizer, Item("p", images=(world / "test/images/0.png",))
+    for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>"):
+        assert tokenizer(token)["input_ids"] == [tokenizer.convert_tokens_to_ids(token)]
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert all(len(tokenizer(word)["input_ids"]) == 1 for word in world.DETAILS)
+    for text in ("Zebra crossing, 3 dogs & naïve 猫\n", " two  spaces "):  # bytes: nothing is unknown
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+    encoded = processor.encode(picture)
+    assert encoded["image_grid_thw"].tolist() == [[1, 6, 6]]  # one token a cell
+    assert tokenizer.decode(encoded["input_ids"]) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+        + "<|image_pad|>" * 9
+        + "<|vision_end|>\nSummarize above image in one word: <|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_chat_template_renders_as_the_published_one(built, shared):
+    published = Processor(shared / "data/qwen2vl_processor").tokenizer
+    ours = Processor(built[2]).tokenizer
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "A box."}]
+    system = [{"role": "system", "content": "Be brief."}]
+    for conversation in (turns, system + turns, turns[:1]):
+        for prompt in (True, False):
+            options = dict(tokenize=False, add_generation_prompt=prompt)
+            assert ours.apply_chat_template(conversation, **options) == published.apply_chat_template(
+                conversation, **options
+            )
+
+
+def test_model_loads_whole_and_embeds(built):
+    _, world, folder = built
+    model = load_model(folder, dtype=torch.float32)  # refuses missing weights
+    assert 0.8e6 < sum(p.numel() for p in model.parameters()) < 1.5e6
+    items = [Item("p", images=(world / "test/images/0.png",)), Item("t", text="A red disc at centre.")]
+    with torch.no_grad():
+        embeddings = Embedder(model.eval(), "sequential")(**Processor(folder)(items))
+    assert embeddings.shape == (2, 128) and torch.isfinite(embeddings).all()
+
+
+def test_loss_of_alternatives_is_the_mean_over_single_answers(built):
+    _, world, folder = built
+    model, corpus = load_model(folder, dtype=torch.float32), Corpus([world / "train"], Processor(folder))
+    example = corpus.name_in_picture(random.Random(0), 0)
+    assert example.alternatives and len(example.answer) >= 3
+    pad = corpus.tokenizer.pad_token_id
+    with torch.no_grad():
+        together = next_token_loss(model, [example], pad)
+        alone = [
+            next_token_loss(model, [type(example)(example.prompt, [word], False, example.pixels)], pad)
+            for word in example.answer
+        ]
+    torch.testing.assert_close(together, torch.stack(alone).mean())
+
+
+def test_second_build_does_nothing_and_another_recipe_builds_again(built):
+    recipe, world, folder = built
+    before = files(folder)
+    assert not ensure(recipe, world, folder)
+    assert ensure(recipe, world, folder, force=True)
+    assert files(folder) == before  # seeded, model included
+    assert ensure(Recipe(**{**vars(recipe), "seed": 1}), world, folder)
+    assert files(folder)["model.safetensors"] != before["model.safetensors"]
+
+
+def test_comparisons_fit_or_differ_as_much_as_is_asked():
+    rng, scenes, sides = random.Random(0), world.distinct_scenes(random.Random(0), 50, set()), 2 * ("sentence",)
+    for one_changed, kind_alone in ((0, 0), (1, 1)):
+        drawn = [compare(s, sides, rng, one_changed=one_changed, kind_alone=kind_alone) for s in 8 * scenes]
+        said = [(understood(one.query.text), understood(one.candidate.text)) for one in drawn]
+        assert all((told <= scene) == one.fits for (scene, told), one in zip(said, drawn))
+        assert 150 < sum(one.fits for one in drawn) < 250
+        unfit = [(scene, told) for scene, told in said if not told <= scene and len(told) == len(scene)]
+        assert {len(told) for _, told in unfit} == {1, 2, 3}
+        changed = [len(told - scene) for scene, told in unfit if len(scene) > 1]
+        assert set(changed) == {1} if one_changed else sum(count > 1 for count in changed) > 0.9 * len(changed)
+        for scene, told in unfit:
+            if one_changed:
+                (old,), (new,) = scene - told, told - scene
+                assert (old.cell, old.colour) == (new.cell, new.colour) and old.kind != new.kind
+            elif len(scene) == 1:
+                (old,), (new,) = scene, told
+                assert all(getattr(old, respect) != getattr(new, respect) for respect in RESPECTS)
+
+    shown = [show(scenes[0], "picture", rng) for _ in range(50)]
+    views = {one.variant: picture(one.scene, one.variant).tobytes() for one in shown}
+    assert len(set(views.values())) == 4 and views[0] == world.draw(scenes[0]).tobytes()
+
+
+@pytest.fixture(scope="module")
+def rank_base(tmp_path_factory):
+    """The base model of LamRA-Rank's world, after a step or two of each phase."""
+    folder = tmp_path_factory.mktemp("rank") / "model"
+    recipe = build_rank.Recipe(
+        scenes=30, naming=1, language=1, shapes=1, whole_scenes=1, sentences=2, questions=2, comparisons=6
+    )
+    assert build_rank.ensure(recipe, folder)
+    assert not build_rank.ensure(recipe, folder)
+    return folder
+
+
+def test_examples_with_a_shared_beginning_lose_and_learn_as_padded_ones(rank_base):
+    rng = random.Random(0)
+    teacher = Teacher(world.distinct_scenes(rng, 20, set()), Processor(rank_base), rng)
+    groups = [
+        teacher.language(4, 4),
+        [teacher.compare(one) for one in teacher.comparisons(6, 0.5)],
+        [teacher.name() for _ in range(3)],  # all of them begin with a picture
+    ]
+    assert [len(group) for group in groups] == [9, 6, 3]
+    found = []
+    for shared in (True, False):
+        model = load_model(rank_base, dtype=torch.float32)
+        backbone = Backbone(model, "mrope", padding_free=shared).eval()
+        losses = []
+        for group in groups:
+            if shared:
+                losses.append(build_rank.next_token_loss(backbone, group, teacher.processor))
+                continue
+            inputs = teacher.processor.pad([build_rank.encoded(example) for example in group])
+            hidden, _ = backbone.hidden(**inputs)  # (B, L, D)
+            asked = [hidden[i, example.positions] for i, example in enumerate(group)]
+            wanted = torch.tensor([token for example in group for token in example.answer])
+            losses.append(torch.nn.functional.cross_entropy(model.lm_head(torch.cat(asked)), wanted))
+        sum(losses).backward()
+        found.append([*losses, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 50
+    for packed, padded in zip(*found):
+        assert (packed - padded).norm() <= 1e-5 * padded.norm() + 1e-9
+
+
+def test_what_the_rerankers_teacher_says_is_true_of_what_is_shown(rank_base):
+    rng = random.Random(0)
+    teacher = Teacher(world.distinct_scenes(rng, 20, set()), Processor(rank_base), rng)
+    decode = teacher.processor.tokenizer.decode
+    for scene in teacher.scenes:
+        told = teacher.tell(show(scene, "sentence", rng))
+        assert understood(decode(told.answer)) == scene and decode(told.prompt).endswith("Candidate:")
+        asked = teacher.ask(show(scene, "sentence", rng), "colour")
+        assert decode(asked.answer).strip() in {shape.colour for shape in scene}
+        kind = KIND_OF[decode(teacher.ask(show(scene, "picture", rng), "kind").answer).strip()]
+        assert kind in {shape.kind for shape in scene}
+        one = compare(scene, ("picture", "sentence"), rng, one_changed=0.5, kind_alone=0.5)
+        example = teacher.compare(one)
+        assert decode(example.answer) == ("Yes" if one.fits else "No") and len(example.pixels) == 36
+
+
+def test_the_base_model_of_a_reranker_knows_its_prompts(rank_base):
+    processor = Processor(rank_base)
+    prompts = RankPrompts(processor, "released")
+    item = Item("", "A red disc at top left.")
+    for encoded in (
+        prompts.pointwise(*2 * [prompts.shown(item)]),
+        prompts.listwise(prompts.shown(item), 5 * [prompts.shown(item)]),
+    ):
+        text = processor.tokenizer.decode(encoded["input_ids"])
+        assert len(encoded["input_ids"]) < len(text.split()) * 1.7  # whole words
+    assert len(prompts.choices(["Yes", "No"])[1]) == 2
+    load_model(rank_base, dtype=torch.float32)
+
+
+def test_the_studys_data_are_of_four_kinds_and_another_domain(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "PICTURES_TO_KNOW", 4)
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        study.build_study_world(folder, 0, gallery_pictures=3, rows=5)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    text, image, image_text = (
+        load_source(tmp_path / "a" / name, format, None, False)
+        for name, format in (
+            ("text.csv", "nli"),
+            ("region_edit.jsonl", "region_edit"),
+            ("image_text.json", "sharegpt4v"),
+        )
+    )
+    assert len(text) == len(image) == len(image_text) == 5
+    assert all(len(pair.target.text) < len(pair.query.text) for pair in text)  # an entailed sentence says less
+    assert all(pair.target.text.startswith("The image features") for pair in image_text)
+    for pair in image:
+        before, after = (np.asarray(Image.open(side.images[0]), int) for side in (pair.query, pair.target))
+        changed = (abs(before - after).max(axis=2) > 40).mean()
+        assert 0 < changed < 0.3  # one shape, or two cells where it moved
+        assert before.mean() < 128  # dark; the evaluation's pictures are pale
+    with Image.open(tmp_path / "a" / "flickr" / "images" / "0.png") as everyday:
+        assert np.asarray(everyday.convert("L")).mean() > 128
+    assert len(load_captioned_images(tmp_path / "a/coco/images", tmp_path / "a/coco/dataset.json").texts) == 15
+
+
+def test_a_hypothesis_follows_from_its_premise():
+    rng = random.Random(0)
+    for _ in range(50):
+        scene = study.random_scene(rng)
+        for shape in scene:
+            assert study.PLACES[shape.cell] in study.premise(scene, rng).lower()
+        sentence = study.hypothesis(scene, rng).lower()
+        said = [place for place in study.PLACES if place in sentence]
+        assert len(said) == 2 and {study.PLACES.index(place) for place in said} <= {s.cell for s in scene}

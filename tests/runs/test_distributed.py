@@ -1,0 +1,63 @@
+"""Two gloo processes compute the loss and the gradient of one process on the same global batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+from test_golden import close, prompts
+
+from lamra.models.embedder import Embedder
+from lamra.models.loading import load_model
+from lamra.models.losses import info_nce
+
+
+def equal_items() -> dict[str, torch.Tensor]:
+    """Queries, targets and hard negatives of 4 rows, with equal ones in both halves."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.nn.functional.normalize(torch.randn(4, 6, generator=generator), dim=1)
+               for name in ("query", "target", "negative")}  # fmt: skip
+    contents = {"query": [1, 2, 3, 1], "target": [11, 12, 13, 12], "negative": [21, 11, 3, 24]}
+    return tensors | {f"{name}_content": torch.tensor(values) for name, values in contents.items()}
+
+
+def test_two_processes_equal_one(tmp_path, golden, golden_folder):
+    batch = prompts(golden, "text")
+    equal = equal_items()
+    save_file(equal, tmp_path / "equal.safetensors")
+    (tmp_path / "model").symlink_to(golden_folder)
+    save_file(batch, tmp_path / "batch.safetensors")
+    worker = ROOT / "tests/support/distributed_worker.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", worker, tmp_path]
+    subprocess.run(list(map(str, command)), check=True, timeout=120)
+    ranks = [load_file(tmp_path / f"rank{r}.safetensors") for r in range(2)]
+
+    model = load_model(golden_folder, dtype=torch.float32)
+    embeds = Embedder(model, "sequential")(**batch)
+    loss, accuracy = info_nce(embeds[:4], embeds[4:], temperature=0.05)
+    loss.backward()
+    close((ranks[0]["loss"] + ranks[1]["loss"]) / 2, loss)
+    assert (ranks[0]["accuracy"] + ranks[1]["accuracy"]) / 2 == accuracy
+    expected = {f"grad.model.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert expected.keys() == {name for name in ranks[0] if name.startswith("grad.")}
+    for name, gradient in expected.items():
+        close(ranks[0][name], gradient)
+        assert torch.equal(ranks[0][name], ranks[1][name])
+
+    rows = [equal[name].clone().requires_grad_() for name in ("query", "target", "negative")]
+    contents = torch.cat([equal[f"{name}_content"] for name in ("query", "target", "negative")])
+    masked = info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5, contents=contents)
+    masked.loss.backward()
+    assert masked.loss < info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5).loss - 0.1
+    close((ranks[0]["masked_loss"] + ranks[1]["masked_loss"]) / 2, masked.loss)
+    assert (ranks[0]["masked_accuracy"] + ranks[1]["masked_accuracy"]) / 2 == masked.accuracy
+    for i, row in enumerate(rows):
+        close(torch.cat([rank[f"masked_grad{i}"] for rank in ranks]) / 2, row.grad)
+
+    for rank in range(2):
+        assert torch.equal(ranks[rank]["gathered"][:, 0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
+        # d/dx of 2 ranks' sum of i * row i: each of this rank's rows counts once for each rank.
+        assert torch.equal(ranks[rank]["grad_of_x"][:, 0], 2 * torch.tensor([2.0 * rank, 2.0 * rank + 1]))

@@ -1,0 +1,306 @@
+"""Numbers are what they say: no NaN is saved, a shared target is a hit, and looking does not change the training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_faults import torchrun
+
+from lamra.collators.processing import Processor
+from lamra.collators.retrieval import TrainingCollator
+from lamra.common.cli import run
+from lamra.datasets.items import Item, Pair
+from lamra.datasets.pairs import Mixture
+from lamra.models.losses import info_nce
+from lamra.train import train_nli
+from lamra.train.checkpoints import check_unchanged, checkpoint_to_resume, checkpoints, commit_checkpoint, fault
+from lamra.train.skipped import SkippedPairs
+from lamra.train.trainer import ContrastiveTrainer, StageTrainer
+
+EVERY_STEP = "--save_strategy steps --save_steps 1 --save_total_limit 20"
+
+
+@pytest.fixture
+def train(monkeypatch, capsys, world, tiny_model):
+    """train_nli.main in this process; returns what it printed, or the sentence with which it stopped."""
+
+    def train(output: Path, flags: str, model: str = "--lora_r 8 --lora_alpha 16 --lora_dropout 0.1") -> str:
+        fixed = f"""--model_id miniature --model_local_path {tiny_model} --data_path {world}/nli.csv --report_to none
+            --output_dir {output} --per_device_train_batch_size 8 --learning_rate 3e-3 --dataloader_num_workers 0"""
+        monkeypatch.setattr(sys, "argv", ["train_nli.py", *f"{fixed} {model} {flags}".split()])
+        try:
+            run(train_nli.main)
+        except SystemExit:
+            return capsys.readouterr().err.strip().splitlines()[-1]
+        return capsys.readouterr().out
+
+    return train
+
+
+def weights(folder: Path, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / name)
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# Looking does not change the training.
+
+
+def test_evaluating_saving_and_logging_change_no_bit(train, world, tmp_path):
+    train(tmp_path / "plain", "--max_steps 4 --save_strategy no --logging_steps 4")
+    train(
+        tmp_path / "watched",
+        f"""--max_steps 4 --save_strategy steps --save_steps 2 --eval_data_path {world}/nli_eval.csv
+        --eval_on_start True --eval_strategy steps --eval_steps 1 --include_num_input_tokens_seen True
+        --skip_memory_metrics False --logging_first_step True --torch_empty_cache_steps 2 --disable_tqdm True""",
+    )
+    assert equal(weights(tmp_path / "plain"), weights(tmp_path / "watched"))
+
+
+# The best checkpoint.
+
+
+def test_the_best_checkpoint_is_kept_and_training_stops_early(train, monkeypatch, world, tmp_path):
+    recalls = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.9, 5: 0.2, 6: 0.95}
+
+    def evaluate(self, ignore_keys=None):
+        metrics = {"eval_recall@1": recalls[self.state.global_step], "eval_accuracy": 0.0}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    monkeypatch.setattr(ContrastiveTrainer, "evaluate", evaluate)
+    output = tmp_path / "run"
+    flags = f"""--max_steps 6 --save_strategy steps --save_steps 1 --save_total_limit 1 --early_stopping_patience 3
+        --eval_data_path {world}/nli_eval.csv --eval_strategy steps --eval_steps 1"""
+    assert "note: the weights are those of step 2: recall@1 0.9000" in train(output, flags)
+    assert [path.name for path in checkpoints(output)] == ["checkpoint-5", "checkpoint-2"]
+    best = weights(output / "checkpoint-2")
+    assert equal(weights(output), best) and not equal(weights(output / "checkpoint-5"), best)
+    state = json.loads((output / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(output / "checkpoint-2")
+
+    shutil.rmtree(output / "checkpoint-5")
+    assert "step 2: recall@1 0.9000" in train(output, f"{flags} --resume_from_checkpoint True")
+    assert [path.name for path in checkpoints(output)] == ["checkpoint-5", "checkpoint-2"]
+    assert equal(weights(output), best)
+
+
+# No weight that is not finite is saved.
+
+
+@pytest.mark.parametrize(("flags", "last"), [(EVERY_STEP, "checkpoint-2"), ("--save_strategy no", None)])
+def test_an_update_that_breaks_the_weights_is_not_saved(train, monkeypatch, tmp_path, flags, last):
+    steps, step = [], torch.optim.AdamW.step
+
+    def breaking(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        steps.append(1)
+        if len(steps) == 3:
+            self.param_groups[0]["params"][5].data[0, 0] = torch.inf
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
+    error = train(tmp_path / "run", f"--max_steps 3 {flags}")
+    assert error.startswith("error: step 3: trained weights are not finite after the update, such as model.base_model.")
+    where = f"The last checkpoint is {tmp_path}/run/{last}" if last else "There is no checkpoint to go on from"
+    assert error.endswith(where) and not (tmp_path / "run" / "adapter_model.safetensors").exists()
+    assert all(fault(checkpoint) is None for checkpoint in checkpoints(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoint-3").exists()
+
+
+def write_checkpoint(folder: Path, step: int, value: float, **record) -> Path:
+    partial = folder / ".partial"
+    partial.mkdir(parents=True)
+    save_file({"w": torch.tensor([1.0, value])}, partial / "adapter_model.safetensors")
+    commit_checkpoint(partial, folder / f"checkpoint-{step}", record=record, keep=None)
+    return folder / f"checkpoint-{step}"
+
+
+def test_what_is_no_checkpoint_to_go_on_from(tmp_path):
+    good = write_checkpoint(tmp_path, 1, 0.0)
+    model = write_checkpoint(tmp_path, 2, 0.0, save_only_model=True)
+    broken = write_checkpoint(tmp_path, 3, torch.nan)
+    assert checkpoint_to_resume(tmp_path, "auto") == str(good)
+    with pytest.raises(ValueError, match="adapter_model.safetensors: the weights w are not finite; give a complete"):
+        checkpoint_to_resume(tmp_path, str(broken))
+    with pytest.raises(ValueError, match="it was saved with --save_only_model True: no run can go on from it"):
+        checkpoint_to_resume(tmp_path, str(model))
+
+
+def test_an_older_checkpoint_is_gone_on_from_and_a_changed_config_is_not(tmp_path, capsys):
+    checkpoint = write_checkpoint(tmp_path, 1, 0.0, seed=1, deepspeed_config={"a": 1})
+    check_unchanged(checkpoint, {"seed": 1, "tf32": None, "image_root": "p"}, allow_changes=False)
+    assert "is of an older version and does not say its tf32, image_root: they are not" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="deepspeed_config was {'a': 1} and is {'a': 2}"):
+        check_unchanged(checkpoint, {"seed": 1, "deepspeed_config": {"a": 2}}, allow_changes=False)
+
+
+def test_after_a_skipped_update_the_loss_is_shown_again_and_a_resumed_run_remembers(train, monkeypatch, tmp_path):
+    compute_loss, steps = ContrastiveTrainer.compute_loss, (2, 4)
+
+    def faulty(self, model, inputs, **kwargs):
+        loss = compute_loss(self, model, inputs, **kwargs)
+        return loss * torch.nan if self.state.global_step + 1 in steps else loss
+
+    monkeypatch.setattr(ContrastiveTrainer, "compute_loss", faulty)
+    output = tmp_path / "run"
+    flags = f"--max_steps 6 {EVERY_STEP} --on_nonfinite skip --max_nonfinite 1"
+    assert "step 4: more than --max_nonfinite 1 updates were not finite" in train(output, flags)
+    history = json.loads((output / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert np.isfinite([entry["loss"] for entry in history]).tolist() == [True, False, True]
+    assert "step 4: more than --max_nonfinite 1 updates were not finite" in train(output, f"{flags} --resume auto")
+
+
+def test_bf16_under_zero2_writes_no_gradient_that_is_not_finite(world, tiny_model, tmp_path):
+    """The second process's embeddings are NaN in steps 4 and 6; the best checkpoint is the result."""
+    output = tmp_path / "run"
+    flags = f"""--max_steps 7 --bf16 True --on_nonfinite skip --max_nonfinite 2 --eval_strategy steps --eval_steps 1
+        --eval_data_path {world}/nli_eval.csv --load_best_model_at_end True""".split()
+    result = torchrun(world, tiny_model, output, *flags, deepspeed="zero2")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("the update is skipped") == 2
+    saved = {int(path.name.removeprefix("checkpoint-")): weights(path) for path in checkpoints(output)}
+    assert len(saved) == 7 and all(tensor.isfinite().all() for state in saved.values() for tensor in state.values())
+    assert equal(saved[3], saved[4]) and equal(saved[5], saved[6]) and not equal(saved[4], saved[5])
+    state = json.loads((output / "checkpoint-7" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert np.flatnonzero(~np.isfinite(losses)).tolist() == [3, 5]
+    best = state["best_global_step"]
+    assert f"note: the weights are those of step {best}: recall@1 " in result.stdout
+    assert equal(weights(output), saved[best])
+
+
+def test_an_overflow_of_fp16_is_noted_while_its_scale_can_be_lowered(capsys, monkeypatch):
+    """A stand-in for the Trainer: fp16 itself needs a GPU."""
+    trainer = object.__new__(StageTrainer)
+    scale = 2.0
+    trainer.args = SimpleNamespace(fp16=True, on_nonfinite="skip", max_nonfinite=0, output_dir="nowhere")
+    trainer.state, trainer.is_deepspeed_enabled, trainer._skipped = SimpleNamespace(global_step=4), False, 0
+    trainer.accelerator = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: scale))
+    monkeypatch.setattr("transformers.Trainer._get_grad_norm", lambda *_: torch.inf)
+    assert trainer._get_grad_norm(None) == torch.inf and trainer._skipped == 0
+    assert "note: step 5: fp16 overflows, the loss scale 2 is lowered" in capsys.readouterr().out
+    scale = 1.0
+    with pytest.raises(ValueError, match="step 5: more than --max_nonfinite 0 updates were not finite"):
+        trainer._get_grad_norm(None)
+
+
+# Going on.
+
+
+def test_a_run_that_trains_the_whole_model_goes_on(train, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = "--max_steps 3 --save_strategy steps --save_steps 2"
+    train(whole, flags, model="--use_lora False")
+    broken.mkdir()
+    shutil.copytree(whole / "checkpoint-2", broken / "checkpoint-2")
+    assert "going on from" in train(broken, f"{flags} --resume auto", model="--use_lora False")
+    assert equal(*(weights(folder, "model.safetensors") for folder in (whole, broken)))
+
+
+# A shared target is a hit.
+
+CAPTIONS, PICTURE = [f"caption {i}" for i in range(5)], "0.png"
+
+
+def embeddings_of_a_perfect_model(items: list[Item]) -> torch.Tensor:
+    """One direction for the picture and its captions, another for all else; nothing tells equal ones apart."""
+    belongs = torch.tensor([(item.text or "").startswith("caption") or bool(item.images) for item in items])
+    return torch.stack([belongs, ~belongs], dim=1).float()
+
+
+@pytest.mark.parametrize("picture_is", ["target", "query"])
+def test_a_target_of_the_same_content_is_a_hit(tiny_model, monkeypatch, picture_is):
+    captions = [Item(f"c{i}", text) for i, text in enumerate(CAPTIONS)]
+    pictures = [Item(f"p{i}", images=(PICTURE,)) for i in range(5)]
+    sides = (captions, pictures) if picture_is == "target" else (pictures, captions)
+    pairs = [Pair(Item("x", "else"), Item("y", "other"))] + [Pair(*both) for both in zip(*sides)]
+
+    trainer = object.__new__(ContrastiveTrainer)
+    trainer.model, trainer.eval_dataset = SimpleNamespace(context_length=9), pairs
+    trainer.processing_class = SimpleNamespace(for_evaluation=lambda _length: None)
+    trainer.state, trainer.control = None, None
+    trainer.args = SimpleNamespace(
+        per_device_train_batch_size=3,
+        world_size=1,
+        model_max_length=9,
+        per_device_eval_batch_size=1,
+        dataloader_num_workers=0,
+    )
+    trainer.callback_handler = SimpleNamespace(on_evaluate=lambda *_: None)
+    trainer.log = lambda _metrics: None
+    monkeypatch.setattr("lamra.train.trainer.encode", lambda _m, _p, items, **_: embeddings_of_a_perfect_model(items))
+    assert trainer.evaluate() == {"eval_accuracy": 1.0, "eval_recall@1": 1.0}
+
+    texts = [Pair(*(Item(i.id, i.text or PICTURE) for i in (pair.query, pair.target))) for pair in pairs]
+    batch = TrainingCollator(Processor(tiny_model), texts, most_faults=0)(list(range(6)))
+    query, target = (embeddings_of_a_perfect_model([getattr(p, side) for p in pairs]) for side in ("query", "target"))
+    plain = info_nce(query, target, 0.05, batch["contents"])
+    counted = info_nce(query, target, 0.05, batch["contents"], batch["shown"])
+    assert plain.loss == counted.loss and counted.accuracy == 1 > plain.accuracy
+    other = query.clone()
+    other[1] = 1 - other[1]  # answers with what belongs to another query
+    assert info_nce(other, target, 0.05, batch["contents"], batch["shown"]).accuracy == pytest.approx(5 / 6)
+    # A hard negative that looks like the query is no hit.
+    shown = torch.tensor([1, 2, 11, 12, 1, 21])
+    negative = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    two = torch.eye(2)
+    targets = torch.cat([two * 0.5, negative])
+    assert info_nce(two, targets, 0.05, torch.arange(6), shown).accuracy == 0
+
+
+# What stands in for a faulty row.
+
+
+class Faulty(list):
+    """Pairs of which some cannot be read."""
+
+    def __init__(self, pairs, faulty):
+        super().__init__(pairs)
+        self.faulty = faulty
+
+    def __getitem__(self, row):
+        if row in self.faulty:
+            raise ValueError(f"row {row} cannot be read")
+        return super().__getitem__(row)
+
+
+def texts(name: str, count: int, faulty=()) -> Faulty:
+    return Faulty([Pair(Item(f"{name}{i}", f"{name} {i}"), Item("t", f"{name} {i}")) for i in range(count)], faulty)
+
+
+def test_a_faulty_row_of_a_mixture_is_replaced_from_its_source(tiny_model, tmp_path):
+    mixture = Mixture({"a": texts("a", 6, faulty=(4, 5)), "b": texts("b", 6, faulty=(2,))})
+    collator = TrainingCollator(Processor(tiny_model), mixture, most_faults=3)
+    assert collator([5, 0, 1])["ids"] == ["a2", "a0", "a1"]  # round to a's first rows, not on to b's
+    assert collator([8, 11])["ids"] == ["b3", "b5"]
+    mixture.groups = {name: np.array(rows) for name, rows in mixture.groups.items()}  # as M-BEIR's are
+    assert collator([5, 0, 1])["ids"] == ["a2", "a0", "a1"]
+    # Of the smallest source one row is always left.
+    assert SkippedPairs(tmp_path, 1000, 0.5, resume=False, smallest=3).most == 2
+    small = Mixture({"a": texts("a", 600), "b": texts("b", 3, faulty=(0, 1, 2))})
+    assert TrainingCollator(Processor(tiny_model), small, most_faults=2)([600]).keys() == {"faults"}
+
+
+def test_a_faulty_row_that_stands_twice_in_a_batch_counts_once(tiny_model, tmp_path):
+    """One count in the collator and another in the trainer left one process without a batch, the others waiting."""
+    pairs = texts("a", 8, faulty=(3,))
+    skipped = SkippedPairs(tmp_path, len(pairs), 0.001, resume=False)
+    batch = TrainingCollator(Processor(tiny_model), pairs, skipped.most)([3, 0, 3, 1])
+    assert batch["ids"] == ["a4", "a0", "a5", "a1"] and batch["faults"] == [(3, "row 3 cannot be read")]
+    skipped.add(batch["faults"], step=1)
+    pairs.faulty = (3, 4)
+    batch = TrainingCollator(Processor(tiny_model), pairs, skipped.most)([3, 0, 3, 1])
+    assert batch.keys() == {"faults"}
+    with pytest.raises(ValueError, match="2 of 8 pairs cannot be used"):
+        skipped.add(batch["faults"], step=2)

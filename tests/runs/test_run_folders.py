@@ -1,0 +1,528 @@
+"""Output folders: one job each, whole files, what --force deletes; and no process outlives its parent."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT
+
+from lamra.common import files, lock, processes
+from lamra.common.cli import run, what_the_machine_says
+from lamra.common.files import whole_file
+from lamra.common.processes import Owner
+from lamra.eval import embed, eval_mbeir, eval_rerank, mine_rerank, zeroshot
+from lamra.export import merge_lora
+from lamra.models.loading import load_trained
+from lamra.models.settings import Settings
+from lamra.train import checkpoints, train_nli
+
+
+def train(world: Path, model: Path, output: Path, *flags) -> None:
+    """One step of stage 1 in this process."""
+    named = dict(model_id="miniature", model_local_path=model, data_path=world / "nli.csv", output_dir=output)
+    named |= dict(per_device_train_batch_size=8, max_steps=1, lora_r=2, dataloader_num_workers=0, report_to="none")
+    before = sys.argv
+    sys.argv = ["train_nli.py", *(str(part) for name in named for part in (f"--{name}", named[name])), *map(str, flags)]
+    try:
+        train_nli.main()
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def trained(world, tiny_model, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "run"
+    before = os.umask(0o027)
+    try:
+        train(world, tiny_model, output)
+    finally:
+        os.umask(before)
+    return output
+
+
+@pytest.fixture
+def copy(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A full disk for whoever writes more than `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Runs.
+
+
+def test_a_run_is_readable_by_whom_the_umask_says_and_leaves_no_lock(trained):
+    modes = {str(path.relative_to(trained)): stat.S_IMODE(path.stat().st_mode) for path in trained.rglob("*.*")}
+    weights = [name for name in modes if name.endswith(".safetensors")]
+    assert len(weights) == 2 and all(modes[name] == 0o640 for name in weights), modes
+    assert not [name for name in modes if name.startswith(".")]
+
+
+def test_force_deletes_what_belongs_to_the_run_and_nothing_else(copy, fails, tmp_path, world, tiny_model):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(copy / "checkpoint-1", elsewhere)
+    (copy / "checkpoint-7").symlink_to(elsewhere)
+    (copy / "skipped.jsonl").write_text('{"step": 1, "row": 3, "reason": "x"}\n')
+    (copy / "notes.txt").write_text("mine")
+    (copy / "checkpoint-best").mkdir()
+    flags = dict(model_id="miniature", model_local_path=tiny_model, output_dir=copy, data_path=world / "nli.csv")
+    before = content(copy)
+    assert f"--output_dir {copy} holds a finished run" in fails(train_nli.main, **flags)
+    error = fails(train_nli.main, **(flags | dict(data_path=tmp_path / "typo.csv", force=True)))
+    assert "typo.csv does not exist" in error and content(copy) == before  # a mistake costs no run
+    train(world, tiny_model, copy, "--dry_run", "True", "--force", "True")
+    assert content(copy) == before
+
+    checkpoints.clear_output(copy)
+    assert sorted(path.name for path in copy.iterdir()) == ["checkpoint-best", "notes.txt"]
+    assert checkpoints.fault(elsewhere) is None
+    checkpoints.prepare_output(copy, tiny_model, force=False, resume=None)
+
+
+def test_a_link_to_a_checkpoint_is_not_followed(copy, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(copy / "checkpoint-1", elsewhere)
+    (copy / "checkpoint-2").symlink_to(elsewhere)
+    assert checkpoints.checkpoint_to_resume(copy, "auto") == str(copy / "checkpoint-1")
+    shutil.rmtree(copy / "checkpoint-1")
+    with pytest.raises(ValueError, match="checkpoint-2: it is a link"):
+        checkpoints.checkpoint_to_resume(copy, "auto")
+    partial = copy / ".partial"
+    shutil.copytree(elsewhere, partial)
+    checkpoints.commit_checkpoint(partial, copy / "checkpoint-2", record={}, keep=1)
+    assert not (copy / "checkpoint-2").is_symlink() and checkpoints.fault(elsewhere) is None
+
+
+def test_no_run_writes_over_the_model_that_it_trains_or_a_model_of_others(copy, fails, tiny_model, tmp_path, world):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    flags = dict(model_id="miniature", model_local_path=base, output_dir=base, data_path=world / "nli.csv")
+    whole = copy / "checkpoint-1"  # as USE_LORA=False writes them
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_model / name, whole / name)
+    (whole / "adapter_config.json").unlink()
+    before = content(base), content(copy)
+    for force in (False, True):
+        for use_lora in (False, True):
+            error = fails(train_nli.main, **flags, force=force, use_lora=use_lora)
+            assert f"--output_dir {base} holds the model that is trained" in error
+    error = fails(train_nli.main, **(flags | dict(model_local_path=whole, output_dir=copy)), force=True)
+    assert f"--output_dir {copy} holds the model that is trained, {whole}" in error
+    error = fails(train_nli.main, **(flags | dict(model_local_path=tiny_model)), force=True)
+    assert f"--output_dir {base} holds a model that no training wrote there" in error
+    assert (content(base), content(copy)) == before
+
+
+def test_a_run_that_was_stopped_early_is_no_published_model(copy, tiny_model, fails, world):
+    checkpoints.clear_output(copy)
+    (copy / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="was stopped before its first checkpoint: .* start again with --force True"):
+        checkpoints.prepare_output(copy, tiny_model, force=False, resume=None)
+    checkpoints.prepare_output(copy, tiny_model, force=True, resume=None)
+    shutil.copytree(tiny_model, copy, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="is half-written: its run.json says that a training began"):
+        load_trained(copy, dtype=torch.float32)
+
+
+def test_a_kill_between_two_renames_loses_no_checkpoint(copy, tiny_model, monkeypatch):
+    partial = shutil.copytree(copy / "checkpoint-1", copy / ".partial")
+    rename, renamed = os.rename, []
+
+    def killed(source, target):
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.commit_checkpoint(partial, copy / "checkpoint-1", record={}, keep=1)
+    monkeypatch.undo()
+    assert not checkpoints.checkpoints(copy)
+    checkpoints.prepare_output(copy, tiny_model, force=False, resume="auto")
+    assert checkpoints.checkpoint_to_resume(copy, "auto") == str(copy / "checkpoint-1")
+
+
+@pytest.mark.parametrize(("keep", "left"), [(None, 3), (0, 3), (1, 1), (2, 2)])
+def test_how_many_checkpoints_are_kept(tmp_path, keep, left):
+    for step in (1, 2, 3):
+        partial = tmp_path / ".partial"
+        partial.mkdir()
+        checkpoints.commit_checkpoint(partial, tmp_path / f"checkpoint-{step}", record={}, keep=keep)
+    assert len(checkpoints.checkpoints(tmp_path)) == left and (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_a_model_takes_its_place_as_a_whole(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for number, interrupt in ((1, False), (2, True), (3, False)):
+        try:
+            with checkpoints.whole_model(tmp_path) as folder:
+                for name in ("config.json", "lamra.json", "model.safetensors"):
+                    (folder / name).write_text(str(number))
+                if interrupt:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+        left = {name: text.decode() for name, text in content(tmp_path).items()}
+        expected = str(1 if interrupt else number)
+        assert left.pop("notes.txt") == "mine"
+        assert left == dict.fromkeys(("config.json", "lamra.json", "model.safetensors"), expected)
+
+
+# One writer, one lock.
+
+
+def in_child(work) -> multiprocessing.Process:
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    return child
+
+
+def test_a_second_job_is_refused_until_the_first_has_ended(fails, trained, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+
+    def hold():
+        with lock.folder_lock(folder):
+            time.sleep(60)
+
+    child = in_child(hold)
+    while not (folder / ".lock").exists() or not (folder / ".lock").read_text():
+        time.sleep(0.01)
+    error = fails(merge_lora.main, model_id=trained, save_path=folder)
+    assert f"--save_path {folder} is written by another job, process {child.pid} on " in error
+    child.kill()
+    child.join()
+    assert (folder / ".lock").exists()
+    with lock.folder_lock(folder):  # its process has ended
+        with lock.folder_lock(folder):
+            pass
+        assert (folder / ".lock").exists()
+    assert not (folder / ".lock").exists()
+
+    record = {"owner": "other-1_17_99", "since": "2026-01-01 00:00:00", "job": ["5", None]}
+    for text, taken in ((json.dumps(record), False), ('{"owner": "ot', True), ("", True)):
+        (folder / ".lock").write_text(text)
+        if taken:
+            with lock.folder_lock(folder):
+                pass
+        else:
+            with pytest.raises(ValueError, match="process 17 on other since .*if that job is gone, delete .*lock"):
+                lock.folder_lock(folder).__enter__()
+    (folder / ".lock").write_text(json.dumps(record))
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # this job, which Slurm started again on another machine
+    with lock.folder_lock(folder):
+        pass
+    with lock.folder_lock(tmp_path / "new"):
+        pass
+    assert not (tmp_path / "new").exists()  # nothing was written
+
+
+def test_every_output_is_locked_before_a_model_is_loaded(fails, no_model, world, tiny_model, tmp_path):
+    folder = tmp_path / "out"
+    record = {"owner": "other-1_17_99", "since": "2026-01-01 00:00:00", "job": [None, None]}
+    for held in (folder / ".lock", folder / "pointwise" / ".lock", folder / ".out.npz.lock"):
+        held.parent.mkdir(exist_ok=True)
+        held.write_text(json.dumps(record))
+    (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "a dog"}')
+    model, captions = dict(model_id=tiny_model), dict(text_data_path=world / "test" / "captions.json")
+    data = dict(image_data_path=world / "test" / "images", **captions)
+    for main, flags in (
+        (lambda: zeroshot.evaluate("Flickr30K"), dict(data, output_dir=folder)),
+        (eval_mbeir.main, dict(output_dir=folder)),
+        (mine_rerank.main, dict(output_dir=folder)),
+        (eval_rerank.main, dict(output_dir=folder, rankings=tmp_path)),
+        (embed.main, dict(input=tmp_path / "items.jsonl", output=folder / "out.npz")),
+    ):
+        assert "is written by another job, process 17 on other since" in fails(main, **model, **flags)
+
+
+def test_a_file_is_old_or_new(tmp_path):
+    path = tmp_path / ("长" * 60 + "[1].json")
+    with whole_file(path) as file:
+        file.write("旧")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
+        file.write("new")
+        raise KeyboardInterrupt
+    with largest_file(1000), pytest.raises(OSError) as error, whole_file(path, "wb") as file:
+        file.write(bytes(2000))
+    assert error.value.filename == str(path) and files.is_disk_full(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_text(encoding="utf-8") == "旧"
+
+    def killed():
+        with whole_file(path) as file:
+            file.write("newer")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    in_child(killed).join()
+    assert len(list(tmp_path.iterdir())) == 2 and path.read_text(encoding="utf-8") == "旧"
+    with whole_file(path) as file:
+        file.write("newest")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_text() == "newest"
+
+
+def test_a_process_is_known_again():
+    me = Owner.this()
+    assert str(Owner.parse(str(me))) == str(me) and not me.ended()
+    assert Owner(me.host, me.pid, "1").ended()  # another process with the same number
+    assert not Owner("another-1", me.pid, "1").ended()  # nobody knows
+
+
+# Full disks.
+
+
+def test_a_full_disk_is_told_in_one_sentence(fails, trained, world, tiny_model, tmp_path):
+    """In a training through one process, in a merge; nothing half-written stays."""
+    output, merged = tmp_path / "run", tmp_path / "merged"
+    flags = dict(model_id="miniature", model_local_path=tiny_model, data_path=world / "nli.csv", output_dir=output)
+    flags |= dict(per_device_train_batch_size=8, max_steps=1, dataloader_num_workers=0, report_to="none")
+    with largest_file(200_000):
+        error = fails(train_nli.main, **flags)
+        assert f"--output_dir {output} cannot be written" in error
+        assert f"error: {merged} cannot be written, the disk, a quota or a limit is full (" in fails(
+            merge_lora.main, model_id=trained, save_path=merged
+        )
+    assert [path.name for path in output.iterdir()] == ["run.json"] and not merged.exists()
+    for words in ("basic_ios::clear: iostream error", "PytorchStreamWriter failed writing file data/1"):
+        assert "cannot be written" in what_the_machine_says(RuntimeError(words))
+
+
+# Processes.
+
+
+def two_processes(work, folder: Path, results) -> None:
+    """`work` on two gloo processes, forked; each puts its rank and what it returns into `results`."""
+
+    def of(rank: int):
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+        results.put((rank, work(rank)))
+        dist.destroy_process_group()
+
+    children = [in_child(lambda rank=rank: of(rank)) for rank in range(2)]
+    for child in children:
+        child.join(120)
+        assert child.exitcode == 0
+
+
+def test_files_are_decided_on_by_one_process(tmp_path):
+    def work(rank: int) -> list:
+        for trial in range(20):
+            folder = tmp_path / f"run{trial}"
+            if rank == 0:
+                for step in range(10):
+                    (folder / f"checkpoint-{step}" / "global_step").mkdir(parents=True)
+                    for file in range(5):
+                        (folder / f"checkpoint-{step}" / f"{file}.pt").touch()
+            dist.barrier()
+            processes.on_first_process(lambda folder=folder: checkpoints.clear_output(folder))
+            assert not list(folder.iterdir())
+
+        def refuse():
+            raise ValueError(f"asked on {rank}")
+
+        said = [processes.on_first_process(lambda: f"of {rank}")]
+        machine = tmp_path / f"machine{rank}" / ".partial" / "checkpoint-1"  # a disk of its own
+        machine.mkdir(parents=True)
+        (machine / f"rng_state_{rank}.pth").touch()
+        files.PATIENCE = 0
+        for attempt in (refuse, None):
+            try:
+                processes.on_first_process(attempt) if attempt else checkpoints.require_shared(machine)
+            except ValueError as error:
+                said.append(str(error))
+        checkpoints.require_shared(tmp_path / "run0")
+        with pytest.raises(ValueError, match="they must share it"):
+            lock.folder_lock(tmp_path / f"other{rank}").__enter__()
+        with lock.folder_lock(tmp_path / "same"):
+            dist.barrier()
+        return said
+
+    results = multiprocessing.get_context("fork").Queue()
+    two_processes(work, tmp_path, results)
+    first, second = (said for _, said in sorted(results.get() for _ in range(2)))
+    assert first[:2] == second[:2] == ["of 0", "asked on 0"]
+    assert all("the first machine does not see rng_state_1.pth, which another" in said[2] for said in (first, second))
+
+
+def gone(pid: int, seconds: float = 5) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if files.start_of(pid) is None:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+SCRIPTS = {
+    "outer": 'source scripts/env.sh; bash "$FOLDER/inner.sh"; echo "went on" >"$FOLDER/after"',
+    "inner": 'source scripts/env.sh; tethered bash -c "tee \\$FOLDER/pids <<<\\"$PPID $$ \\$\\$\\"; sleep 60 & wait"',
+}
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_script_takes_everything_along(tmp_path, victim):
+    """A script that starts a script that starts a command; the first or the second is killed."""
+    for name, text in SCRIPTS.items():
+        # env.sh goes to the folder above its caller's: let that be the repository
+        text = text.replace("source scripts/env.sh", f"cd {ROOT}; source scripts/env.sh")
+        (tmp_path / f"{name}.sh").write_text(text + "\n")
+    environment = {name: value for name, value in os.environ.items() if name != "LAMRA_PARENT"}
+    environment |= {"FOLDER": str(tmp_path), "PYTHON": sys.executable}
+    outer = subprocess.Popen(["bash", tmp_path / "outer.sh"], env=environment, start_new_session=True)
+    pids = tmp_path / "pids"
+    while not pids.exists() or not pids.read_text():
+        assert outer.poll() is None
+        time.sleep(0.05)
+    chain = list(map(int, pids.read_text().split()))
+    assert chain[0] == outer.pid
+    os.kill(chain[victim], signal.SIGKILL)
+    outer.wait(5)
+    assert all(gone(pid) for pid in chain[victim:]) and (tmp_path / "after").exists() == (victim == 1)
+
+
+def test_a_process_whose_parent_ended_before_it_looked_ends(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    command = [sys.executable, "common/tether.py", "echo", "alive"]
+    for parent, status in ((ended.pid, -signal.SIGKILL), (os.getpid(), 0)):
+        result = subprocess.run(command, cwd=ROOT, env=os.environ | {"LAMRA_PARENT": str(parent)}, capture_output=True)
+        assert result.returncode == status and (result.stdout == b"alive\n") == (status == 0)
+
+
+def test_data_workers_end_with_their_process(tmp_path):
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from lamra.common.cli import run\n"
+        "def main():\n"
+        "    worker = os.fork()\n"
+        "    if not worker: time.sleep(60)\n"
+        "    print('路径', worker, flush=True)\n"
+        "    time.sleep(60)\n"
+        "run(main)\n"
+    )
+    environment = os.environ | {"LAMRA_PARENT": str(os.getpid()), "PYTHONIOENCODING": "ascii", "RANK": "1"}
+    process = subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True)
+    note, line = process.stdout.readline(), process.stdout.readline()
+    assert "RANK in the environment is ignored, this process works alone" in note
+    assert line.startswith("\\u8def\\u5f84 ")  # no letter ends a run
+    process.kill()
+    process.wait()
+    assert gone(int(line.split()[1]))
+
+
+def test_half_a_launcher_is_forgotten(monkeypatch):
+    for name in (*processes.TAKEN_FOR_IT, "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert processes.forget_half_a_launcher() is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in processes.forget_half_a_launcher()
+    assert "WORLD_SIZE" not in os.environ and "LOCAL_WORLD_SIZE" not in os.environ
+    whole = dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="1")
+    for name, value in whole.items():
+        monkeypatch.setenv(name, value)
+    assert processes.forget_half_a_launcher() is None and os.environ["WORLD_SIZE"] == "2"
+
+
+def test_what_the_machine_says(tmp_path):
+    for error, words in (
+        (
+            PermissionError(13, "Permission denied", "/x/lamra.json"),
+            "/x/lamra.json cannot be read or written (Permission denied)",
+        ),
+        (NotADirectoryError(20, "Not a directory", b"/x"), "/x cannot be read or written (Not a directory)"),
+        (OSError(28, "No space left on device", str(tmp_path / "a" / "b")), f"{tmp_path}/a/b cannot be written"),
+        (dist.DistNetworkError("port: 1, useIpv6: 0, code: -98, name: EADDRINUSE"), "the port is in use"),
+    ):
+        assert words in what_the_machine_says(error)
+    for bug in (
+        RuntimeError("size mismatch"),
+        FileNotFoundError(2, "No such file", "x"),
+        BrokenPipeError(32, "Broken"),
+    ):
+        assert what_the_machine_says(bug) is None
+
+
+def test_a_closed_pipe_ends_in_a_sentence(monkeypatch, capsys):
+    """Whoever reads what is printed has ended, as `| head` does."""
+    read, write = os.pipe()
+    os.close(read)
+    kept = os.dup(1)
+    os.dup2(write, 1)
+
+    def main():
+        os.write(1, b"x")
+
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            run(main)
+        os.write(1, b"x")  # goes nowhere
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(write)
+    assert exit_.value.code == 1
+    assert "error: what this run prints goes into a pipe that was closed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (dict(OUTPUT_DIR="-out"), "error: OUTPUT_DIR=-out begins with a dash, which is a flag's: write ./-out"),
+        (dict(NNODES=2, NODE_RANK=0), "is in use here: set another, the same on all machines"),
+    ],
+)
+def test_scripts_tell_a_mistake(variables, words):
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        server.listen()
+        environment = os.environ | {name: str(value) for name, value in variables.items()}
+        environment |= {"MASTER_PORT": str(server.getsockname()[1])}
+        command = ["bash", "scripts/lamra_ret/pretrain.sh"]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and words in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_numbers_survive_beside_a_failed_write(tmp_path):
+    """An npz as embed.py writes it."""
+    path = tmp_path / "out.npz"
+    with whole_file(path, "wb") as file:
+        np.savez(file, ids=np.array(["a"]))
+    with largest_file(4000), pytest.raises(OSError), whole_file(path, "wb") as file:
+        np.savez(file, ids=np.arange(10_000))
+    assert np.load(path)["ids"].tolist() == ["a"] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_settings_go_first(trained):
+    assert Settings.read(trained) and Settings.read(trained / "checkpoint-1")

@@ -1,0 +1,62 @@
+"""The shared-out search finds what a plain sort of every score finds: on one and two processes, over block sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import run_script
+from safetensors.torch import load_file
+from search_worker import KS, SIZES, found_in
+from test_metrics import full_sort, with_ties
+
+from lamra.eval.search import Blocks, search
+from lamra.eval.shards import Shards
+
+
+def test_equal_to_a_full_sort_on_one_and_two_processes(tmp_path):
+    query, gallery = with_ties(11, seed=0), with_ties(41, seed=1)
+    np.save(tmp_path / "query.npy", query.numpy())
+    np.save(tmp_path / "gallery.npy", gallery.numpy())
+    torchrun = ["torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    run_script(*torchrun, "tests/support/search_worker.py", tmp_path)
+    for found in (found_in(tmp_path), *(load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))):
+        for k in KS:
+            scores, indices = full_sort(query, gallery, k)
+            for i in range(len(SIZES)):
+                assert torch.equal(found[f"scores {k} {i}"], scores)
+                assert torch.equal(found[f"indices {k} {i}"], indices)
+
+
+def test_a_slice_of_shards_is_a_slice_of_the_whole(tmp_path):
+    whole = np.arange(82, dtype=np.float32).reshape(41, 2)
+    files = [tmp_path / f"{name}.npy" for name in "abcd"]
+    for file, part in zip(files, np.split(whole, [20, 21, 26])):
+        np.save(file, part)
+    gallery = Shards(files)
+    assert gallery.shape == (41, 2)
+    for start, stop in ((0, 41), (19, 22), (20, 21), (25, 99), (7, 7), (40, None)):
+        np.testing.assert_array_equal(gallery[start:stop], whole[start:stop])
+
+
+def test_blocks_stay_within_the_memory_or_say_what_is_needed():
+    for memory in (2**26, 2**30, 2**34):
+        blocks = Blocks.within(memory, dimension=3584, k=50)
+        held = 4 * 3584 * (blocks.queries + 2 * blocks.block_size) + 16 * blocks.block_size * blocks.query_block_size
+        assert 0.4 * memory < held + blocks.queries * 6 * 12 * 50 <= memory
+    with pytest.raises(ValueError, match="--search_memory 1e-05 GiB is too little: give 0.00"):
+        Blocks.within(1e-5 * 2**30, dimension=3584, k=50)
+
+
+def test_faiss_finds_the_same():
+    """faiss's exact index is an independent implementation of the same search."""
+    faiss = pytest.importorskip("faiss", reason="faiss is absent: the search is not compared with it")
+    generator = torch.Generator().manual_seed(0)
+    query, gallery = (F.normalize(torch.randn(n, 64, generator=generator), dim=1) for n in (50, 3000))
+    index = faiss.IndexFlatIP(64)
+    index.add(gallery.numpy())
+    scores, ids = index.search(query.numpy(), 20)
+    found, indices = search(query, gallery, 20, Blocks(queries=7, block_size=256, query_block_size=5))
+    assert (indices.numpy() == ids).all()
+    np.testing.assert_allclose(found, scores, atol=1e-6)

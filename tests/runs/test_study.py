@@ -1,0 +1,171 @@
+"""The study: its report by hand, and its script on two kinds of data, broken off and continued."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import ROOT, run_script
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lamra.eval import study
+from lamra.miniature.world import distinct_scenes, draw, edited
+
+
+def write_run(folder, name, image, text, data="flickr"):
+    path = folder / name / data / "metrics.json"
+    path.parent.mkdir(parents=True)
+    recalls = {
+        f"{direction}_retrieval_recall@{k}": value
+        for direction, value in (("image", image), ("text", text))
+        for k in (1, 5)
+    }
+    path.write_text(json.dumps(recalls))
+
+
+@pytest.fixture
+def results(tmp_path):
+    write_run(tmp_path, "none-0-seed0", 0.1, 0.1)
+    for seed, shift in ((0, 0.0), (1, 0.02)):
+        write_run(tmp_path, f"text-10-seed{seed}", 0.3 + shift, 0.5)
+        write_run(tmp_path, f"text-100-seed{seed}", 0.5 + shift, 0.7)
+        write_run(tmp_path, f"image-100-seed{seed}", 0.2 + shift, 0.2)
+        write_run(tmp_path, f"mixture-100-seed{seed}", 0.51 + shift, 0.7)
+    return tmp_path
+
+
+def test_the_table_by_hand(results):
+    frame = study.read_results(results)
+    assert len(frame) == 9 * 4
+    table = study.write_table(results / "table.md", frame).splitlines()
+    assert table[0] == "| data | size | seeds | flickr, image retrieval | flickr, text retrieval | mean |"
+    assert table[2] == "| base model | - | 1 | 0.100 | 0.100 | 0.100 |"  # one run has no spread
+    # 0.50 and 0.52: mean 0.51, deviation 0.01 * sqrt(2); the means over directions are 0.60 and 0.61
+    assert table[4] == "| text | 100 % | 2 | 0.510 ± 0.014 | 0.700 ± 0.000 | 0.605 ± 0.007 |"
+
+
+def test_conclusions_by_hand(results):
+    assert dict(study.conclusions(study.read_results(results))) == {
+        "text alone is the best data": "within the spread",  # 0.605 against the mixture's 0.610, deviation 0.007
+        "text alone rises steadily with its size": "held",
+        "mixing lowers the result of text alone": "within the spread",
+    }
+    best = "text alone is the best data"
+    write_run(results, "image-text-100-seed0", 0.9, 0.9)
+    assert dict(study.conclusions(study.read_results(results)))[best] == "needs 2 seeds"
+    write_run(results, "image-text-100-seed1", 0.9, 0.9)
+    assert dict(study.conclusions(study.read_results(results)))[best] == "did not hold"
+
+
+def test_the_mean_is_over_the_galleries_that_all_runs_have(results):
+    write_run(results, "text-100-seed0", 0.9, 0.9, data="coco")  # its own mean would be 0.75, beside others' 0.60
+    frame = study.read_results(results)
+    assert study.common_galleries(frame) == ["flickr"]
+    table = study.write_table(results / "table.md", frame).splitlines()
+    assert table[0].count("coco") == 2
+    assert table[2] == "| base model | - | 1 | 0.100 | 0.100 | - | - | 0.100 |"
+    assert table[4] == "| text | 100 % | 2 | 0.510 ± 0.014 | 0.700 ± 0.000 | 0.900 | 0.900 | 0.605 ± 0.007 |"
+    assert "The mean leaves out coco, which not every run has." in "\n".join(table)
+    assert dict(study.conclusions(frame))["text alone is the best data"] == "within the spread"
+    (results / "image-100-seed0" / "flickr" / "metrics.json").rename(results / "metrics.json")
+    (results / "image-100-seed0" / "coco").mkdir()
+    (results / "metrics.json").rename(results / "image-100-seed0" / "coco" / "metrics.json")
+    with pytest.raises(ValueError, match="no gallery .* has all runs; measure them on the same ones"):
+        study.read_results(results)
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(ValueError, match="holds no finished run"):
+        study.read_results(tmp_path)
+
+
+def test_the_figures_and_hparams(results, tmp_path):
+    frame = study.read_results(results)
+    for plot, name in ((study.plot_kinds, "data_types.png"), (study.plot_sizes, "data_scale.png")):
+        plot(results / name, frame)
+        with Image.open(results / name) as image:
+            assert image.height == 720
+    (tmp_path / "runs" / "text-100-seed0" / "runs").mkdir(parents=True)
+    study.write_hparams(tmp_path / "runs", frame)
+    board = EventAccumulator(str(tmp_path / "runs" / "text-100-seed0" / "runs" / "hparams"))
+    board.Reload()
+    assert "flickr/image_retrieval_recall@1" in board.Tags()["scalars"]
+
+
+def write_edits(folder, scenes, rng):
+    rows = []
+    for i, scene in enumerate(scenes):
+        for name, shown in ((f"{i}_a.png", scene), (f"{i}_b.png", edited(scene, rng))):
+            draw(shown).save(folder / name)
+        rows.append({"source_image": f"{i}_a.png", "edited_image": f"{i}_b.png"})
+    (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+
+@pytest.fixture(scope="module")
+def variables(world, tiny_model, tmp_path_factory):
+    """A study of one seed and 14 steps, 9 of which are an epoch of the mixture."""
+    folder = tmp_path_factory.mktemp("study")
+    rng = random.Random(0)
+    scenes = distinct_scenes(rng, 24, set())
+    write_edits(folder, scenes, rng)
+    turns = [{"from": "gpt", "value": "A picture with a shape."}]
+    captions = [{"image": f"{i}_a.png", "conversations": turns} for i in range(len(scenes))]
+    (folder / "captions.json").write_text(json.dumps(captions))
+    (folder / "nli.csv").write_text("\n".join((world / "nli.csv").read_text().splitlines()[:25]) + "\n")
+    return dict(
+        STUDY=f"test_{folder.name}",
+        MODEL_ID="miniature",
+        MODEL_LOCAL_PATH=tiny_model,
+        NUM_GPUS=2,
+        DS_STAGE="none",
+        BF16=False,
+        GRADIENT_CHECKPOINTING=False,
+        STEPS=14,
+        SAVE_STEPS=5,
+        SEEDS=0,
+        PER_DEVICE_BATCH_SIZE=4,
+        LORA_R=8,
+        TEXT_DATA=folder / "nli.csv",
+        IMAGE_DATA=folder / "edits.jsonl",
+        IMAGE_TEXT_DATA=folder / "captions.json",
+        DATASETS="flickr",
+        FLICKR_IMAGES=world / "test" / "images",
+        FLICKR_TEXTS=world / "test" / "captions.json",
+    )
+
+
+def test_a_broken_study_goes_on_and_repeats_nothing(variables):
+    """Also: a mixture resumed in its second epoch ends as it did unbroken."""
+    name = variables["STUDY"]
+    results, runs = ROOT / "results" / name, ROOT / "checkpoints" / name
+    try:
+        command = ("bash", "scripts/study/data_types.sh")
+        both = variables | dict(KINDS="mixture", MIXTURE_BATCHES="homogeneous")
+        first = run_script(*command, **both)
+        assert "| mixture | 100 % | 1 |" in first.stdout and (results / "data_types.png").is_file()
+        frame = pd.read_csv(results / "results.csv")
+        assert set(frame["kind"]) == {"none", "mixture"} and len(frame) == 2 * 6
+
+        mixture = runs / "mixture-100-seed0"
+        adapter = (mixture / "adapter_model.safetensors").read_bytes()
+        for gone in ("checkpoint-14", "adapter_config.json", "adapter_model.safetensors"):
+            shutil.rmtree(mixture / gone, ignore_errors=True)
+            (mixture / gone).unlink(missing_ok=True)
+        shutil.rmtree(results / "mixture-100-seed0")
+        kept = results / "none-0-seed0/flickr/metrics.json"
+        written = kept.stat().st_mtime_ns
+        second = run_script(*command, **both)
+        assert "going on from" in second.stdout
+        assert kept.stat().st_mtime_ns == written
+        assert (mixture / "adapter_model.safetensors").read_bytes() == adapter
+        assert pd.read_csv(results / "results.csv").equals(frame)
+
+        refused = run_script(*command, check=False, **(both | dict(LR="1e-9")))
+        assert refused.returncode == 1 and "was made with other settings" in refused.stderr
+    finally:
+        for folder in (results, runs):
+            shutil.rmtree(folder, ignore_errors=True)

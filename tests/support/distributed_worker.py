@@ -1,0 +1,65 @@
+"""Started by test_distributed.py under torchrun: one global batch on this rank's share, results to a file a rank."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
+
+from lamra.common.gather import all_gather_with_grad
+from lamra.models.embedder import Embedder
+from lamra.models.loading import freeze, load_model
+from lamra.models.losses import info_nce
+
+
+def share(rows: torch.Tensor, rank: int, world: int) -> torch.Tensor:
+    """This rank's part of queries and of targets; rows are (queries, targets)."""
+    return torch.cat([half.chunk(world)[rank] for half in rows.chunk(2)])
+
+
+def results(folder: Path) -> dict[str, torch.Tensor]:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    batch = load_file(folder / "batch.safetensors")
+    stock = load_model(folder / "model", dtype=torch.float32)
+    freeze(stock, language=True, vision_encoder=False, vision_projector=False)
+    model = DistributedDataParallel(Embedder(stock, "sequential"))
+    embeds = model(**{name: share(rows, rank, world) for name, rows in batch.items()})
+    n = len(embeds) // 2
+    result = info_nce(embeds[:n], embeds[n:], temperature=0.05)
+    result.loss.backward()
+    gradients = {f"grad.{name}": p.grad for name, p in model.module.named_parameters() if p.grad is not None}
+
+    equal = load_file(folder / "equal.safetensors")
+    rows = [equal[name].chunk(world)[rank].clone().requires_grad_() for name in ("query", "target", "negative")]
+    contents = torch.cat([equal[f"{name}_content"].chunk(world)[rank] for name in ("query", "target", "negative")])
+    masked = info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5, contents=contents)
+    masked.loss.backward()
+
+    x = torch.full((2, 3), float(rank), requires_grad=True)
+    gathered = all_gather_with_grad(x)
+    (gathered * torch.arange(2 * world).unsqueeze(1)).sum().backward()
+    return {
+        "loss": result.loss.detach(),
+        "accuracy": result.accuracy,
+        "masked_loss": masked.loss.detach(),
+        "masked_accuracy": masked.accuracy,
+        **{f"masked_grad{i}": row.grad for i, row in enumerate(rows)},
+        "gathered": gathered.detach(),
+        "grad_of_x": x.grad,
+        **gradients,
+    }
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    save_file(results(folder), folder / f"rank{dist.get_rank()}.safetensors")
+    # Only now, when the data-parallel wrapper is gone: as the group's last holder it can block its end (torch 2.13).
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

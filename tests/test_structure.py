@@ -1,0 +1,71 @@
+"""The house: which room may import which. Read from the code, nothing is run."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# A room and the rooms below it, all that it may import.
+BELOW = {
+    "common": set(),
+    "models": {"common"},
+    "datasets": {"common"},
+    "collators": {"datasets", "common"},
+    "eval": {"collators", "datasets", "models", "common"},
+    "train": {"collators", "datasets", "models", "common"},
+    "export": {"collators", "models", "common"},
+    "miniature": {"collators", "datasets", "models", "common"},
+}
+# Training evaluates with the one encode loop and the one search.
+ALLOWED = {("train", "lamra.eval.encode"), ("train", "lamra.eval.search")}
+
+# Commands of upstream's that stand in train/ and belong to eval/: each names and starts what does the work.
+NAMED_BY_UPSTREAM = {"train/mbeir_get_rerank_train_data.py", "train/mbeir_merge_rerank_train_data.py"}
+
+
+def imports(path: Path) -> list[str]:
+    """All modules of this project that a file imports, wherever in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found += [f"{node.module}.{name.name}" for name in node.names]
+        elif isinstance(node, ast.Import):
+            found += [name.name for name in node.names]
+    return [name for name in found if name.startswith("lamra.")]
+
+
+def upward(room: str, path: Path) -> list[str]:
+    """What a file of a room imports and may not."""
+    return [
+        name
+        for name in imports(path)
+        if (other := name.split(".")[1]) != room
+        and other not in BELOW[room]
+        and not any(room == of and name.startswith(module) for of, module in ALLOWED)
+    ]
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_dependencies_point_down(room):
+    files = {str(path.relative_to(ROOT)): path for path in (ROOT / room).rglob("*.py")}
+    wrong = {name: found for name, path in files.items() if (found := upward(room, path))}
+    assert wrong.keys() <= NAMED_BY_UPSTREAM
+
+
+def test_an_upward_import_is_found(tmp_path):
+    path = tmp_path / "losses.py"
+    path.write_text("def f():\n    from lamra.collators.processing import Processor\n")
+    assert upward("models", path) == ["lamra.collators.processing.Processor"]
+    path.write_text(
+        "from lamra.eval.encode import encode\nfrom lamra.eval.report import run\nfrom lamra import miniature\n"
+    )
+    assert upward("train", path) == ["lamra.eval.report.run", "lamra.miniature"]
+    assert "lamra.eval.encode.encode" in upward("datasets", path)
+
+
+def test_every_room_is_in_the_table():
+    rooms = {path.parent.relative_to(ROOT).parts[0] for path in ROOT.glob("*/*.py")}
+    assert rooms - {"tests", "scripts", "benchmarks", "merge_lora"} == set(BELOW)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lamra.datasets.items import Item
+from lamra.datasets.items import Item, Picture, Text
 
 # One trailing space each, as in the published checkpoints.
 SUMMARIZE_TEXT = "\nSummarize above sentence in one word: "
@@ -40,42 +40,46 @@ YES, NO = "Yes", "No"
 MOST_CANDIDATES = 5  # of a list; LamRA-Rank is trained on 2 to 5
 
 
-def instructed_text(item: Item) -> str:
-    """An item's own part of its prompt: the instruction, then the text."""
-    return " ".join(part for part in (item.instruction, item.text) if part)
+def instructed_texts(item: Item) -> list[str]:
+    """An item's words in order: the instruction, if there is one, begins the first text."""
+    first, *others = item.texts or ("",)
+    return [" ".join(filter(None, (item.instruction, first))), *others]
+
+
+def item_content(item: Item) -> list[dict]:
+    """An item inside a prompt: its parts in order, nothing between; empty texts are not there.
+
+    The instruction stands before the first text, or where there is none, at the end.
+    """
+    texts = instructed_texts(item)
+    content: list[dict] = []
+    for part in item.parts if item.texts else (*item.parts, Text("")):
+        content.append({"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": texts.pop(0)})
+    return [part for part in content if part.get("text") != ""]
 
 
 def embedding_messages(item: Item) -> list[dict]:
     """The user turn whose generation prompt ends at the token that becomes the item's embedding."""
-    text = instructed_text(item)
-    if not item.images:
-        prompt = text + SUMMARIZE_TEXT
-    elif text:
-        prompt = text + SUMMARIZE_BOTH
-    else:
-        prompt = SUMMARIZE_IMAGE
-    content = [{"type": "image"} for _ in item.images] + [{"type": "text", "text": prompt}]
-    return [{"role": "user", "content": content}]
-
-
-def shown(item: Item) -> list[dict]:
-    """A query or a candidate inside a rank prompt: its picture, then its text, nothing between."""
-    text = instructed_text(item)
-    return [{"type": "image"} for _ in item.images] + ([{"type": "text", "text": text}] if text else [])
+    content = item_content(item)
+    kinds = {part["type"] for part in content}
+    request = SUMMARIZE_TEXT if "image" not in kinds else SUMMARIZE_BOTH if "text" in kinds else SUMMARIZE_IMAGE
+    if content and content[-1]["type"] == "text":
+        request = content.pop()["text"] + request
+    return [{"role": "user", "content": [*content, {"type": "text", "text": request}]}]
 
 
 def pointwise_messages(style: str, query: Item, candidate: Item) -> list[dict]:
     """The user turn that asks whether `candidate` is what `query` looks for; the answers are YES and NO."""
     head, middle = {"type": "text", "text": POINTWISE[style] + "Query:"}, {"type": "text", "text": "Candidate:"}
-    return [{"role": "user", "content": [head, *shown(query), middle, *shown(candidate)]}]
+    return [{"role": "user", "content": [head, *item_content(query), middle, *item_content(candidate)]}]
 
 
 def listwise_messages(style: str, query: Item, candidates: Sequence[Item]) -> list[dict]:
     """The user turn that asks which of `candidates` is best; `listwise_answer` spells the answers."""
-    content = [{"type": "text", "text": LISTWISE[style] + "Query:"}, *shown(query)]
+    content = [{"type": "text", "text": LISTWISE[style] + "Query:"}, *item_content(query)]
     content.append({"type": "text", "text": "Candidates:"})
     for number, candidate in enumerate(candidates, start=1):
-        content += [{"type": "text", "text": f"({number}) "}, *shown(candidate)]
+        content += [{"type": "text", "text": f"({number}) "}, *item_content(candidate)]
     return [{"role": "user", "content": content}]
 
 

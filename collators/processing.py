@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -23,56 +22,60 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from lamra.collators.messages import embedding_messages, instructed_text
-from lamra.common.errors import UserError
-from lamra.datasets.items import Item
+from lamra.collators.messages import embedding_messages, instructed_texts
+from lamra.common.errors import ItemError, PictureError, TooLongError, UserError
+from lamra.datasets.items import ImageSource, Item
 
 IMAGE_TOKEN = "<|image_pad|>"
 MAX_ASPECT_RATIO = 200  # smart_resize's own limit
 NOTES_IN_TRAINING = 10  # of prompts longer than --model_max_length
 
 
-def open_image(source: str | Path | Image.Image) -> Image.Image:
+def open_image(source: ImageSource, name: str = "picture") -> Image.Image:
     """Decode a picture of any mode to RGB.
 
+    Args:
+        name: what to call a picture that is no file.
+
     Raises:
-        UserError: the file is missing, truncated, no picture, a decompression bomb or too thin; names it.
+        PictureError: the file is missing, truncated, no picture, a decompression bomb or too thin; names it.
     """
     if isinstance(source, Image.Image):
-        return _as_rgb(source)
-    with _named_faults(source), Image.open(source) as image:
-        _check_shape(*image.size)
-        return _as_rgb(image)
+        with _named_faults(name):
+            return _checked(source)
+    with _named_faults(f"picture {source}"), Image.open(source) as image:
+        return _checked(image)
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
     """Width and height, from the file's header alone; raises as `open_image`."""
-    with _named_faults(path), Image.open(path) as image:
+    with _named_faults(f"picture {path}"), Image.open(path) as image:
         _check_shape(*image.size)
         return image.size
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _checked(image: Image.Image) -> Image.Image:
+    _check_shape(*image.size)
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts at 255, and all but black turns white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "F":
-        raise UserError("floating-point pixels have no fixed range")
+        raise ValueError("floating-point pixels have no fixed range")
     return image.convert("RGB")
 
 
 def _check_shape(width: int, height: int) -> None:
     if min(width, height) < 1 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise UserError(f"{width} x {height} pixels, an aspect ratio beyond {MAX_ASPECT_RATIO}")
+        raise ValueError(f"{width} x {height} pixels, an aspect ratio beyond {MAX_ASPECT_RATIO}")
 
 
 @contextmanager
-def _named_faults(path: str | Path) -> Iterator[None]:
+def _named_faults(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"picture {path} does not exist") from None
+        raise PictureError(f"{name} does not exist") from None
     except Exception as error:  # a hostile file makes Pillow raise nearly anything: struct.error, IndexError, ...
-        raise UserError(f"picture {path} cannot be read ({error}): repair or replace the file") from None
+        raise PictureError(f"{name} cannot be read ({error}): repair or replace the file") from None
 
 
 def _check_pixel_limits(path: Path) -> None:
@@ -162,7 +165,7 @@ class Processor:
         """One item to {"input_ids": list[int], "pixel_values": (P, C) or None, "image_grid_thw": (images, 3) or None}.
 
         Raises:
-            UserError: a picture cannot be read, or the prompt is longer than max_length even without its text.
+            ItemError: a picture cannot be read, or the prompt is longer than max_length even without its text.
         """
         item, pixels = self.cut(item, self.text_max_tokens), self.pixels(item)
         grids = pixels["image_grid_thw"]
@@ -197,14 +200,14 @@ class Processor:
 
     def pad(self, encoded: list[dict]) -> dict[str, Tensor]:
         """Batch what `encode` returned: ids padded on the right to (B, L), pixels and grids concatenated."""
-        rows = [torch.tensor(one["input_ids"]) for one in encoded]
+        rows = [torch.tensor(prompt["input_ids"]) for prompt in encoded]
         pad_id = self.tokenizer.pad_token_id
         batch = {
             "input_ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),  # (B, L)
             "attention_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
         }
         for name in ("pixel_values", "image_grid_thw"):
-            parts = [one[name] for one in encoded if one[name] is not None]
+            parts = [prompt[name] for prompt in encoded if prompt[name] is not None]
             if parts:
                 batch[name] = torch.cat(parts)
         return batch
@@ -213,21 +216,18 @@ class Processor:
         """{"pixel_values": (P, C), "image_grid_thw": (images, 3)} of an item's pictures, None each without any."""
         if not item.images:
             return {"pixel_values": None, "image_grid_thw": None}
-        images = [open_image(image) for image in item.images]
-        try:
-            return dict(self.image_processor(images, return_tensors="pt"))
-        except ValueError as error:  # a picture given as such, not as a file, with an aspect ratio beyond 200
-            raise UserError(f"picture of item {item.id!r}: {error}") from None
+        images = [open_image(image, f"picture of item {item.id!r}") for image in item.images]
+        return dict(self.image_processor(images, return_tensors="pt"))
 
     def token_ids(self, messages: list[dict], image_grid_thw: Tensor | None, name: str) -> list[int]:
         """The rendered messages with as many image tokens as the grids of their pictures ask for.
 
         Raises:
-            UserError: a text contains the image token; `name` says whose.
+            ItemError: a text contains the image token; `name` says whose.
         """
         parts = self.render(messages).split(IMAGE_TOKEN)
         if len(parts) != (0 if image_grid_thw is None else len(image_grid_thw)) + 1:
-            raise UserError(f"the text of item {name!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it")
+            raise ItemError(f"the text of item {name!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it")
         text = parts[0]
         for i, part in enumerate(parts[1:]):
             tokens = int(image_grid_thw[i].prod()) // self.image_processor.merge_size**2
@@ -250,22 +250,31 @@ class Processor:
         Encoded, cut and decoded, as the published checkpoints were trained: a character of several tokens that the cut
         splits leaves U+FFFD. `whole_characters` drops it.
         """
-        text = instructed_text(item)
-        if most is None or len(text.encode()) <= most:
+        texts = instructed_texts(item)
+        if most is None or len("".join(texts).encode()) <= most:
             return item  # a token is a byte or more
-        ids = self.tokenizer(text)["input_ids"]
-        if len(ids) <= most:
-            return item
-        text = self.tokenizer.decode(ids[:most], clean_up_tokenization_spaces=False)
-        return replace(item, instruction=None, text=text.rstrip("\ufffd") if whole_characters else text)
+        left, kept = most, []
+        for text in texts:
+            ids = self.tokenizer(text)["input_ids"]
+            if len(ids) > left:
+                text = self.tokenizer.decode(ids[:left], clean_up_tokenization_spaces=False)
+                kept.append(text.rstrip("\ufffd") if whole_characters else text)
+                return item.with_texts(kept)
+            left -= len(ids)
+            kept.append(text)
+        return item
 
     def _shortened(self, item: Item, excess: int) -> Item:
-        """`item` without the last tokens of its text, `excess` or a few more: cutting may split a merged token."""
-        offsets = self.tokenizer(item.text or "", return_offsets_mapping=True)["offset_mapping"]
-        keep = len(offsets) - excess - 2
-        if keep < 1:
-            raise UserError(
-                f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise "
-                "--model_max_length, or lower --max_pixels"
-            )
-        return replace(item, text=item.text[: offsets[keep - 1][1]])
+        """`item` without the last tokens of its texts, `excess` or a few more: cutting may split a merged token."""
+        texts = list(item.texts)
+        while texts:
+            text = texts.pop()
+            offsets = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+            keep = len(offsets) - excess - 2
+            if keep > 0:
+                return item.with_texts([*texts, text[: offsets[keep - 1][1]]], item.instruction)
+            excess -= len(offsets)
+        raise TooLongError(
+            f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise --model_max_length, or "
+            "lower --max_pixels"
+        )

@@ -2,29 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+ImageSource = str | Path | Image.Image
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    image: ImageSource
+
+
+Part = Text | Picture
+
+
+@dataclass(frozen=True, init=False)
 class Item:
-    """One thing to embed: a text, a picture, or both.
+    """Something to embed: texts and pictures in any number and order.
 
-    `images` are paths or PIL pictures (normally none or one). A text may be empty: M-BEIR has candidates without text
-    and picture, which are embedded as an empty text. `instruction` says what to retrieve and stands before the text;
-    only queries of an instruction-tuned model have one.
+    A text may be empty: M-BEIR has candidates without text and picture, which are embedded as an empty text.
+    `instruction` says what to retrieve; only queries of an instruction-tuned model have one.
+
+    `Item(id, text, images)` is the common case: pictures (paths or PIL images), then the text.
     """
 
     id: str
-    text: str | None = None
-    images: tuple[str | Path | Image.Image, ...] = ()
-    instruction: str | None = None
+    parts: tuple[Part, ...]
+    instruction: str | None
 
-    def __post_init__(self):
-        if self.text is None and not self.images:
-            raise ValueError(f"item {self.id!r} has neither text nor picture")
+    def __init__(
+        self,
+        id: str,
+        text: str | None = None,
+        images: Iterable[ImageSource] = (),
+        instruction: str | None = None,
+        *,
+        parts: Sequence[Part] = (),
+    ):
+        common: tuple[Part, ...] = tuple(map(Picture, images)) + (() if text is None else (Text(text),))
+        if bool(parts) == bool(common):
+            has = "parts beside text or images" if parts else "neither text nor picture"
+            raise ValueError(f"item {id!r} has {has}")
+        for name, value in (("id", id), ("parts", tuple(parts) or common), ("instruction", instruction)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """The pictures, in order."""
+        return tuple(part.image for part in self.parts if isinstance(part, Picture))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts, in order."""
+        return tuple(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def text(self) -> str | None:
+        """All texts as one string; None without any."""
+        return " ".join(self.texts) if self.texts else None
+
+    @property
+    def content(self) -> Hashable:
+        """Equal for items that look the same, whatever their ids; pictures count by their path."""
+        sources = (part.image if isinstance(part, Picture) else part for part in self.parts)
+        return self.instruction, tuple(
+            source if isinstance(source, Text) else ("image", id(source) if _is_image(source) else str(source))
+            for source in sources
+        )
+
+    def with_texts(self, texts: Sequence[str], instruction: str | None = None) -> Item:
+        """The same pictures with other texts in the texts' positions; texts beyond these follow at the end."""
+        left = list(texts)
+        parts: list[Part] = []
+        for part in self.parts:
+            if isinstance(part, Picture):
+                parts.append(part)
+            elif left:
+                parts.append(Text(left.pop(0)))
+        return Item(self.id, parts=(*parts, *map(Text, left)), instruction=instruction)
+
+
+def _is_image(source: object) -> bool:
+    return isinstance(source, Image.Image)
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,81 @@
-"""Items from a jsonl file: lines {"id", "text"?, "image"?}, image paths relative to the file or to a folder."""
+"""Items from json: {"id", "text"?, "image"?}, or {"id", "content": [{"text"}, {"image"}, ...]} in any order."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lamra.common.errors import UserError
+from lamra.common.errors import ItemError, UserError
 from lamra.common.files import path_inside, read_jsonl
-from lamra.datasets.items import Item
+from lamra.datasets.items import Item, Part, Picture, Text
+
+FORMAT = '"text" and/or "image", or "content": [{"text"}, {"image"}, ...]'
+
+
+def read_parts(row: object, location: str) -> tuple[Part, ...]:
+    """The parts of a json object; pictures as the paths that it names.
+
+    Raises:
+        UserError: it is not of this format, or has nothing to show.
+    """
+    if not isinstance(row, dict):
+        raise UserError(f"{location} is not an object with {FORMAT}: {str(row)[:80]!r}")
+    if "content" in row:
+        if row.get("text") or row.get("image"):
+            raise UserError(f'{location} has "content" and "text" or "image" beside it: give the one or the other')
+        listed = row["content"] if isinstance(row["content"], list) else [row["content"]]
+    else:  # a picture, then its text
+        listed = [{name: row[name]} for name in ("image", "text") if row.get(name) is not None]
+    parts: list[Part] = []
+    for part in listed:
+        match part:
+            case {"text": str(text), **others} if not others:
+                parts += [Text(text)] if text else []
+            case {"image": str(image), **others} if not others:
+                parts += [Picture(image)] if image else []
+            case _:
+                raise UserError(f'{location}: {str(part)[:80]} is not {{"text"}} or {{"image"}} with a string')
+    if not any(isinstance(part, Picture) or part.text.strip() for part in parts):
+        raise UserError(f"{location} has neither text nor picture: it needs {FORMAT}")
+    return tuple(parts)
+
+
+def with_root(parts: tuple[Part, ...], root: Path) -> tuple[Part, ...]:
+    """The same parts with their pictures' paths below `root`.
+
+    Raises:
+        ItemError: a path leaves `root`.
+    """
+    return tuple(Picture(path_inside(root, part.image)) if isinstance(part, Picture) else part for part in parts)
 
 
 def load_items(path: str | Path, image_root: str | Path | None = None) -> list[Item]:
-    """Read all items, in order.
+    """Read all items of a jsonl file, in order.
 
     Args:
         image_root: the folder that holds all pictures; by default that of the file.
 
     Raises:
-        UserError: the file is missing or empty, or a line is malformed, repeats an id or names a picture outside of
-            image_root; names file and line.
+        UserError: the file is missing or empty, or a line is malformed, repeats an id or names a picture that does not
+            exist or lies outside of image_root; names file and line.
     """
     path = Path(path)
     image_root = path.parent if image_root is None else Path(image_root)
     if not path.is_file():
         raise UserError(f"--input {path} does not exist")
-    items, seen = [], set()
+    items: dict[str, Item] = {}
     for row in read_jsonl(path):
-        try:
-            identifier = str(row["id"])
-            images = (path_inside(image_root, row["image"]),) if row.get("image") else ()
-            if images and not images[0].is_file():
-                raise UserError(f"picture {images[0]} does not exist")
-            items.append(Item(identifier, row.get("text") or None, images))
-        except (ValueError, TypeError, OSError) as error:
-            raise UserError(f'{row.location} is not {{"id", "text" and/or "image"}}: {error}') from None
-        if identifier in seen:
+        identifier = str(row["id"])
+        if identifier in items:
             raise UserError(f"{row.location} repeats the id {identifier!r}: ids must be unique")
-        seen.add(identifier)
+        parts = read_parts(row, row.location)
+        try:
+            item = Item(identifier, parts=with_root(parts, image_root))
+            missing = [image for image in item.images if not Path(image).is_file()]
+        except (ItemError, OSError) as error:  # a path that leaves the folder, or is too long for one
+            raise UserError(f"{row.location}: {error}") from None
+        if missing:
+            raise UserError(f"{row.location}: picture {missing[0]} does not exist")
+        items[identifier] = item
     if not items:
         raise UserError(f"--input {path} has no items")
-    return items
+    return list(items.values())

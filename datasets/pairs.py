@@ -7,7 +7,8 @@ A format says what a pair is made of:
     region_edit  jsonl {"source_image", "edited_image", ...}, or a folder as InstructPix2Pix ships it,
                  <number>/<seed>_0.jpg and <seed>_1.jpg: a picture and the same with one region changed. The edit's
                  instruction is not used: these are pairs of pictures alone.
-    pairs        jsonl {"query": {"text"?, "image"?}, "target": {..}, "negatives"?: [{..}, ..]}
+    pairs        jsonl {"query": {"text"?, "image"?}, "target": {..}, "negatives"?: [{..}, ..]}; each side may also be
+                 {"content": [{"text"}, {"image"}, ..]}, several texts and pictures in any order (datasets/jsonl.py)
 
 Picture paths are relative to a root, by default the folder of the file.
 """
@@ -20,24 +21,17 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 from lamra.common.errors import UserError
-from lamra.common.files import path_inside, read_jsonl
-from lamra.datasets.items import Item, Pair
+from lamra.common.files import read_jsonl
+from lamra.datasets.items import Item, Pair, Part, Picture
+from lamra.datasets.jsonl import read_parts, with_root
 from lamra.datasets.nli import NLIPairs
 
 PICTURES_CHECKED = 2000  # of a source, before training; a missing one among the others is a picture fault in training
 
 
-class Side(NamedTuple):
-    """What a query or a target shows; the picture's path is relative to the source's root."""
-
-    text: str | None
-    image: str | None
-
-
-Row = tuple[Side, ...]  # query, target, negatives
+Row = tuple[tuple[Part, ...], ...]  # query, target, negatives; pictures by their paths below the source's root
 
 
 class PairFile(Sequence[Pair]):
@@ -63,17 +57,17 @@ class PairFile(Sequence[Pair]):
         if use_hard_negatives and len(self.rows[0]) == 2:
             raise UserError(f"--use_hard_negatives True: {path} has no hard negatives; leave the flag out")
         step = -(-len(self.rows) // PICTURES_CHECKED)
-        for side in (side for row in self.rows[::step] for side in row if side.image):
-            if not path_inside(self.root, side.image).is_file():
-                raise UserError(f"picture {self.root / side.image} of {path} does not exist; is --image_root right?")
+        for side in (side for row in self.rows[::step] for side in row):
+            for part in with_root(side, self.root):
+                if isinstance(part, Picture) and not Path(part.image).is_file():
+                    raise UserError(f"picture {part.image} of {path} does not exist; is --image_root right?")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Pair:
         query, target, *negatives = (
-            Item(f"{index}.{i}", side.text, (path_inside(self.root, side.image),) if side.image else ())
-            for i, side in enumerate(self.rows[index])
+            Item(f"{index}.{i}", parts=with_root(side, self.root)) for i, side in enumerate(self.rows[index])
         )
         return Pair(query, target, tuple(negatives))
 
@@ -81,7 +75,7 @@ class PairFile(Sequence[Pair]):
 def _read_pairs(path: Path) -> Iterator[Row]:
     for row in read_jsonl(path):
         with_negatives = [row["query"], row["target"], *row.get("negatives", [])]
-        yield tuple(_side(row.location, side) for side in with_negatives)
+        yield tuple(read_parts(side, row.location) for side in with_negatives)
 
 
 def _read_sharegpt4v(path: Path) -> Iterator[Row]:
@@ -100,7 +94,7 @@ def _read_sharegpt4v(path: Path) -> Iterator[Row]:
                 f'{path} entry {number} is not ShareGPT4V\'s: it needs "image" and a "gpt" turn in "conversations" '
                 f"({error!r})"
             ) from None
-        yield tuple(_side(f"{path} entry {number}", side) for side in sides)
+        yield tuple(read_parts(side, f"{path} entry {number}") for side in sides)
 
 
 def _read_region_edits(path: Path) -> Iterator[Row]:
@@ -108,10 +102,10 @@ def _read_region_edits(path: Path) -> Iterator[Row]:
         for source in sorted(path.glob("*/*_0.jpg")):
             edited = source.with_name(source.name.replace("_0.jpg", "_1.jpg"))
             if edited.is_file():
-                yield Side(None, str(source.relative_to(path))), Side(None, str(edited.relative_to(path)))
+                yield tuple((Picture(str(picture.relative_to(path))),) for picture in (source, edited))
         return
     for row in read_jsonl(path):
-        yield tuple(_side(row.location, {"image": row[name]}) for name in ("source_image", "edited_image"))
+        yield tuple(read_parts({"image": row[name]}, row.location) for name in ("source_image", "edited_image"))
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -127,16 +121,6 @@ def load_source(path: str | Path, format: str, root: str | Path | None, use_hard
     if format == "nli":
         return NLIPairs(path, use_hard_negatives)
     return PairFile(path, format, root=root, use_hard_negatives=use_hard_negatives)
-
-
-def _side(place: str, side) -> Side:
-    """Check {"text"?, "image"?}."""
-    text, image = (side.get("text"), side.get("image")) if isinstance(side, dict) else (None, None)
-    if not all(value is None or isinstance(value, str) for value in (text, image)) or not (
-        (text and text.strip()) or image
-    ):
-        raise UserError(f'{place}: {json.dumps(side)[:80]} is not {{"text" and/or "image"}}')
-    return Side(text, image)
 
 
 class Mixture(Sequence[Pair]):

@@ -66,7 +66,7 @@ def encode(
         UserError: a picture cannot be read, or the model makes no embedding of an item; names it.
     """
     different: dict[Hashable, int] = {}  # what an item shows -> its row in the embeddings
-    row_of_item = [different.setdefault(_content(item), len(different)) for item in items]
+    row_of_item = [different.setdefault(item.content, len(different)) for item in items]
     first = {row: item for item, row in zip(reversed(items), reversed(row_of_item))}
     unique = [first[row] for row in range(len(different))]
 
@@ -151,11 +151,6 @@ def named(ids: Sequence[str], most: int = 8) -> str:
     """The first of some items' ids, and how many more there are."""
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
     return f"{'items' if len(ids) > 1 else 'item'} {', '.join(ids[:most])}{more}"
-
-
-def _content(item: Item) -> Hashable:
-    pictures = tuple(str(image) if not hasattr(image, "size") else id(image) for image in item.images)
-    return item.instruction, item.text, pictures
 
 
 def _in_order(parts: list[tuple[Tensor, Tensor]], count: int) -> Tensor:

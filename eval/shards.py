@@ -91,7 +91,7 @@ def made_by(args: RetrieverArguments, settings: Settings, model: nn.Module, prot
 def prompts_sha256() -> str:
     """Of the prompts of every kind of item, so that a changed word in collators.messages is another digest."""
     text, picture = Item("", "text", instruction="instruction"), Item("", None, ("picture",))
-    both = replace(text, images=picture.images)
+    both = Item("", "text", ("picture",), "instruction")
     prompts = [embedding_messages(item) for item in (replace(text, instruction=None), text, picture, both)]
     for style in RANK_STYLES:
         prompts += [pointwise_messages(style, both, picture), listwise_messages(style, both, [picture, text])]

@@ -132,7 +132,7 @@ class Teacher:
     def _example(self, parts: list[str | Shown], answer: str) -> Example:
         content = []
         for part in parts:
-            content += messages.shown(part.item() if isinstance(part, Shown) else Item("", part))
+            content += messages.item_content(part.item() if isinstance(part, Shown) else Item("", part))
         pictures = [part for part in parts if isinstance(part, Shown) and not part.text]
         pixels = [self.pixels(one.scene, one.variant) for one in pictures]
         ids = self.processor.token_ids([{"role": "user", "content": content}], _grids(len(pixels)), "")

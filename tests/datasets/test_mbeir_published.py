@@ -159,7 +159,7 @@ def test_nothing_to_show_but_an_instruction(published, tmp_path):
     assert mine_rerank.same(*empty) and not mine_rerank.same(empty[0], Item("a", "A."))
     items = tmp_path / "items.jsonl"  # your own file is still told
     items.write_text('{"id": "a", "text": ""}\n')
-    with pytest.raises(ValueError, match="line 1 is not .*'a' has neither text nor picture"):
+    with pytest.raises(ValueError, match="line 1 has neither text nor picture"):
         load_items(items)
 
 

@@ -62,7 +62,7 @@ def test_every_file_that_decides_is_in_the_digest_and_read_once(tiny_model, tmp_
     (folder / KEPT).write_text("half")
     digests._sha256_at.cache_clear()
     monkeypatch.setattr(digests, "LARGE", 0)
-    monkeypatch.setattr(digests.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
     assert model_sha256(folder) == found[-1]
     assert "cannot be written (Read-only file system): its files are read" in capsys.readouterr().out
     assert not list(folder.glob(f"{KEPT}.*"))

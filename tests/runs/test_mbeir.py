@@ -12,7 +12,7 @@ from conftest import run_script
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from lamra.collators.messages import embedding_messages, instructed_text
+from lamra.collators.messages import embedding_messages, instructed_texts
 from lamra.collators.processing import Processor
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.instructions import Instructions
@@ -238,7 +238,7 @@ def test_evaluation_draws_an_instruction_for_each_query(mbeir):
 def test_text_is_cut_by_tokens_with_its_instruction(tiny_model):
     item = Item("q", "A red circle at top left, naïve " * 20, instruction="Find the picture.")
     whole = Processor(tiny_model)
-    ids = whole.tokenizer(instructed_text(item))["input_ids"]
+    ids = whole.tokenizer(instructed_texts(item)[0])["input_ids"]
     for limit in (9, 30, len(ids), 480):
         cut = Processor(tiny_model, text_max_tokens=limit)
         found = cut.encode(item)["input_ids"]

@@ -213,14 +213,20 @@ def test_embed_and_merge(fails, no_model, tiny_model, tmp_path):
     out = tmp_path / "out.npz"
     for content, words in (
         ('{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}', "line 2 repeats the id '1'"),
-        ('{"id": 1}', "line 1 is not"),
-        ("[1]", "line 1 is not"),
+        ('{"id": 1}', "line 1 has neither text nor picture"),
+        ("[1]", "line 1 is not an object but list"),
         ('{"id": 1, "text": "a"}\n{', "line 2 is not"),
         ('{"id": 1, "image": "no.png"}', "no.png does not exist"),
-        ('{"id": 1, "image": "/etc/hostname"}', 'line 1 is not {"id", "text" and/or "image"}: the path /etc/'),
+        ('{"id": 1, "image": "/etc/hostname"}', "line 1: the path /etc/hostname leaves"),
         ('{"id": 1, "image": "pictures/../../x.png"}', f"leaves {tmp_path}: give one inside that folder"),
-        (json.dumps({"id": 1, "image": "a\0b"}), "line 1 is not"),
-        (json.dumps({"id": 1, "image": "a" * 5000}), "line 1 is not"),
+        (json.dumps({"id": 1, "image": "a\0b"}), "line 1: picture"),
+        (json.dumps({"id": 1, "image": "a" * 5000}), "line 1: "),
+        ('{"text": "a"}', 'line 1 lacks "id": it has text'),
+        ('{"id": 1, "content": []}', "line 1 has neither text nor picture"),
+        ('{"id": 1, "content": "a"}', 'line 1: a is not {"text"} or {"image"}'),
+        ('{"id": 1, "content": [{"text": "a", "image": "b"}]}', "is not {"),
+        ('{"id": 1, "content": [{"text": "a"}], "text": "b"}', "give the one or the other"),
+        ('{"id": 1, "content": [{"image": 7}]}', "line 1: {'image': 7} is not"),
         ("", "has no items"),
     ):
         lines.write_text(content)

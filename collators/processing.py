@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from lamra.collators.messages import embedding_messages, instructed_text
-from lamra.common.errors import UserError
+from lamra.common.errors import ItemError, PictureError, TooLongError, UserError
 from lamra.datasets.items import Item
 
 IMAGE_TOKEN = "<|image_pad|>"
@@ -36,7 +36,7 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
     """Decode a picture of any mode to RGB.
 
     Raises:
-        UserError: the file is missing, truncated, no picture, a decompression bomb or too thin; names it.
+        PictureError: the file is missing, truncated, no picture, a decompression bomb or too thin; names it.
     """
     if isinstance(source, Image.Image):
         return _as_rgb(source)
@@ -56,13 +56,13 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts at 255, and all but black turns white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "F":
-        raise UserError("floating-point pixels have no fixed range")
+        raise PictureError("floating-point pixels have no fixed range")
     return image.convert("RGB")
 
 
 def _check_shape(width: int, height: int) -> None:
     if min(width, height) < 1 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise UserError(f"{width} x {height} pixels, an aspect ratio beyond {MAX_ASPECT_RATIO}")
+        raise PictureError(f"{width} x {height} pixels, an aspect ratio beyond {MAX_ASPECT_RATIO}")
 
 
 @contextmanager
@@ -70,9 +70,9 @@ def _named_faults(path: str | Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"picture {path} does not exist") from None
+        raise PictureError(f"picture {path} does not exist") from None
     except Exception as error:  # a hostile file makes Pillow raise nearly anything: struct.error, IndexError, ...
-        raise UserError(f"picture {path} cannot be read ({error}): repair or replace the file") from None
+        raise PictureError(f"picture {path} cannot be read ({error}): repair or replace the file") from None
 
 
 def _check_pixel_limits(path: Path) -> None:
@@ -162,7 +162,7 @@ class Processor:
         """One item to {"input_ids": list[int], "pixel_values": (P, C) or None, "image_grid_thw": (images, 3) or None}.
 
         Raises:
-            UserError: a picture cannot be read, or the prompt is longer than max_length even without its text.
+            ItemError: a picture cannot be read, or the prompt is longer than max_length even without its text.
         """
         item, pixels = self.cut(item, self.text_max_tokens), self.pixels(item)
         grids = pixels["image_grid_thw"]
@@ -217,17 +217,17 @@ class Processor:
         try:
             return dict(self.image_processor(images, return_tensors="pt"))
         except ValueError as error:  # a picture given as such, not as a file, with an aspect ratio beyond 200
-            raise UserError(f"picture of item {item.id!r}: {error}") from None
+            raise PictureError(f"picture of item {item.id!r}: {error}") from None
 
     def token_ids(self, messages: list[dict], image_grid_thw: Tensor | None, name: str) -> list[int]:
         """The rendered messages with as many image tokens as the grids of their pictures ask for.
 
         Raises:
-            UserError: a text contains the image token; `name` says whose.
+            ItemError: a text contains the image token; `name` says whose.
         """
         parts = self.render(messages).split(IMAGE_TOKEN)
         if len(parts) != (0 if image_grid_thw is None else len(image_grid_thw)) + 1:
-            raise UserError(f"the text of item {name!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it")
+            raise ItemError(f"the text of item {name!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it")
         text = parts[0]
         for i, part in enumerate(parts[1:]):
             tokens = int(image_grid_thw[i].prod()) // self.image_processor.merge_size**2
@@ -264,7 +264,7 @@ class Processor:
         offsets = self.tokenizer(item.text or "", return_offsets_mapping=True)["offset_mapping"]
         keep = len(offsets) - excess - 2
         if keep < 1:
-            raise UserError(
+            raise TooLongError(
                 f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise "
                 "--model_max_length, or lower --max_pixels"
             )

@@ -1,5 +1,17 @@
-"""The one exception that becomes a sentence for the user; everything else is a bug and shows its traceback."""
+"""The exceptions that become a sentence for the user; everything else is a bug and shows its traceback."""
 
 
 class UserError(ValueError):
     """A mistake that the user can mend: one sentence that names what is wrong, where, and the way out."""
+
+
+class ItemError(UserError):
+    """An item that cannot be used: training replaces its pair, everything else stops."""
+
+
+class PictureError(ItemError):
+    """A picture that cannot be read, or is no picture."""
+
+
+class TooLongError(ItemError):
+    """A prompt that is too long even without its text."""

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from safetensors import SafetensorError
 
-from lamra.common.errors import UserError
+from lamra.common.errors import ItemError, UserError
 from lamra.common.processes import Owner
 
 MIB = 2**20
@@ -110,12 +110,12 @@ def path_inside(root: str | Path, name: str | Path) -> Path:
     because whoever laid out the data folder put it there.
 
     Raises:
-        UserError: the path leaves `root`.
+        ItemError: the path leaves `root`.
     """
     top = Path(os.path.abspath(root))
     path = Path(os.path.normpath(top / name))
     if ".." in Path(name).parts or top not in path.parents:
-        raise UserError(f"the path {name} leaves {root}: give one inside that folder")
+        raise ItemError(f"the path {name} leaves {root}: give one inside that folder")
     return Path(root, name)
 
 

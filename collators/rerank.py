@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lamra.collators.messages import NO, YES, listwise_answer, listwise_messages, pointwise_messages
 from lamra.collators.processing import Processor
-from lamra.collators.retrieval import TrainingCollator
-from lamra.common.errors import UserError
+from lamra.common.errors import TooLongError, UserError
 from lamra.datasets.items import Item
 from lamra.datasets.rerank import RerankExample
+from lamra.datasets.usable import UsableBatch
 
 IGNORED = -100  # a label that no loss counts
 QUESTION = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
@@ -52,7 +52,7 @@ class RankPrompts:
         """Which of the candidates is best.
 
         Raises:
-            UserError: the prompt is longer than the processor's max_length even with next to no text.
+            TooLongError: the prompt is longer than the processor's max_length even with next to no text.
         """
         return self._encode([query, *candidates], lambda q, *c: listwise_messages(self.style, q, c), answer)
 
@@ -99,7 +99,7 @@ class RankPrompts:
                 self.processor.note_cut(f"the prompt of query {query!r} with {len(parts) - 1} candidates", len(ids))
             most = (most or self.processor.max_length) // 2  # every text alike, so that no candidate is favoured
             if not most:
-                raise UserError(
+                raise TooLongError(
                     f"the query {query!r} with {len(parts) - 1} candidates needs more than {self.processor.max_length} "
                     "tokens without its texts: raise --model_max_length, or lower --max_pixels"
                 )
@@ -117,31 +117,38 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
 
 
 @dataclass
-class RerankTrainingCollator(TrainingCollator):
-    """Numbers of rows of RerankExamples to one batch: a Yes, a No and a list for each; see TrainingCollator."""
+class RerankCollator:
+    """Examples of LamRA-Rank to one batch: a Yes, a No and a list for each."""
 
+    processor: Processor
     style: str = "released"
 
     def encode(self, example: RerankExample) -> list[dict]:
+        """The three prompts with their answers; raises as RankPrompts does."""
         prompts = RankPrompts(self.processor, self.style)
         query, positive, negative = map(prompts.shown, (example.query, example.positive, example.negative))
         others = [prompts.shown(item) for item in example.others]
-        listed = [*others[: example.place], positive, *others[example.place :]]
+        listed = [*others[: example.position], positive, *others[example.position :]]
         return [
             prompts.pointwise(query, positive, YES),
             prompts.pointwise(query, negative, NO),
-            prompts.listwise(query, listed, listwise_answer(example.place + 1)),
+            prompts.listwise(query, listed, listwise_answer(example.position + 1)),
         ]
 
-    def batch(self, rows: list[int], examples: list[RerankExample], encoded: list[list[dict]]) -> dict:
-        """Reranker's keyword arguments but `asked`, "ids" of the queries, and:
+    def __call__(self, batch: UsableBatch) -> dict:
+        """Reranker's keyword arguments but `asked`, and:
 
-        "labels": (B, L), IGNORED but for the assistant's turns.
+        "ids": (B,) the queries' ids.
+        "labels": (3 B, L), IGNORED but for the assistant's turns.
+        "faults": those of the batch. A batch without examples is nothing but these.
         """
-        prompts = [one for three in encoded for one in three]
+        if not batch.pairs:
+            return {"faults": batch.faults}
+        prompts = [prompt for three in batch.encoded for prompt in three]
         inputs = self.processor.pad(prompts)
-        labels = torch.full_like(inputs["input_ids"], IGNORED)  # (B, L)
-        for row, one in zip(labels, prompts):
-            turn = slice(len(one["input_ids"]) - one["labels"], len(one["input_ids"]))
-            row[turn] = torch.tensor(one["input_ids"][turn])
-        return {**inputs, "labels": labels, "ids": [example.query.id for example in examples]}
+        labels = torch.full_like(inputs["input_ids"], IGNORED)  # (3 B, L)
+        for row, prompt in zip(labels, prompts):
+            turn = slice(len(prompt["input_ids"]) - prompt["labels"], len(prompt["input_ids"]))
+            row[turn] = torch.tensor(prompt["input_ids"][turn])
+        ids = [example.query.id for example in batch.pairs]
+        return {**inputs, "labels": labels, "ids": ids, "faults": batch.faults}

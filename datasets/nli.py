@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
 
 from lamra.common.errors import UserError
 from lamra.datasets.items import Item, Pair
 
 
-class NLIPairs:
+class NLIPairs(Sequence[Pair]):
     """Pairs (sent0, sent1) of a csv; with `use_hard_negatives` hard_neg follows as each pair's hard negative.
 
     Rows in which a needed sentence is empty are dropped and counted in `dropped`. Words such as None, null and NA are
@@ -22,6 +21,8 @@ class NLIPairs:
     """
 
     def __init__(self, path: str | Path, use_hard_negatives: bool = False):
+        import pandas as pd  # half a second, and this module is imported for its name by --help
+
         self.columns = ["sent0", "sent1"] + ["hard_neg"] * use_hard_negatives
         try:
             with warnings.catch_warnings():

@@ -152,13 +152,13 @@ def mined_candidates(path: str | Path) -> Iterator[tuple[str, list[str]]]:
 
 
 class RerankExample(NamedTuple):
-    """A query with what LamRA-Rank learns from it; `others` and, before others[place], the positive are its list."""
+    """A query with what LamRA-Rank learns from it; `others` and, before others[position], the positive are its list."""
 
     query: Item
     positive: Item
     negative: Item
     others: tuple[Item, ...]
-    place: int
+    position: int
 
 
 class RerankExamples(Dataset):
@@ -231,8 +231,8 @@ class RerankExamples(Dataset):
         mined = slice(*self._starts[self._query[i] : self._query[i] + 2])
         negatives = list(dict.fromkeys(self._candidates[mined].tolist()))
         others = rng.sample(negatives, min(rng.randint(1, MOST_OTHERS), len(negatives)))
-        place = rng.randint(0, len(others))
+        position = rng.randint(0, len(others))
         pool = self.pairs.pool
         return RerankExample(
-            pair.query, pair.target, pool[rng.choice(negatives)], tuple(pool[other] for other in others), place
+            pair.query, pair.target, pool[rng.choice(negatives)], tuple(pool[other] for other in others), position
         )

@@ -6,16 +6,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from lamra.collators.processing import Processor
 from lamra.common.cli import parse, require, run
 from lamra.common.lock import folder_lock
 from lamra.models.folders import is_adapter, local_folder
-from lamra.models.loading import base_under, load_trained
 from lamra.models.saving import MODEL_MARKS, whole_model
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # as torch calls them
 
 
 @dataclass
@@ -33,18 +29,24 @@ class MergeArguments:
         require(is_adapter(self.model_id), "model_id", self.model_id, "a folder with adapter_config.json")
         is_model = any((Path(self.save_path) / mark).exists() for mark in MODEL_MARKS)
         require(not is_model, "save_path", self.save_path, "a folder without a model")
-        self.original_model_id = base_under(self.model_id, self.original_model_id)
 
 
 def main() -> None:
     if int(os.environ.get("RANK", 0)) > 0:
         return  # upstream's script starts it with accelerate, on as many processes as there are GPUs
     (args,) = parse(MergeArguments)
+
+    import torch  # here and not above: --help or a mistake in the flags needs no seconds of imports
+
+    from lamra.collators.processing import Processor
+    from lamra.models.loading import base_under, load_trained
+
+    base_model = base_under(args.model_id, args.original_model_id)
     with folder_lock(args.save_path, "save_path"):
         # Added in float32 and rounded once, whatever the folder is written in.
-        model, settings = load_trained(args.model_id, args.original_model_id, dtype=torch.float32, merge=True)
+        model, settings = load_trained(args.model_id, base_model, dtype=torch.float32, merge=True)
         processor = Processor(settings.base_model, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
-        model = model.to(DTYPES[args.dtype])
+        model = model.to(getattr(torch, DTYPES[args.dtype]))
         with whole_model(args.save_path) as unfinished:
             settings.write(unfinished)
             model.save_pretrained(unfinished)

@@ -1,4 +1,4 @@
-"""Upstream's name of train/merge_lora.py: --original_model_id, --model_id, --save_path."""
+"""Upstream's name of export/merge_lora.py: --original_model_id, --model_id, --save_path."""
 
 from lamra.common.cli import run
 from lamra.export.merge_lora import main

@@ -27,7 +27,6 @@ ARCHITECTURES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen
 # rerankers alike, but all are asked with M-RoPE: upstream asks by generate(), which computes it.
 DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
 RERANKER_POSITION_IDS = "mrope"
-RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate, in training
 
 
 def architecture(folder: str | Path) -> str:

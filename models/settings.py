@@ -10,6 +10,7 @@ from lamra.common.errors import UserError
 
 FILE_NAME = "lamra.json"
 RUN_FILE = "run.json"  # what a training writes before its first step
+POSITION_IDS = ("sequential", "mrope")
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,8 @@ def fails(monkeypatch, capsys):
 @pytest.fixture
 def no_model(monkeypatch):
     """Loading a model is a test failure."""
-    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setattr("lamra.train.build.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 def script_environment(variables: dict) -> dict[str, str]:

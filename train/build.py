@@ -1,4 +1,4 @@
-"""From the model flags to an Embedder or a Reranker ready for training."""
+"""From flags and settings to a processor, and an Embedder or a Reranker ready for training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from lamra.collators.processing import Processor
 from lamra.common.errors import UserError
 from lamra.models.embedder import Embedder
 from lamra.models.loading import (
@@ -19,7 +20,20 @@ from lamra.models.loading import (
 )
 from lamra.models.lora import add_lora
 from lamra.models.reranker import Reranker
-from lamra.train.arguments import ModelArguments, TrainingArguments
+from lamra.models.settings import Settings
+from lamra.train.arguments import TrainingArguments
+from lamra.train.flags import ModelArguments
+
+
+def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -> Processor:
+    """The processor of the model in `folder`, with the settings that its checkpoints will remember."""
+    return Processor(
+        folder,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        max_length=args.model_max_length,
+        text_max_tokens=settings.text_max_tokens,
+    )
 
 
 def build_embedder(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from lamra.train.trainer import ContrastiveTrainer, StageTrainer
+from lamra.common.processes import is_first_process
+from lamra.train.trainer import LamRATrainer
 
 GIB = 2**30
 
 
-def print_dry_run(trainer: StageTrainer) -> None:
-    """Print global batch, steps, trainable parameters, one decoded batch and a memory estimate per process."""
+def print_dry_run(trainer: LamRATrainer, prompts: dict[str, int]) -> None:
+    """Print global batch, steps, trainable parameters, the first batch and a memory estimate per process.
+
+    Args:
+        prompts: a name and the batch's row of each prompt to print.
+    """
+    if not is_first_process():
+        return
     args = trainer.args
     parameters = list(trainer.model.parameters())
     size = {p: getattr(p, "ds_numel", p.numel()) for p in parameters}  # ZeRO-3 leaves empty tensors behind
@@ -18,8 +25,8 @@ def print_dry_run(trainer: StageTrainer) -> None:
     steps_per_epoch = -(-batches // args.gradient_accumulation_steps)
     steps = args.max_steps if args.max_steps > 0 else int(steps_per_epoch * args.num_train_epochs)
     in_batch = args.per_device_train_batch_size * args.world_size
-    against = f", each against {in_batch} targets" if isinstance(trainer, ContrastiveTrainer) else ""
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(args.per_device_train_batch_size)])
+    against = f", each against {in_batch} targets" if trainer.in_batch_negatives else ""
+    batch = trainer.data_collator(trainer.train_dataset.__getitems__(range(args.per_device_train_batch_size)))
     print(
         f"global batch          {in_batch * args.gradient_accumulation_steps} pairs = "
         f"{args.per_device_train_batch_size} x {args.world_size} processes x {args.gradient_accumulation_steps} "
@@ -30,12 +37,12 @@ def print_dry_run(trainer: StageTrainer) -> None:
         f"first batch           {tuple(batch['input_ids'].shape)} tokens, {int(batch['attention_mask'].sum())} useful\n"
         f"memory a process      about {memory_estimate(trainer, size, batch) / GIB:.2f} GiB, an estimate"
     )
-    for name, row in trainer.shown(batch).items():
+    for name, row in prompts.items():
         ids = batch["input_ids"][row][: batch["attention_mask"][row].sum()]
         print(f"--- first {name}\n{trainer.processing_class.tokenizer.decode(ids)}")
 
 
-def memory_estimate(trainer: StageTrainer, size: dict, batch: dict) -> float:
+def memory_estimate(trainer: LamRATrainer, size: dict, batch: dict) -> float:
     """Bytes a process needs: weights, gradients and Adam's two moments, activations kept for the backward pass.
 
     Activations are counted as in Korthikanti et al. (arXiv 2205.05198) without the attention matrix that flash

@@ -10,6 +10,8 @@ from transformers import TrainerCallback
 
 from lamra.common.cli import require
 from lamra.common.errors import UserError
+from lamra.datasets.items import Pair
+from lamra.train.arguments import TrainingArguments
 
 
 class MixtureSampler(Sampler[int]):
@@ -76,6 +78,22 @@ class MixtureSampler(Sampler[int]):
             rng.shuffle(order)
             units += [order[i : i + self.unit] for i in range(0, len(order) - self.unit + 1, self.unit)]
         return units[:count]
+
+
+def mixture_sampler(pairs: Sequence[Pair], args: TrainingArguments) -> MixtureSampler | None:
+    """The order of a mixture's rows; None shuffles all rows together."""
+    groups = getattr(pairs, "groups", {})
+    if args.mixture_weights is None and args.mixture_batches == "mixed":
+        return None
+    flag = "mixture_batches" if args.mixture_weights is None else "mixture_weights"
+    require(len(groups) > 1, flag, getattr(args, flag), "several sources, such as --data_path A,B,C")
+    return MixtureSampler(
+        groups,
+        weights=args.mixture_weights and [float(weight) for weight in args.mixture_weights.split(",")],
+        step=args.per_device_train_batch_size * args.world_size,
+        homogeneous=args.mixture_batches == "homogeneous",
+        seed=args.seed if args.data_seed is None else args.data_seed,
+    )
 
 
 class SetEpoch(TrainerCallback):

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from lamra.common import upstream
-from lamra.common.cli import note, require, run
+from lamra.common.cli import note, run
 from lamra.common.files import sha256
-from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
-from lamra.datasets.mbeir.pairs import open_pairs
-from lamra.train.arguments import ModelArguments, TrainingArguments
-from lamra.train.stage import Stage, alone_in_output
+from lamra.models.folders import model_folder
+from lamra.train.flags import MBEIRDataArguments, ModelArguments, TrainingFlags
 
-DONE = "stage 2 is done; measure it: MODEL_ID={output_dir} bash scripts/eval/eval_mbeir.sh"
-
-
-@dataclass
-class MBEIRDataArguments:
-    data_path: str = field(default=DATA_PATH, metadata={"help": "M-BEIR's folder; the paths below are inside it"})
-    queries: str = field(default=TRAIN_QUERIES, metadata={"help": "to train on"})
-    pool: str = field(default=TRAIN_POOL, metadata={"help": "candidates"})
-    instructions: str = field(default=INSTRUCTIONS, metadata={"help": "what to retrieve"})
-    eval_queries: str | None = field(default=None, metadata={"help": "queries to measure after each epoch"})
-    eval_pool: str | None = field(default=None, metadata={"help": "their candidates; default: those of the training"})
-    hard_negatives: int = field(default=0, metadata={"help": "of each query, from its neg_cand_list (LamRA: 0)"})
-
-    def __post_init__(self):
-        require(self.hard_negatives >= 0, "hard_negatives", self.hard_negatives, "0 or more")
-        if self.eval_queries in ("None", "none", ""):  # as the scripts spell it
-            self.eval_queries = None
+DONE = "stage 2 is done; measure it: MODEL_ID={} bash scripts/eval/eval_mbeir.sh"
 
 
 def main() -> None:
-    model_args, data_args, args = upstream.parse(
-        upstream.TRAINING, ModelArguments, MBEIRDataArguments, TrainingArguments
-    )
+    model_args, data_args, flags = upstream.parse(upstream.TRAINING, ModelArguments, MBEIRDataArguments, TrainingFlags)
+    folder = model_folder(model_args.model_id, model_args.model_local_path)
+
+    # Here and not above: torch and transformers take seconds, and --help or a mistake in the flags needs neither.
+    from transformers import set_seed
+
+    from lamra.collators.retrieval import RetrievalCollator
+    from lamra.datasets.mbeir.pairs import open_pairs
+    from lamra.datasets.usable import UsablePairs
+    from lamra.models.loading import settings_to_train
+    from lamra.train.arguments import training_arguments
+    from lamra.train.build import build_embedder, build_processor
+    from lamra.train.checks import check_batch, check_evaluation, check_negatives
+    from lamra.train.contrastive_trainer import ContrastiveTrainer
+    from lamra.train.dry_run import print_dry_run
+    from lamra.train.fit import fit
+    from lamra.train.guards.early_stopping import EarlyStopping
+    from lamra.train.guards.preemption import Preemption
+    from lamra.train.guards.skipped import count_skipped
+    from lamra.train.output import alone_in_output, begin_output, start_or_resume
+    from lamra.train.record import check_unchanged, run_record
+    from lamra.train.sampling import SetEpoch, mixture_sampler
+
+    args = training_arguments(flags)
     with alone_in_output(args):
-        stage = Stage(model_args, args)
+        set_seed(args.seed)
+        checkpoint = start_or_resume(args, folder)
+        settings = settings_to_train(
+            folder,
+            position_ids=model_args.position_ids,
+            min_pixels=model_args.min_pixels,
+            max_pixels=model_args.max_pixels,
+            text_max_tokens=args.text_max_tokens,
+            temperature=args.temperature,
+        )
+        settings = replace(settings, quantized=model_args.q_lora)
+        processor = build_processor(folder, settings, args)
+
         with args.main_process_first(local=False, desc="index of M-BEIR's files"):
             root, instructions = data_args.data_path, data_args.instructions
             pairs = open_pairs(
@@ -56,7 +71,35 @@ def main() -> None:
                 )
         files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path]
         data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(pairs)}
-        stage.train(pairs, eval_pairs, data_args, data, DONE)
+        check_batch(pairs, args, data_args.data_path)
+        check_negatives(pairs, args, data_args.data_path)
+        check_evaluation(eval_pairs, args)
+        record = run_record(settings, data, model_args, data_args, args)
+        if checkpoint:
+            check_unchanged(checkpoint, record, allow_changes=args.allow_changes)
+
+        preemption = Preemption()
+        skipped, sampler = count_skipped(pairs, args, checkpoint), mixture_sampler(pairs, args)
+        collator = RetrievalCollator(processor, args.mask_duplicates)
+        trainer = ContrastiveTrainer(
+            model=build_embedder(folder, model_args, args, settings.position_ids),
+            args=args,
+            settings=settings,
+            record=record,
+            skipped=skipped,
+            processing_class=processor,
+            data_collator=collator,
+            train_dataset=UsablePairs(pairs, collator.encode, skipped.most),
+            eval_dataset=eval_pairs,
+            sampler=sampler,
+            callbacks=[preemption, SetEpoch(sampler, pairs), EarlyStopping()],
+        )
+        if args.dry_run:
+            print_dry_run(trainer, {"query": 0, "target": args.per_device_train_batch_size})
+            return
+        begin_output(args, checkpoint, settings, data, model_args, data_args)
+        fit(trainer, checkpoint, preemption)
+        note(DONE.format(args.output_dir))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lamra.common.cli import note, parse, require, run
@@ -10,20 +11,82 @@ from lamra.common.errors import UserError
 from lamra.common.files import sha256
 from lamra.datasets.items import Pair
 from lamra.datasets.pairs import Mixture, Subset, load_source
-from lamra.train.arguments import DataArguments, ModelArguments, TrainingArguments
-from lamra.train.stage import Stage, alone_in_output
+from lamra.models.folders import model_folder
+from lamra.train.flags import DataArguments, ModelArguments, TrainingFlags
 
-DONE = "stage 1 is done; measure it: MODEL_ID={output_dir} bash scripts/eval/eval_pretrained.sh"
+DONE = "stage 1 is done; measure it: MODEL_ID={} bash scripts/eval/eval_pretrained.sh"
 
 
 def main() -> None:
-    model_args, data_args, args = parse(ModelArguments, DataArguments, TrainingArguments)
+    model_args, data_args, flags = parse(ModelArguments, DataArguments, TrainingFlags)
+    folder = model_folder(model_args.model_id, model_args.model_local_path)
+
+    # Here and not above: torch and transformers take seconds, and --help or a mistake in the flags needs neither.
+    from transformers import set_seed
+
+    from lamra.collators.retrieval import RetrievalCollator
+    from lamra.datasets.usable import UsablePairs
+    from lamra.models.loading import settings_to_train
+    from lamra.train.arguments import training_arguments
+    from lamra.train.build import build_embedder, build_processor
+    from lamra.train.checks import check_batch, check_evaluation, check_negatives
+    from lamra.train.contrastive_trainer import ContrastiveTrainer
+    from lamra.train.dry_run import print_dry_run
+    from lamra.train.fit import fit
+    from lamra.train.guards.early_stopping import EarlyStopping
+    from lamra.train.guards.preemption import Preemption
+    from lamra.train.guards.skipped import count_skipped
+    from lamra.train.output import alone_in_output, begin_output, start_or_resume
+    from lamra.train.record import check_unchanged, run_record
+    from lamra.train.sampling import SetEpoch, mixture_sampler
+
+    args = training_arguments(flags)
     with alone_in_output(args):
-        stage = Stage(model_args, args)
+        set_seed(args.seed)
+        checkpoint = start_or_resume(args, folder)
+        settings = settings_to_train(
+            folder,
+            position_ids=model_args.position_ids,
+            min_pixels=model_args.min_pixels,
+            max_pixels=model_args.max_pixels,
+            text_max_tokens=args.text_max_tokens,
+            temperature=args.temperature,
+        )
+        settings = replace(settings, quantized=model_args.q_lora)
+        processor = build_processor(folder, settings, args)
+
         pairs = load_pairs(data_args, args.seed)
-        eval_path = data_args.eval_data_path
-        eval_pairs = load_and_note(eval_path, "nli") if eval_path else None
-        stage.train(pairs, eval_pairs, data_args, describe(data_args.data_path, pairs), DONE)
+        eval_pairs = load_and_note(data_args.eval_data_path, "nli") if data_args.eval_data_path else None
+        data = describe(data_args.data_path, pairs)
+        check_batch(pairs, args, data_args.data_path)
+        check_negatives(pairs, args, data_args.data_path)
+        check_evaluation(eval_pairs, args)
+        record = run_record(settings, data, model_args, data_args, args)
+        if checkpoint:
+            check_unchanged(checkpoint, record, allow_changes=args.allow_changes)
+
+        preemption = Preemption()
+        skipped, sampler = count_skipped(pairs, args, checkpoint), mixture_sampler(pairs, args)
+        collator = RetrievalCollator(processor, args.mask_duplicates)
+        trainer = ContrastiveTrainer(
+            model=build_embedder(folder, model_args, args, settings.position_ids),
+            args=args,
+            settings=settings,
+            record=record,
+            skipped=skipped,
+            processing_class=processor,
+            data_collator=collator,
+            train_dataset=UsablePairs(pairs, collator.encode, skipped.most),
+            eval_dataset=eval_pairs,
+            sampler=sampler,
+            callbacks=[preemption, SetEpoch(sampler, pairs), EarlyStopping()],
+        )
+        if args.dry_run:
+            print_dry_run(trainer, {"query": 0, "target": args.per_device_train_batch_size})
+            return
+        begin_output(args, checkpoint, settings, data, model_args, data_args)
+        fit(trainer, checkpoint, preemption)
+        note(DONE.format(args.output_dir))
 
 
 def load_pairs(args: DataArguments, seed: int) -> Sequence[Pair]:

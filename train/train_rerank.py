@@ -2,103 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-from torch.utils.data import Dataset
-
-from lamra.collators.messages import RANK_STYLES
-from lamra.collators.rerank import RerankTrainingCollator
 from lamra.common import upstream
-from lamra.common.cli import note, require, run
+from lamra.common.cli import note, run
 from lamra.common.files import sha256
-from lamra.datasets.mbeir.pairs import open_pairs
-from lamra.datasets.rerank import RerankExamples
-from lamra.models.backbone import POSITION_IDS
-from lamra.models.folders import local_folder
-from lamra.models.loading import RERANKER_TEXT_MAX_TOKENS, settings_to_rerank
-from lamra.models.settings import Settings
-from lamra.train.arguments import ModelArguments, TrainingArguments
-from lamra.train.build import build_reranker
-from lamra.train.rerank_trainer import RerankTrainer
-from lamra.train.stage import Stage, alone_in_output
-from lamra.train.train_mbeir import MBEIRDataArguments
+from lamra.models.folders import local_folder, model_folder
+from lamra.train.flags import RerankDataArguments, RerankModelArguments, RerankTrainingFlags
 
-DONE = "the reranker is done; measure it: MODEL_ID={output_dir} bash scripts/eval/rerank_mbeir.sh"
-
-
-@dataclass
-class RerankDataArguments(MBEIRDataArguments):
-    mined: str = field(default="", metadata={"help": "files of mine.sh, or upstream's json; several: A,B,C"})
-    init: str = field(default="base", metadata={"help": "start from the base model, or from a merged model's folder"})
-    rank_style: str = field(default="released", metadata={"help": "prompts of the published weights, or clean"})
-    train_position_ids: str | None = field(
-        default=None,
-        metadata={"help": "to train with; default, as upstream: sequential for Qwen2-VL; --position_ids: to ask with"},
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(bool(self.mined), "mined", self.mined, "a file that scripts/lamra_rank/mine.sh wrote")
-        require(self.rank_style in RANK_STYLES, "rank_style", self.rank_style, " or ".join(RANK_STYLES))
-        positions = self.train_position_ids
-        require(positions in (None, *POSITION_IDS), "train_position_ids", positions, " or ".join(POSITION_IDS))
-        require(not self.hard_negatives, "hard_negatives", self.hard_negatives, "0: the mined candidates are those")
-        require(not self.eval_queries, "eval_queries", self.eval_queries, "None: measure with rerank_mbeir.sh")
-
-
-@dataclass
-class RerankTrainingArguments(TrainingArguments):
-    """The practice's values for LamRA-Rank."""
-
-    contrastive = False
-    learning_rate: float = 2e-5
-    per_device_train_batch_size: int = 2
-    gradient_accumulation_steps: int = 4
-    num_train_epochs: float = 1.0
-    model_max_length: int = 2048
-    text_max_tokens: int | None = RERANKER_TEXT_MAX_TOKENS
-
-    def __post_init__(self):
-        for flag in ("grad_cache_chunk", "mask_duplicates"):
-            require(not getattr(self, flag), flag, getattr(self, flag), "no value: it is for in-batch negatives")
-        same = self.temperature == TrainingArguments.temperature
-        require(same, "temperature", self.temperature, "no value: a reranker's loss has none")
-        super().__post_init__()
-
-
-class RerankStage(Stage):
-    trainer_class = RerankTrainer
-    build = staticmethod(build_reranker)
-
-    def __init__(self, model_args: ModelArguments, data_args: RerankDataArguments, args: RerankTrainingArguments):
-        given = model_args.last_token_only
-        require(given, "last_token_only", given, "no value: a reranker asks for the tokens of its answers")
-        self.rank_style, self.train_position_ids = data_args.rank_style, data_args.train_position_ids
-        if data_args.init != "base":
-            model_args.model_local_path = local_folder(data_args.init, "init")
-        super().__init__(model_args, args)
-
-    def settings_to_train(self) -> Settings:
-        return settings_to_rerank(
-            self.folder,
-            rank_style=self.rank_style,
-            position_ids=self.model_args.position_ids,
-            train_position_ids=self.train_position_ids,
-            text_max_tokens=self.args.text_max_tokens,
-            min_pixels=self.model_args.min_pixels,
-            max_pixels=self.model_args.max_pixels,
-        )
-
-    def collator(self, pairs: Dataset, most_faults: int) -> RerankTrainingCollator:
-        return RerankTrainingCollator(self.processor, pairs, most_faults, style=self.rank_style)
+DONE = "the reranker is done; measure it: MODEL_ID={} bash scripts/eval/rerank_mbeir.sh"
 
 
 def main() -> None:
-    model_args, data_args, args = upstream.parse(
-        upstream.RERANK_TRAINING, ModelArguments, RerankDataArguments, RerankTrainingArguments
+    model_args, data_args, flags = upstream.parse(
+        upstream.RERANK_TRAINING, RerankModelArguments, RerankDataArguments, RerankTrainingFlags
     )
+    if data_args.init != "base":
+        model_args.model_local_path = local_folder(data_args.init, "init")
+    folder = model_folder(model_args.model_id, model_args.model_local_path)
+
+    # Here and not above: torch and transformers take seconds, and --help or a mistake in the flags needs neither.
+    from transformers import set_seed
+
+    from lamra.collators.rerank import RerankCollator
+    from lamra.datasets.mbeir.pairs import open_pairs
+    from lamra.datasets.rerank import RerankExamples
+    from lamra.datasets.usable import UsablePairs
+    from lamra.models.loading import settings_to_rerank
+    from lamra.train.arguments import training_arguments
+    from lamra.train.build import build_processor, build_reranker
+    from lamra.train.checks import check_batch, check_evaluation
+    from lamra.train.dry_run import print_dry_run
+    from lamra.train.fit import fit
+    from lamra.train.guards.early_stopping import EarlyStopping
+    from lamra.train.guards.preemption import Preemption
+    from lamra.train.guards.skipped import count_skipped
+    from lamra.train.output import alone_in_output, begin_output, start_or_resume
+    from lamra.train.record import check_unchanged, run_record
+    from lamra.train.rerank_trainer import RerankTrainer
+    from lamra.train.sampling import SetEpoch, mixture_sampler
+
+    args = training_arguments(flags)
     with alone_in_output(args):
-        stage = RerankStage(model_args, data_args, args)
+        set_seed(args.seed)
+        checkpoint = start_or_resume(args, folder)
+        settings = settings_to_rerank(
+            folder,
+            rank_style=data_args.rank_style,
+            position_ids=model_args.position_ids,
+            train_position_ids=data_args.train_position_ids,
+            text_max_tokens=args.text_max_tokens,
+            min_pixels=model_args.min_pixels,
+            max_pixels=model_args.max_pixels,
+        )
+        settings = replace(settings, quantized=model_args.q_lora)
+        processor = build_processor(folder, settings, args)
+
         mined = data_args.mined.split(",")
         with args.main_process_first(local=False, desc="index of M-BEIR's files"):
             pairs = open_pairs(
@@ -114,7 +73,33 @@ def main() -> None:
             note(f"{len(pairs) - len(examples)} of {len(pairs)} rows have no mined negative and are left out")
         files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
         data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(examples)}
-        stage.train(examples, None, data_args, data, DONE)
+        check_batch(examples, args, data_args.data_path)
+        check_evaluation(None, args)
+        record = run_record(settings, data, model_args, data_args, args)
+        if checkpoint:
+            check_unchanged(checkpoint, record, allow_changes=args.allow_changes)
+
+        preemption = Preemption()
+        skipped, sampler = count_skipped(examples, args, checkpoint), mixture_sampler(examples, args)
+        collator = RerankCollator(processor, data_args.rank_style)
+        trainer = RerankTrainer(
+            model=build_reranker(folder, model_args, args, settings.train_position_ids or settings.position_ids),
+            args=args,
+            settings=settings,
+            record=record,
+            skipped=skipped,
+            processing_class=processor,
+            data_collator=collator,
+            train_dataset=UsablePairs(examples, collator.encode, skipped.most),
+            sampler=sampler,
+            callbacks=[preemption, SetEpoch(sampler, examples), EarlyStopping()],
+        )
+        if args.dry_run:
+            print_dry_run(trainer, {"Yes": 0, "No": 1, "list": 2})
+            return
+        begin_output(args, checkpoint, settings, data, model_args, data_args)
+        fit(trainer, checkpoint, preemption)
+        note(DONE.format(args.output_dir))
 
 
 if __name__ == "__main__":

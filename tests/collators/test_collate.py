@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from lamra.collators.processing import IMAGE_TOKEN, Processor
 from lamra.collators.retrieval import RetrievalCollator
 from lamra.datasets.items import Item, Pair
+from lamra.datasets.usable import UsablePairs
 
 EMB = 151657  # upstream's <emb>, the token after the pooled position
 
@@ -44,7 +45,8 @@ def upstream_rows(upstream, group):
 def test_nli_batch_equals_upstream(shared, upstream, real_processor):
     frame = pd.read_csv(shared / "data" / "nli_sample.csv", dtype=str, keep_default_na=False)[:4]
     pairs = [Pair(Item(f"q{i}", row.sent0), Item(f"t{i}", row.sent1)) for i, row in frame.iterrows()]
-    batch = RetrievalCollator(real_processor)(pairs)
+    collator = RetrievalCollator(real_processor)
+    batch = collator(UsablePairs(pairs, collator.encode, most_faults=0).__getitems__(range(4)))
     assert batch.pop("num_queries") == 4 and batch.pop("ids") == ["q0", "q1", "q2", "q3"]
     assert rows(batch) == upstream_rows(upstream, "nli")
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lamra.datasets.pairs import Mixture, PairFile, Subset
-from lamra.train.arguments import DataArguments
+from lamra.train.flags import DataArguments
 from lamra.train.sampling import MixtureSampler
 from lamra.train.train_nli import load_pairs
 

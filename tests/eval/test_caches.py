@@ -25,7 +25,7 @@ from lamra.models import digests
 from lamra.models.digests import KEPT, MODEL_FILES, model_sha256
 from lamra.models.loading import load_trained, settings_to_train
 from lamra.models.settings import Settings
-from lamra.train.checkpoints import check_unchanged
+from lamra.train.record import check_unchanged
 
 
 def exchange(a, b) -> None:

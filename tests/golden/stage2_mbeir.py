@@ -34,7 +34,7 @@ from stage2_inputs import (
 from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import IGNORED
-from lamra.collators.retrieval import RetrievalCollator
+from lamra.collators.retrieval import RetrievalCollator, in_batch_order
 from lamra.datasets.items import Item, Pair
 from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.rows import Rows
@@ -133,9 +133,7 @@ class Stage2:
         compare_inputs(self.comparison, self.values, key, rows, "a training batch", tail=self.emb, skipped=skipped)
         self.labels(key, rows, skipped)
 
-        batch = collator.batch(pairs, encoded)
-        size = batch.pop("num_queries")
-        batch.pop("ids")
+        batch, size = self.training.pad(in_batch_order(encoded)), len(pairs)
         embedder = self.retriever.embedder.requires_grad_().train()
         embedder.zero_grad()
         kept = [row for row in range(len(rows)) if row not in skipped]

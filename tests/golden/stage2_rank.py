@@ -33,18 +33,19 @@ from lamra.collators.messages import (
     listwise_answer,
 )
 from lamra.collators.processing import Processor
-from lamra.collators.rerank import IGNORED, RerankTrainingCollator, Shown
+from lamra.collators.rerank import IGNORED, RerankCollator, Shown
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.rerank import RerankExample, RerankExamples, mined_candidates
+from lamra.datasets.usable import UsableBatch
 from lamra.eval.eval_rerank import WEIGHTS
 from lamra.eval.inference import RetrieverArguments
 from lamra.eval.judge import load_judge, reranked
 from lamra.eval.metrics import recall_at_k
 from lamra.models.loading import settings_to_rerank
 from lamra.models.reranker import Reranker
+from lamra.train.flags import RerankTrainingFlags
 from lamra.train.rerank_trainer import RerankTrainer
-from lamra.train.train_rerank import RerankTrainingArguments
 
 CAPTIONS_PER_IMAGE = 5
 PARTS = 3  # prompts of a training example: Yes, No, list
@@ -65,7 +66,7 @@ class Rank:
             rank_style="released",
             position_ids=None,
             train_position_ids=None,
-            text_max_tokens=RerankTrainingArguments.text_max_tokens,
+            text_max_tokens=RerankTrainingFlags.text_max_tokens,
             min_pixels=None,
             max_pixels=None,
         )
@@ -73,7 +74,7 @@ class Rank:
             self.drawn,
             min_pixels=self.settings.min_pixels,
             max_pixels=self.settings.max_pixels,
-            max_length=RerankTrainingArguments.model_max_length,
+            max_length=RerankTrainingFlags.model_max_length,
             text_max_tokens=self.settings.text_max_tokens,
         )
         self.candidates = {qid: docs["top100_docs"] for qid, docs in self.values.json["mined"].items()}
@@ -127,21 +128,21 @@ class Rank:
 
     def batch(self, key: str, entry: dict) -> dict:
         """A training batch. Upstream has the Yes of all examples, then the No of all, then all lists."""
-        collator = RerankTrainingCollator(self.training, [], most_faults=0, style=self.settings.rank_style)
+        collator = RerankCollator(self.training, self.settings.rank_style)
         examples = [self.example(drawn) for drawn in entry["examples"]]
         encoded = list(map(collator.encode, examples))
         size = len(examples)
         order = [PARTS * i + part for part in range(PARTS) for i in range(size)]  # our row of each of upstream's
         rows = [encoded[row // PARTS][row % PARTS] for row in order]
         compare_inputs(self.comparison, self.values, key, rows, "a training batch")
-        inputs = collator.batch(list(range(size)), examples, encoded)
+        inputs = collator(UsableBatch(list(range(size)), examples, encoded, []))
         labels, expected = inputs["labels"][order], self.values.tensors[f"{key}.labels"].long()
         width = max(labels.shape[1], expected.shape[1])
         labels, expected = (F.pad(part, (0, width - part.shape[1]), value=IGNORED) for part in (labels, expected))
         self.comparison.equal(self.values.key(f"{key}.labels"), "what the loss counts", labels, expected)
         has_loss = f"{key}.loss" in self.values.tensors
         if has_loss:
-            self.loss(key, {**inputs, "faults": []}, order)
+            self.loss(key, inputs, order)
         return {
             "examples": [self.could_be_drawn(drawn) for drawn in entry["examples"]],
             "texts": [rendered(self.training, row) for row in rows],

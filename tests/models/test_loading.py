@@ -19,8 +19,8 @@ from lamra.models import loading
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model, load_trained
 from lamra.models.settings import Settings
-from lamra.train.arguments import ModelArguments
 from lamra.train.build import load_to_train
+from lamra.train.flags import ModelArguments
 from lamra.train.throughput import flops_per_token
 
 

@@ -12,8 +12,9 @@ from test_golden import close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamra.collators.processing import Processor
-from lamra.collators.retrieval import TrainingCollator
+from lamra.collators.retrieval import RetrievalCollator
 from lamra.datasets.items import Item, Pair
+from lamra.datasets.usable import UsablePairs
 from lamra.models import losses
 from lamra.models.losses import info_nce
 
@@ -87,8 +88,8 @@ def test_equal_is_what_the_model_sees(tiny_model, tmp_path):
     ]
 
     def contents(mask_duplicates: bool, rows: list[int]) -> list[int]:
-        collator = TrainingCollator(Processor(tiny_model), pairs, most_faults=0, mask_duplicates=mask_duplicates)
-        return collator(rows)["contents"].tolist()
+        collator = RetrievalCollator(Processor(tiny_model), mask_duplicates)
+        return collator(UsablePairs(pairs, collator.encode, most_faults=0).__getitems__(rows))["item_ids"].tolist()
 
     query, other, target, same_target, negative, different = contents(True, [0, 1])
     assert query == negative and target == same_target and len({query, other, target, different}) == 4

@@ -23,14 +23,15 @@ from test_stage1 import STEPS, pretrain, settings
 from torch.utils.data import DataLoader
 
 from lamra.collators.processing import Processor, open_image
-from lamra.collators.retrieval import TrainingCollator
+from lamra.collators.retrieval import RetrievalCollator
 from lamra.common.cli import run
 from lamra.datasets.items import Item, Pair
+from lamra.datasets.usable import UsablePairs
 from lamra.train import train_nli
 from lamra.train.arguments import TrainingArguments
 from lamra.train.checkpoints import fault
-from lamra.train.limits import DiskGuard, memory_sentence
-from lamra.train.skipped import SkippedPairs
+from lamra.train.guards.full import DiskGuard, memory_sentence
+from lamra.train.guards.skipped import SkippedPairs
 
 # Pictures.
 
@@ -103,22 +104,23 @@ def test_a_picture_of_any_mode_is_shown_as_it_is(tmp_path):
 def test_a_faulty_pair_is_replaced_alike_by_any_number_of_workers(tiny_model, pictures):
     files = sorted(pictures.iterdir())
     pairs = [Pair(Item(f"q{i}", "A picture."), Item(f.name, images=(f,))) for i, f in enumerate(files)]
-    collator = TrainingCollator(Processor(tiny_model), pairs, most_faults=3)
+    collator = RetrievalCollator(Processor(tiny_model))
+    usable = UsablePairs(pairs, collator.encode, most_faults=3)
     rows = [[4, 5, 7], [16, 17, 18], [0, 1, 2]]
     for workers in (0, 2):
-        batches = list(DataLoader(range(40), batch_sampler=rows, collate_fn=collator, num_workers=workers))
+        batches = list(DataLoader(usable, batch_sampler=rows, collate_fn=collator, num_workers=workers))
         # 6 is faulty too, 7 is in the batch already: 8 stands for 5.
         assert [batch["ids"] for batch in batches] == [["q4", "q8", "q7"], ["q16", "q19", "q18"], ["q0", "q1", "q2"]]
         assert [[row for row, _ in batch["faults"]] for batch in batches] == [[5, 6], [17], []]
-        assert batches[0]["contents"].tolist() == [8, 16, 14, 9, 17, 15]
-        sound = collator([4, 8, 7])
+        assert batches[0]["item_ids"].tolist() == [8, 16, 14, 9, 17, 15]
+        sound = collator(usable.__getitems__([4, 8, 7]))
         assert sound.pop("faults") == [] and all(
             torch.equal(value, batches[0][name]) for name, value in sound.items() if isinstance(value, torch.Tensor)
         )
-    # Nothing else is left: a row of the batch stands twice, and "contents" says so.
-    whole = TrainingCollator(Processor(tiny_model), pairs[4:8], most_faults=3)([0, 1, 2, 3])
-    assert whole["ids"] == ["q4", "q7", "q7", "q7"] and whole["contents"].tolist() == [0, 6, 6, 6, 1, 7, 7, 7]
-    assert TrainingCollator(Processor(tiny_model), pairs, most_faults=1)([5]).keys() == {"faults"}
+    # Nothing else is left: a row of the batch stands twice, and "item_ids" say so.
+    whole = collator(UsablePairs(pairs[4:8], collator.encode, most_faults=3).__getitems__([0, 1, 2, 3]))
+    assert whole["ids"] == ["q4", "q7", "q7", "q7"] and whole["item_ids"].tolist() == [0, 6, 6, 6, 1, 7, 7, 7]
+    assert collator(UsablePairs(pairs, collator.encode, most_faults=1).__getitems__([5])).keys() == {"faults"}
 
 
 def test_what_a_pair_must_not_be_stops_after_a_share_of_the_data(tmp_path, capsys):
@@ -253,6 +255,6 @@ def test_cuda_out_of_memory_is_told_with_the_settings_that_need_less(monkeypatch
     )
     eight = TrainingArguments(output_dir=str(tmp_path), gradient_checkpointing=True, use_cpu=True)
     monkeypatch.setattr(TrainingArguments, "world_size", 8)
-    sentence = memory_sentence(eight, 5, total=80 * 2**30, allocated=78.5 * 2**30)
+    sentence = memory_sentence(eight, 5, total=80 * 2**30, allocated=78.5 * 2**30, in_batch_negatives=True)
     assert "the device has 80.0 GiB, 78.5 GiB were allocated" in sentence
     assert sentence.endswith("set GRAD_CACHE_CHUNK=72 (halve it again if that is too much), then DS_STAGE=zero3")

@@ -15,15 +15,20 @@ from safetensors.torch import load_file, save_file
 from test_faults import torchrun
 
 from lamra.collators.processing import Processor
-from lamra.collators.retrieval import TrainingCollator
+from lamra.collators.retrieval import RetrievalCollator
 from lamra.common.cli import run
+from lamra.common.errors import PictureError
 from lamra.datasets.items import Item, Pair
 from lamra.datasets.pairs import Mixture
+from lamra.datasets.usable import UsablePairs
 from lamra.models.losses import info_nce
 from lamra.train import train_nli
-from lamra.train.checkpoints import check_unchanged, checkpoint_to_resume, checkpoints, commit_checkpoint, fault
-from lamra.train.skipped import SkippedPairs
-from lamra.train.trainer import ContrastiveTrainer, StageTrainer
+from lamra.train.checkpoints import checkpoint_to_resume, checkpoints, commit_checkpoint, fault
+from lamra.train.contrastive_trainer import ContrastiveTrainer
+from lamra.train.guards.nonfinite import NonFinite
+from lamra.train.guards.skipped import SkippedPairs
+from lamra.train.record import check_unchanged
+from lamra.train.trainer import LamRATrainer
 
 EVERY_STEP = "--save_strategy steps --save_steps 1 --save_total_limit 20"
 
@@ -182,13 +187,14 @@ def test_bf16_under_zero2_writes_no_gradient_that_is_not_finite(world, tiny_mode
 
 def test_an_overflow_of_fp16_is_noted_while_its_scale_can_be_lowered(capsys, monkeypatch):
     """A stand-in for the Trainer: fp16 itself needs a GPU."""
-    trainer = object.__new__(StageTrainer)
+    trainer = object.__new__(LamRATrainer)
     scale = 2.0
     trainer.args = SimpleNamespace(fp16=True, on_nonfinite="skip", max_nonfinite=0, output_dir="nowhere")
-    trainer.state, trainer.is_deepspeed_enabled, trainer._skipped = SimpleNamespace(global_step=4), False, 0
+    trainer.state, trainer.is_deepspeed_enabled = SimpleNamespace(global_step=4), False
+    trainer.nonfinite = NonFinite(trainer.args)
     trainer.accelerator = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: scale))
     monkeypatch.setattr("transformers.Trainer._get_grad_norm", lambda *_: torch.inf)
-    assert trainer._get_grad_norm(None) == torch.inf and trainer._skipped == 0
+    assert trainer._get_grad_norm(None) == torch.inf and trainer.nonfinite.skipped == 0
     assert "note: step 5: fp16 overflows, the loss scale 2 is lowered" in capsys.readouterr().out
     scale = 1.0
     with pytest.raises(ValueError, match="step 5: more than --max_nonfinite 0 updates were not finite"):
@@ -239,18 +245,20 @@ def test_a_target_of_the_same_content_is_a_hit(tiny_model, monkeypatch, picture_
     )
     trainer.callback_handler = SimpleNamespace(on_evaluate=lambda *_: None)
     trainer.log = lambda _metrics: None
-    monkeypatch.setattr("lamra.train.trainer.encode", lambda _m, _p, items, **_: embeddings_of_a_perfect_model(items))
+    monkeypatch.setattr(
+        "lamra.train.contrastive_trainer.encode", lambda _m, _p, items, **_: embeddings_of_a_perfect_model(items)
+    )
     assert trainer.evaluate() == {"eval_accuracy": 1.0, "eval_recall@1": 1.0}
 
     texts = [Pair(*(Item(i.id, i.text or PICTURE) for i in (pair.query, pair.target))) for pair in pairs]
-    batch = TrainingCollator(Processor(tiny_model), texts, most_faults=0)(list(range(6)))
+    batch = batch_of(tiny_model, texts, list(range(6)))
     query, target = (embeddings_of_a_perfect_model([getattr(p, side) for p in pairs]) for side in ("query", "target"))
-    plain = info_nce(query, target, 0.05, batch["contents"])
-    counted = info_nce(query, target, 0.05, batch["contents"], batch["shown"])
+    plain = info_nce(query, target, 0.05, batch["item_ids"])
+    counted = info_nce(query, target, 0.05, batch["item_ids"], batch["hit_ids"])
     assert plain.loss == counted.loss and counted.accuracy == 1 > plain.accuracy
     other = query.clone()
     other[1] = 1 - other[1]  # answers with what belongs to another query
-    assert info_nce(other, target, 0.05, batch["contents"], batch["shown"]).accuracy == pytest.approx(5 / 6)
+    assert info_nce(other, target, 0.05, batch["item_ids"], batch["hit_ids"]).accuracy == pytest.approx(5 / 6)
     # A hard negative that looks like the query is no hit.
     shown = torch.tensor([1, 2, 11, 12, 1, 21])
     negative = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -271,8 +279,14 @@ class Faulty(list):
 
     def __getitem__(self, row):
         if row in self.faulty:
-            raise ValueError(f"row {row} cannot be read")
+            raise PictureError(f"row {row} cannot be read")
         return super().__getitem__(row)
+
+
+def batch_of(model: Path, pairs, rows: list[int], most_faults: int = 0) -> dict:
+    """What training makes of these rows."""
+    collator = RetrievalCollator(Processor(model))
+    return collator(UsablePairs(pairs, collator.encode, most_faults).__getitems__(rows))
 
 
 def texts(name: str, count: int, faulty=()) -> Faulty:
@@ -281,26 +295,25 @@ def texts(name: str, count: int, faulty=()) -> Faulty:
 
 def test_a_faulty_row_of_a_mixture_is_replaced_from_its_source(tiny_model, tmp_path):
     mixture = Mixture({"a": texts("a", 6, faulty=(4, 5)), "b": texts("b", 6, faulty=(2,))})
-    collator = TrainingCollator(Processor(tiny_model), mixture, most_faults=3)
-    assert collator([5, 0, 1])["ids"] == ["a2", "a0", "a1"]  # round to a's first rows, not on to b's
-    assert collator([8, 11])["ids"] == ["b3", "b5"]
+    assert batch_of(tiny_model, mixture, [5, 0, 1], 3)["ids"] == ["a2", "a0", "a1"]  # round to a's first, not on to b's
+    assert batch_of(tiny_model, mixture, [8, 11], 3)["ids"] == ["b3", "b5"]
     mixture.groups = {name: np.array(rows) for name, rows in mixture.groups.items()}  # as M-BEIR's are
-    assert collator([5, 0, 1])["ids"] == ["a2", "a0", "a1"]
+    assert batch_of(tiny_model, mixture, [5, 0, 1], 3)["ids"] == ["a2", "a0", "a1"]
     # Of the smallest source one row is always left.
     assert SkippedPairs(tmp_path, 1000, 0.5, resume=False, smallest=3).most == 2
     small = Mixture({"a": texts("a", 600), "b": texts("b", 3, faulty=(0, 1, 2))})
-    assert TrainingCollator(Processor(tiny_model), small, most_faults=2)([600]).keys() == {"faults"}
+    assert batch_of(tiny_model, small, [600], 2).keys() == {"faults"}
 
 
 def test_a_faulty_row_that_stands_twice_in_a_batch_counts_once(tiny_model, tmp_path):
     """One count in the collator and another in the trainer left one process without a batch, the others waiting."""
     pairs = texts("a", 8, faulty=(3,))
     skipped = SkippedPairs(tmp_path, len(pairs), 0.001, resume=False)
-    batch = TrainingCollator(Processor(tiny_model), pairs, skipped.most)([3, 0, 3, 1])
+    batch = batch_of(tiny_model, pairs, [3, 0, 3, 1], skipped.most)
     assert batch["ids"] == ["a4", "a0", "a5", "a1"] and batch["faults"] == [(3, "row 3 cannot be read")]
     skipped.add(batch["faults"], step=1)
     pairs.faulty = (3, 4)
-    batch = TrainingCollator(Processor(tiny_model), pairs, skipped.most)([3, 0, 3, 1])
+    batch = batch_of(tiny_model, pairs, [3, 0, 3, 1], skipped.most)
     assert batch.keys() == {"faults"}
     with pytest.raises(ValueError, match="2 of 8 pairs cannot be used"):
         skipped.add(batch["faults"], step=2)

@@ -14,7 +14,7 @@ from conftest import call, run_script
 
 from lamra.collators.messages import listwise_messages, pointwise_messages
 from lamra.collators.processing import Processor
-from lamra.collators.rerank import IGNORED, RankPrompts, RerankTrainingCollator
+from lamra.collators.rerank import IGNORED, RankPrompts, RerankCollator
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import INSTRUCTIONS, TRAIN_QUERIES, global_pool, local_pool
@@ -22,6 +22,7 @@ from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.qrels import read_qrels
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, id_key
 from lamra.datasets.rerank import RerankExamples
+from lamra.datasets.usable import UsablePairs
 from lamra.eval import compare_rerank, eval_mbeir, eval_rerank, mine_rerank
 from lamra.eval.judge import Judge, reranked
 from lamra.eval.report import write_ranking
@@ -31,9 +32,10 @@ from lamra.models.loading import load_reranker, settings_to_rerank, settings_to_
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings
 from lamra.train import train_rerank
-from lamra.train.arguments import ModelArguments
+from lamra.train.arguments import training_arguments
 from lamra.train.build import build_embedder, build_reranker
-from lamra.train.limits import memory_sentence
+from lamra.train.flags import ModelArguments, RerankTrainingFlags
+from lamra.train.guards.full import memory_sentence
 
 TASKS = "mscoco_task0_test,infoseek_task6"  # text to picture, picture and text to text
 
@@ -122,10 +124,10 @@ def test_draws_repeat_and_change_with_seed_and_epoch(mbeir, mined):
     assert first == draws() == draws("mined.json")
     assert first != draws(seed=1) and first != draws(epoch=1)
     assert {len(example.others) for example in first} == {1, 2, 3, 4}
-    assert {example.place for example in first} == {0, 1, 2, 3, 4}
+    assert {example.position for example in first} == {0, 1, 2, 3, 4}
     for example in first:
         assert example.positive.id not in {example.negative.id, *(item.id for item in example.others)}
-        assert 0 <= example.place <= len(example.others) == len({item.id for item in example.others})
+        assert 0 <= example.position <= len(example.others) == len({item.id for item in example.others})
 
 
 @pytest.mark.parametrize("real", [False, True])
@@ -133,13 +135,13 @@ def test_labels_are_the_assistants_whole_turn(request, mbeir, mined, tiny_model,
     folder = request.getfixturevalue("shared") / "data" / "qwen2vl_processor" if real else tiny_model
     processor = Processor(folder, max_length=2048, text_max_tokens=256)
     examples = RerankExamples(pairs_of(mbeir), [mined / "mined.jsonl"])
-    collator = RerankTrainingCollator(processor, examples, most_faults=0, style="clean")
+    collator = RerankCollator(processor, "clean")
     rows = list(range(5))  # one of each task
-    batch = collator(rows)
+    batch = collator(UsablePairs(examples, collator.encode, most_faults=0).__getitems__(rows))
     assert batch["labels"].shape == batch["input_ids"].shape == batch["attention_mask"].shape
     for i, row in enumerate(rows):
         example, decode = examples[row], processor.tokenizer.decode
-        answers = ["Yes", "No", f"Ans: ({example.place + 1})"]
+        answers = ["Yes", "No", f"Ans: ({example.position + 1})"]
         for j, answer in enumerate(answers):
             ids, labels = (batch[name][3 * i + j] for name in ("input_ids", "labels"))
             ids = ids[: batch["attention_mask"][3 * i + j].sum()]
@@ -148,7 +150,7 @@ def test_labels_are_the_assistants_whole_turn(request, mbeir, mined, tiny_model,
             assert torch.equal(labels[counted], ids[-counted.sum() :])
         if example.positive.text:  # and it stands where the answer says
             found = decode(batch["input_ids"][3 * i + 2])
-            assert f"({example.place + 1}) {example.positive.text}" in found
+            assert f"({example.position + 1}) {example.positive.text}" in found
     assert batch["ids"] == [examples[row].query.id for row in rows]
 
 
@@ -513,14 +515,14 @@ def test_what_is_refused(fails, trained, mbeir, rankings, mined, tiny_model, tmp
 
 
 def test_memory_without_in_batch_negatives_is_saved_by_accumulation():
-    args = train_rerank.RerankTrainingArguments(output_dir="x", use_cpu=True, gradient_checkpointing=True)
-    sentence = memory_sentence(args, 5, total=80 * 2**30, allocated=79 * 2**30)
+    args = training_arguments(RerankTrainingFlags(output_dir="x", use_cpu=True, gradient_checkpointing=True))
+    sentence = memory_sentence(args, 5, total=80 * 2**30, allocated=79 * 2**30, in_batch_negatives=False)
     assert sentence.endswith("the batch can stay: set PER_DEVICE_BATCH_SIZE=1 GRAD_ACCUM=8")
 
 
 def test_what_is_trained_in_full(tiny_model):
     """Without LoRA a reranker learns the words of its answers too; an embedder has no use for them."""
-    args = train_rerank.RerankTrainingArguments(output_dir="x", use_cpu=True)
+    args = training_arguments(RerankTrainingFlags(output_dir="x", use_cpu=True))
     flags = ModelArguments(use_lora=False)
     for build, trained in ((build_reranker, True), (build_embedder, False)):
         model = build(tiny_model, flags, args, "mrope").stock

@@ -29,8 +29,10 @@ from lamra.common.processes import Owner
 from lamra.eval import embed, eval_mbeir, eval_rerank, mine_rerank, zeroshot
 from lamra.export import merge_lora
 from lamra.models.loading import load_trained
+from lamra.models.saving import whole_model
 from lamra.models.settings import Settings
 from lamra.train import checkpoints, train_nli
+from lamra.train.output import clear_output, prepare_output
 
 
 def train(world: Path, model: Path, output: Path, *flags) -> None:
@@ -101,10 +103,10 @@ def test_force_deletes_what_belongs_to_the_run_and_nothing_else(copy, fails, tmp
     train(world, tiny_model, copy, "--dry_run", "True", "--force", "True")
     assert content(copy) == before
 
-    checkpoints.clear_output(copy)
+    clear_output(copy)
     assert sorted(path.name for path in copy.iterdir()) == ["checkpoint-best", "notes.txt"]
     assert checkpoints.fault(elsewhere) is None
-    checkpoints.prepare_output(copy, tiny_model, force=False, resume=None)
+    prepare_output(copy, tiny_model, force=False, resume=None)
 
 
 def test_a_link_to_a_checkpoint_is_not_followed(copy, tmp_path):
@@ -141,11 +143,11 @@ def test_no_run_writes_over_the_model_that_it_trains_or_a_model_of_others(copy, 
 
 
 def test_a_run_that_was_stopped_early_is_no_published_model(copy, tiny_model, fails, world):
-    checkpoints.clear_output(copy)
+    clear_output(copy)
     (copy / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="was stopped before its first checkpoint: .* start again with --force True"):
-        checkpoints.prepare_output(copy, tiny_model, force=False, resume=None)
-    checkpoints.prepare_output(copy, tiny_model, force=True, resume=None)
+        prepare_output(copy, tiny_model, force=False, resume=None)
+    prepare_output(copy, tiny_model, force=True, resume=None)
     shutil.copytree(tiny_model, copy, dirs_exist_ok=True)
     with pytest.raises(ValueError, match="is half-written: its run.json says that a training began"):
         load_trained(copy, dtype=torch.float32)
@@ -166,7 +168,7 @@ def test_a_kill_between_two_renames_loses_no_checkpoint(copy, tiny_model, monkey
         checkpoints.commit_checkpoint(partial, copy / "checkpoint-1", record={}, keep=1)
     monkeypatch.undo()
     assert not checkpoints.checkpoints(copy)
-    checkpoints.prepare_output(copy, tiny_model, force=False, resume="auto")
+    prepare_output(copy, tiny_model, force=False, resume="auto")
     assert checkpoints.checkpoint_to_resume(copy, "auto") == str(copy / "checkpoint-1")
 
 
@@ -183,7 +185,7 @@ def test_a_model_takes_its_place_as_a_whole(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for number, interrupt in ((1, False), (2, True), (3, False)):
         try:
-            with checkpoints.whole_model(tmp_path) as folder:
+            with whole_model(tmp_path) as folder:
                 for name in ("config.json", "lamra.json", "model.safetensors"):
                     (folder / name).write_text(str(number))
                 if interrupt:
@@ -342,7 +344,7 @@ def test_files_are_decided_on_by_one_process(tmp_path):
                     for file in range(5):
                         (folder / f"checkpoint-{step}" / f"{file}.pt").touch()
             dist.barrier()
-            processes.on_first_process(lambda folder=folder: checkpoints.clear_output(folder))
+            processes.on_first_process(lambda folder=folder: clear_output(folder))
             assert not list(folder.iterdir())
 
         def refuse():

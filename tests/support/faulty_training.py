@@ -6,7 +6,7 @@ import torch
 
 from lamra.common.cli import run
 from lamra.train import train_nli
-from lamra.train.trainer import ContrastiveTrainer
+from lamra.train.contrastive_trainer import ContrastiveTrainer
 
 STEPS = (4, 6)
 

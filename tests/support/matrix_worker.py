@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lamra.models.backbone import Backbone
 from lamra.models.losses import info_nce
-from lamra.train.arguments import ModelArguments
 from lamra.train.build import build_embedder, build_reranker
+from lamra.train.flags import ModelArguments
 
 IMAGE, START, END = 507, 505, 506
 WORLD, QUERIES, CHUNK = 2, 2, 3  # processes, queries of each, rows of a gradient-cache chunk

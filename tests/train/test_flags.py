@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import transformers
 from conftest import ROOT
+from transformers import HfArgumentParser
 
-from lamra.train import inherited, train_nli, train_rerank
-from lamra.train.arguments import ModelArguments, TrainingArguments
-from lamra.train.checkpoints import run_record
+from lamra.models.settings import Settings
+from lamra.train import inherited, train_nli
+from lamra.train.arguments import TrainingArguments
+from lamra.train.flags import (
+    DataArguments,
+    MBEIRDataArguments,
+    ModelArguments,
+    RerankModelArguments,
+    RerankTrainingFlags,
+)
+from lamra.train.record import CANNOT_CHANGE, DECISIVE, check_unchanged, run_record
 
 HERE = {argument.name for argument in fields(transformers.TrainingArguments)}
 
@@ -30,6 +39,27 @@ def test_what_becomes_of_each_inherited_argument_is_said():
     assert HERE - set().union(*tables) == set()
     assert sum(map(len, tables)) == len(set().union(*tables))
     assert (ROOT / "docs" / "flags.md").read_text() == inherited.table()
+
+
+def test_inherited_flags_are_parsed_as_transformers_own():
+    """The light table stands in for transformers.TrainingArguments, whose import takes seconds."""
+    ours, theirs = (
+        {tuple(action.option_strings): action for action in HfArgumentParser(kind)._actions}
+        for kind in (inherited.InheritedFlags, transformers.TrainingArguments)
+    )
+    assert list(ours) == list(theirs)
+    long_lists = {"lr_scheduler_type", "optim", "hub_strategy"}  # their values are transformers' own to refuse
+    refused_anyway = {"parallelism_config", "debug"}
+    for options, action in theirs.items():
+        mine = ours[options]
+        if action.dest in refused_anyway:
+            continue
+        assert (mine.dest, mine.default, mine.const) == (action.dest, action.default, action.const)
+        if action.dest in long_lists:
+            assert mine.type is str and mine.choices is None
+        else:
+            assert mine.nargs == action.nargs and (mine.type == action.type or action.choices)
+            assert set(mine.choices or ()) == set(action.choices or ()), action.dest
 
 
 def other_than_default(name: str):
@@ -114,13 +144,11 @@ def test_what_users_ask_for_is_accepted(make):
     make(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs='{"min_lr": 1e-5}')
 
 
-def test_a_reranker_has_no_temperature(make, tiny_model):
+def test_a_reranker_has_no_temperature(make):
     with pytest.raises(ValueError, match="--temperature 0.1: expected no value: a reranker's loss has none"):
-        make(train_rerank.RerankTrainingArguments, temperature=0.1)
-    model_args = ModelArguments(model_local_path=str(tiny_model), last_token_only=False)
-    data_args = train_rerank.RerankDataArguments(mined="m.jsonl")
+        make(RerankTrainingFlags, temperature=0.1)
     with pytest.raises(ValueError, match="--last_token_only False: expected no value"):
-        train_rerank.RerankStage(model_args, data_args, make(train_rerank.RerankTrainingArguments))
+        RerankModelArguments(last_token_only=False)
 
 
 def test_data_from_which_nothing_can_be_learnt(fails, no_model, world, tiny_model, tmp_path):
@@ -145,8 +173,8 @@ def test_what_decides_a_result_is_recorded(make, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     args = make(lr_scheduler_kwargs='{"num_cycles": 1}', optim_args="a=b", data_seed=3)
     args.deepspeed = "ds_configs/zero2.json"
-    settings = train_rerank.Settings("base", "sequential")
-    record = run_record(settings, {"sha256": "x"}, ModelArguments(), train_nli.DataArguments(image_root="p"), args)
+    data, settings = {"sha256": "x"}, Settings("base", "sequential")
+    record = run_record(settings, data, ModelArguments(), DataArguments(image_root="p"), args)
     assert record["lr_scheduler_kwargs"] == {"num_cycles": 1} and record["optim_args"] == "a=b"
     assert record["image_root"] == "p" and record["dataloader_drop_last"] is True and record["tf32"] is None
     assert record["deepspeed"] == "zero2.json" and record["model_max_length"] == 1024
@@ -154,3 +182,30 @@ def test_what_decides_a_result_is_recorded(make, tmp_path, monkeypatch):
     for stage in (2, 3):
         config = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
         assert config["bf16"]["check_grad_overflow"] is True
+
+
+@pytest.mark.parametrize("flag", sorted(DECISIVE | {"max_pixels", "position_ids", "temperature", "text_max_tokens"}))
+def test_what_decides_a_result_may_not_change_at_a_resume(make, tmp_path, monkeypatch, capsys, flag):
+    monkeypatch.chdir(ROOT)
+    settings, data = Settings("base", "sequential"), {"sha256": "x"}
+    groups = [ModelArguments(), DataArguments(), MBEIRDataArguments(), make()]
+
+    def record() -> dict:
+        return run_record(settings, data, *groups)
+
+    (tmp_path / "manifest.json").write_text(json.dumps(record()))
+    check_unchanged(tmp_path, record(), allow_changes=False)
+    changed = "ds_configs/zero2.json" if flag == "deepspeed" else 3
+    if flag in vars(settings):
+        settings = replace(settings, **{flag: changed})
+    else:
+        (group,) = (group for group in groups if hasattr(group, flag))
+        setattr(group, flag, changed)
+    with pytest.raises(ValueError, match=f"belongs to another run: .*{flag} was "):
+        check_unchanged(tmp_path, record(), allow_changes=False)
+    if flag in CANNOT_CHANGE:
+        with pytest.raises(ValueError, match=f"{flag} was .*; set them back$"):
+            check_unchanged(tmp_path, record(), allow_changes=True)
+    else:
+        check_unchanged(tmp_path, record(), allow_changes=True)
+        assert f"note: {flag} changes from " in capsys.readouterr().out

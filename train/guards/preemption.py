@@ -16,21 +16,21 @@ class Preemption(TrainerCallback):
     """SIGTERM or SIGINT to any process lets every process save after the step it is in. `happened` tells afterwards."""
 
     def __init__(self):
-        self.asked = self.happened = False
+        self.requested = self.happened = False
         self.process = os.getpid()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+            signal.signal(number, self._request)
 
-    def _ask(self, number, _frame) -> None:
+    def _request(self, number, _frame) -> None:
         if os.getpid() == self.process:
-            self.asked = True
+            self.requested = True
         elif number == signal.SIGTERM:  # a data worker, forked with this handler: it is told to end
             os._exit(0)
 
     def on_step_end(self, args, state, control, **_):
-        asked = torch.tensor(float(self.asked), device=args.device)
+        requested = torch.tensor(float(self.requested), device=args.device)
         if dist.is_initialized():
-            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        if asked:
+            dist.all_reduce(requested, op=dist.ReduceOp.MAX)
+        if requested:
             self.happened = True
             control.should_save = control.should_training_stop = True

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -16,11 +17,14 @@ from lamra.common.files import DISK_ERRORS, MIB, is_disk_full
 from lamra.train.arguments import TrainingArguments
 from lamra.train.checkpoints import checkpoints
 
+if TYPE_CHECKING:
+    from lamra.train.trainer import LamRATrainer  # which keeps a DiskGuard
+
 GIB = 2**30
 
 
 class DiskGuard:
-    """Keeps a full disk in mind until all processes can stop at the same place.
+    """Keeps a full disk in mind until all processes can stop together.
 
     A process that raises in the middle of saving would leave the others waiting for it in a collective call.
     """
@@ -57,8 +61,8 @@ class DiskGuard:
 
 
 @contextmanager
-def explained(trainer) -> Iterator[None]:
-    """Turn a full GPU or disk during a StageTrainer's work into a UserError with the numbers and the way out."""
+def tell_when_full(trainer: LamRATrainer) -> Iterator[None]:
+    """Turn a full GPU or disk during a trainer's work into a UserError with the numbers and the way out."""
     args = trainer.args
     try:
         yield
@@ -66,7 +70,9 @@ def explained(trainer) -> Iterator[None]:
         on_cuda = args.device.type == "cuda"
         total = torch.cuda.get_device_properties(args.device).total_memory if on_cuda else 0
         allocated = torch.cuda.max_memory_allocated(args.device) if on_cuda else 0
-        raise UserError(memory_sentence(args, trainer.state.global_step + 1, total, allocated)) from None
+        raise UserError(
+            memory_sentence(args, trainer.state.global_step + 1, total, allocated, trainer.in_batch_negatives)
+        ) from None
     except DISK_ERRORS as error:
         if not is_disk_full(error):
             raise
@@ -86,17 +92,20 @@ def disk_sentence(folder: Path, step: int) -> str:
     )
 
 
-def memory_sentence(args: TrainingArguments, step: int, total: float, allocated: float) -> str:
+def memory_sentence(
+    args: TrainingArguments, step: int, total: float, allocated: float, in_batch_negatives: bool
+) -> str:
     """What to say when CUDA is out of memory, and which settings need less and give the same result.
 
     Args:
         total, allocated: bytes of the device, and the most that this process had allocated.
+        in_batch_negatives: the loss is one over the whole batch; otherwise accumulation gives the same.
     """
     prompts = args.grad_cache_chunk or 2 * args.per_device_train_batch_size
     way_out = [] if args.gradient_checkpointing else ["GRADIENT_CHECKPOINTING=True"]
-    if args.contrastive and prompts > 1:
+    if in_batch_negatives and prompts > 1:
         way_out.append(f"GRAD_CACHE_CHUNK={prompts // 2} (halve it again if that is too much)")
-    elif args.per_device_train_batch_size > 1:  # without in-batch negatives, accumulation gives the same
+    elif args.per_device_train_batch_size > 1:
         batch, accumulated = args.per_device_train_batch_size // 2, 2 * args.gradient_accumulation_steps
         way_out.append(f"PER_DEVICE_BATCH_SIZE={batch} GRAD_ACCUM={accumulated}")
     way_out += ["DS_STAGE=zero3"] if args.world_size > 1 and "zero3" not in str(args.deepspeed) else []

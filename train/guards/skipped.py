@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch.distributed as dist
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
-from lamra.common.processes import of_all_processes, on_first_process
+from lamra.common.processes import is_first_process, of_all_processes, on_first_process
+from lamra.train.arguments import TrainingArguments
 
 FILE_NAME = "skipped.jsonl"
 
@@ -44,7 +44,7 @@ class SkippedPairs:
                 continue
             self.rows.add(row)
             note(f"row {row} is left out: {reason}")
-            if _is_first_process():
+            if is_first_process():
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.file, "a") as file:
                     file.write(json.dumps({"step": step, "row": row, "reason": reason}) + "\n")
@@ -56,5 +56,12 @@ class SkippedPairs:
                 )
 
 
-def _is_first_process() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+def count_skipped(pairs: Sequence, args: TrainingArguments, checkpoint: str | None) -> SkippedPairs:
+    """The count of pairs that cannot be used; a run that goes on from a checkpoint continues it."""
+    return SkippedPairs(
+        args.output_dir,
+        len(pairs),
+        args.max_skipped_share,
+        resume=bool(checkpoint),
+        smallest=min(map(len, getattr(pairs, "groups", {}).values()), default=None),
+    )

@@ -11,8 +11,9 @@ import torch
 from lamra.collators.processing import Processor
 from lamra.common.cli import parse, require, run
 from lamra.common.lock import folder_lock
+from lamra.models.base_model import base_under
 from lamra.models.folders import is_adapter, local_folder
-from lamra.models.loading import base_under, load_trained
+from lamra.models.loading import load_trained
 from lamra.models.saving import MODEL_MARKS, whole_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

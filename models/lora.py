@@ -1,8 +1,7 @@
-"""LoRA on Qwen2-VL: which linears, wrap, load, merge."""
+"""What of a stock Qwen2-VL is trained: LoRA on its linears, and modules that are trained in full."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from lamra.common.errors import UserError
 # Matched against whole module names. "model" as a substring would match the vision tower too.
 LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 VISION_LINEARS = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|gate_proj|up_proj|down_proj))"
+VISION_PROJECTOR_MODULES = ("visual.merger",)  # a name for PEFT's modules_to_save
 
 
 def add_lora(
@@ -43,7 +43,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     """Put the LoRA adapter of `folder` on a stock model; adapters written under transformers 4 load too.
 
     Raises:
-        UserError: a tensor of the adapter has no place in the model, or the other way round.
+        UserError: a tensor of the adapter has no module in the model, or the other way round.
     """
     folder = Path(folder)
     config = LoraConfig.from_pretrained(folder)
@@ -83,6 +83,20 @@ def _take_embeddings(model: nn.Module, state: dict) -> None:
         weight[:common] = rows[:common]
 
 
-def adapter_base_model(folder: str | Path) -> str | None:
-    """The base model's path that an adapter folder names, if it names one."""
-    return json.loads((Path(folder) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+def freeze(
+    model: nn.Module, *, language: bool, vision_encoder: bool, vision_projector: bool, lm_head: bool = False
+) -> None:
+    """Leave gradients on for the named parts of a stock model only; an embedder has no use for its lm_head."""
+    model.requires_grad_(False)
+    if language:
+        model.model.language_model.requires_grad_(True)
+    if lm_head:  # only then: it may be the token embeddings themselves
+        model.lm_head.requires_grad_(True)
+    if vision_encoder:
+        model.model.visual.requires_grad_(True)
+    model.model.visual.merger.requires_grad_(vision_projector)
+
+
+def vision_encoder_modules(model: nn.Module) -> tuple[str, ...]:
+    """Names of the vision tower's modules without its projector, as PEFT's modules_to_save wants them."""
+    return ("visual.patch_embed", *(f"visual.blocks.{i}" for i in range(len(model.model.visual.blocks))))

@@ -16,7 +16,7 @@ from lamra.common.cli import note, require, require_finite
 from lamra.common.errors import UserError
 from lamra.common.processes import TIMEOUT, check_devices, default_workers
 from lamra.datasets.pairs import DATA_FORMATS
-from lamra.models.backbone import POSITION_IDS
+from lamra.models.settings import POSITION_IDS
 from lamra.train.inherited import NOTED, REFUSED
 
 MEASURES = ("recall@1", "accuracy")  # what an evaluation during training gives

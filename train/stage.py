@@ -18,8 +18,7 @@ from lamra.common.errors import UserError
 from lamra.common.lock import folder_lock
 from lamra.common.processes import on_first_process
 from lamra.models.folders import model_folder
-from lamra.models.loading import settings_to_train
-from lamra.models.settings import Settings
+from lamra.models.settings import Settings, settings_to_train
 from lamra.train.arguments import ModelArguments, TrainingArguments
 from lamra.train.build import build_embedder
 from lamra.train.checkpoints import (

@@ -13,10 +13,8 @@ from lamra.common.cli import note, require, run
 from lamra.common.files import sha256
 from lamra.datasets.mbeir.pairs import open_pairs
 from lamra.datasets.rerank import RerankExamples
-from lamra.models.backbone import POSITION_IDS
 from lamra.models.folders import local_folder
-from lamra.models.loading import RERANKER_TEXT_MAX_TOKENS, settings_to_rerank
-from lamra.models.settings import Settings
+from lamra.models.settings import POSITION_IDS, RERANKER_TEXT_MAX_TOKENS, Settings, settings_to_rerank
 from lamra.train.arguments import ModelArguments, TrainingArguments
 from lamra.train.build import build_reranker
 from lamra.train.rerank_trainer import RerankTrainer

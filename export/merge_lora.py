@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -12,9 +11,9 @@ from lamra.collators.processing import Processor
 from lamra.common.cli import parse, require, run
 from lamra.common.lock import folder_lock
 from lamra.models.base_model import base_under
-from lamra.models.folders import is_adapter, local_folder
+from lamra.models.folders import is_adapter, is_model, local_folder
 from lamra.models.loading import load_trained
-from lamra.models.saving import MODEL_MARKS, whole_model
+from lamra.models.saving import whole_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -32,8 +31,7 @@ class MergeArguments:
         require(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
         self.model_id = local_folder(self.model_id, "model_id")
         require(is_adapter(self.model_id), "model_id", self.model_id, "a folder with adapter_config.json")
-        is_model = any((Path(self.save_path) / mark).exists() for mark in MODEL_MARKS)
-        require(not is_model, "save_path", self.save_path, "a folder without a model")
+        require(not is_model(self.save_path), "save_path", self.save_path, "a folder without a model")
         self.original_model_id = base_under(self.model_id, self.original_model_id)
 
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from peft import PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+)
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
@@ -35,7 +41,7 @@ def attention_implementation(requested: str | None, device: torch.device | str, 
 
 def load_model(
     folder: str | Path, *, dtype: torch.dtype, attn_implementation: str = "sdpa", quantize: bool = False
-) -> nn.Module:
+) -> PreTrainedModel:
     """The stock model in `folder`, every weight of it read from safetensors.
 
     Args:
@@ -88,7 +94,7 @@ def load_model(
 
 
 def load_embedder(
-    folder: str | Path, original_model: str | Path | None = None, *, padding_free: bool = True, **options
+    folder: str | Path, original_model: str | Path | None = None, *, padding_free: bool = True, **options: Any
 ) -> tuple[Embedder, Settings]:
     """An Embedder for evaluation from an adapter folder, a merged folder or a bare base model.
 
@@ -100,7 +106,7 @@ def load_embedder(
 
 
 def load_reranker(
-    folder: str | Path, original_model: str | Path | None = None, *, padding_free: bool = True, **options
+    folder: str | Path, original_model: str | Path | None = None, *, padding_free: bool = True, **options: Any
 ) -> tuple[Reranker, Settings]:
     """A Reranker for evaluation, as `load_embedder`; a retriever is refused, a bare base model answers untrained."""
     model, settings = load_trained(folder, original_model, role="reranker", **options)
@@ -119,7 +125,7 @@ def load_trained(
     position_ids: str | None = None,
     max_pixels: int | None = None,
     merge: bool = True,
-) -> tuple[nn.Module, Settings]:
+) -> tuple[PreTrainedModel | PeftModel, Settings]:
     """The stock or PEFT model of an adapter folder, a merged folder or a bare base model, and its settings.
 
     Args:

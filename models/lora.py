@@ -7,7 +7,8 @@ from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lamra.common.errors import UserError
 
@@ -18,7 +19,7 @@ VISION_PROJECTOR_MODULES = ("visual.merger",)  # a name for PEFT's modules_to_sa
 
 
 def add_lora(
-    model: nn.Module, *, r: int, alpha: int, dropout: float, vision: bool = False, trained: tuple[str, ...] = ()
+    model: PreTrainedModel, *, r: int, alpha: int, dropout: float, vision: bool = False, trained: tuple[str, ...] = ()
 ) -> PeftModel:
     """Wrap a stock model with LoRA on every linear of the language model (q k v o gate up down).
 
@@ -39,7 +40,7 @@ def todays_name(name: str) -> str:
     return re.sub(r"(^|base_model\.model\.)visual\b", r"\1model.visual", name)
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     """Put the LoRA adapter of `folder` on a stock model; adapters written under transformers 4 load too.
 
     Raises:
@@ -70,10 +71,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     return peft_model
 
 
-def _take_embeddings(model: nn.Module, state: dict) -> None:
+def _take_embeddings(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
     """Move an adapter's copy of the token embeddings into the model, and drop its lm_head, which embeds nothing.
 
-    PEFT adds both when the vocabulary was resized, as upstream's was for <emb>; rows that only one side has are unused.
+    PEFT adds both when the vocabulary was resized, as upstream's was for <emb>; rows that the other lacks are unused.
     """
     state.pop("base_model.model.lm_head.weight", None)
     rows = state.pop("base_model.model.model.language_model.embed_tokens.weight", None)
@@ -84,7 +85,7 @@ def _take_embeddings(model: nn.Module, state: dict) -> None:
 
 
 def freeze(
-    model: nn.Module, *, language: bool, vision_encoder: bool, vision_projector: bool, lm_head: bool = False
+    model: PreTrainedModel, *, language: bool, vision_encoder: bool, vision_projector: bool, lm_head: bool = False
 ) -> None:
     """Leave gradients on for the named parts of a stock model only; an embedder has no use for its lm_head."""
     model.requires_grad_(False)
@@ -97,6 +98,6 @@ def freeze(
     model.model.visual.merger.requires_grad_(vision_projector)
 
 
-def vision_encoder_modules(model: nn.Module) -> tuple[str, ...]:
+def vision_encoder_modules(model: PreTrainedModel) -> tuple[str, ...]:
     """Names of the vision tower's modules without its projector, as PEFT's modules_to_save wants them."""
     return ("visual.patch_embed", *(f"visual.blocks.{i}" for i in range(len(model.model.visual.blocks))))

@@ -58,7 +58,7 @@ class Settings:
     base_sha256: str | None = None
     quantized: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.min_pixels <= self.max_pixels:
             raise UserError(f"--min_pixels {self.min_pixels}: expected 1 to --max_pixels ({self.max_pixels})")
 
@@ -143,13 +143,11 @@ def default_settings(folder: str | Path, role: str | None = None, **flags: Any) 
     if role == "reranker":
         given = {"position_ids": RERANKER_POSITION_IDS, "role": role, "rank_style": "released"} | given
     elif "position_ids" not in given:
-        given["position_ids"] = DEFAULT_POSITION_IDS[architecture(folder)]
+        given |= {"position_ids": DEFAULT_POSITION_IDS[architecture(folder)]}
     return Settings(str(folder), **given)
 
 
-def settings_to_train(
-    folder: str | Path, *, text_max_tokens: int | None, temperature: float, **flags: int | str | None
-) -> Settings:
+def settings_to_train(folder: str | Path, *, text_max_tokens: int | None, temperature: float, **flags: Any) -> Settings:
     """Settings for training on top of the model in `folder`: a merged LamRA model goes on with what it remembers.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -96,7 +97,7 @@ def conclusions(frame: pd.DataFrame) -> list[tuple[str, str]]:
         ("text alone is the best data", joined([exceeds(text, other) for other in others] if text in means else [])),
         (
             "text alone rises steadily with its size",
-            joined([exceeds(("text", b), ("text", a)) for a, b in zip(sizes, sizes[1:])]),
+            joined([exceeds(("text", b), ("text", a)) for a, b in pairwise(sizes)]),
         ),
         (
             "mixing lowers the result of text alone",

@@ -66,7 +66,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
         raise UserError(
             f"the adapter in {folder} does not fit the base model: {len(trainable)} tensors are missing and "
             f"{len(result.unexpected_keys)} have no place, for example "
-            f"{sorted(trainable | set(result.unexpected_keys))[0]}. Give the base model it was trained on."
+            f"{min(trainable | set(result.unexpected_keys))}. Give the base model it was trained on."
         )
     return peft_model
 

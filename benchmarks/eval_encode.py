@@ -1,4 +1,4 @@
-"""The evaluation loop on captioned pictures: against one item at a time, and against fixed batches of 4.
+"""The evaluation loop on captioned pictures: against batches of a single item, and against fixed batches of 4.
 
 python benchmarks/eval_encode.py [--model_id DIR --image_data_path PICTURES --text_data_path CAPTIONS.json]
 

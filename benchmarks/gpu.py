@@ -9,9 +9,9 @@
     g  LamRA-Rank: a training step, and pointwise answers
     h  4-bit base weights under LoRA
 
-Each part is a process of its own within its own time, so that one that fails, hangs or fills the memory does not stop
-the next. Results are written as they come: results.jsonl, results.md, profile.txt. Neither deepspeed nor flash-attn is
-needed. `--tiny` runs everything in a small size, also on a CPU.
+Each part is a process of its own within its own time, so that a part that fails, hangs or fills the memory does not
+stop the next. Results are written as they come: results.jsonl, results.md, profile.txt. Neither deepspeed nor
+flash-attn is needed. `--tiny` runs everything in a small size, also on a CPU.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ from lamra.train.throughput import flops_per_token, peak_flops
 
 GIB = 2**30
 RESULTS, TABLE, PROFILE = "results.jsonl", "results.md", "profile.txt"
+Model = TypeVar("Model", Embedder, Reranker)
 WORDS = ("a", "red", "dog", "runs", "over", "the", "green", "grass", "beside", "two", "people", "who", "hold", "kites")
 
 
@@ -86,7 +88,7 @@ class Machine:
         return "tiny" if self.tiny else "7b"
 
     def of(self, full: int, tiny: int) -> int:
-        """A number in full size, or a small one."""
+        """`full`, or `tiny` where everything runs in a small size."""
         return tiny if self.tiny else full
 
     def synchronize(self) -> None:
@@ -111,7 +113,7 @@ class Machine:
         return found | ({"peak_gib": torch.cuda.max_memory_allocated() / GIB} if self.cuda else {})
 
 
-def trained_in_float32(model: torch.nn.Module) -> torch.nn.Module:
+def trained_in_float32(model: Model) -> Model:
     """As in training: frozen weights in bf16, what is trained in float32."""
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -164,11 +166,11 @@ def optimizer_of(model: torch.nn.Module, machine: Machine) -> torch.optim.Optimi
     return torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0, fused=machine.cuda)
 
 
-def throughput(found: dict, tokens: float, embedder, machine: Machine) -> dict:
+def throughput(found: dict, tokens: float, model: Embedder | Reranker, machine: Machine) -> dict:
     """Tokens that can influence the loss a second, and the share of the device's peak that they need."""
     found["useful_tokens_per_second"] = tokens / found["seconds"]
     if peak := peak_flops(torch.device(machine.device)):
-        found["mfu"] = tokens * flops_per_token(embedder) / found["seconds"] / peak
+        found["mfu"] = tokens * flops_per_token(model) / found["seconds"] / peak
     return found
 
 
@@ -340,7 +342,7 @@ def part_e(machine: Machine) -> Iterator[tuple[str, dict]]:
         results[device] = search(query, gallery, 50, blocks, device)
         found[f"{device}_seconds"] = time.perf_counter() - start
     (scores, indices), (exact, expected) = results[machine.device], results["cpu"]
-    found["equal_places"] = (indices == expected).float().mean().item()
+    found["equal_indices"] = (indices == expected).float().mean().item()
     found["largest_score_difference"] = (scores - exact).abs().max().item()
     yield f"{queries} queries in {rows} x {size}, top 50", found
 
@@ -384,8 +386,8 @@ def part_g(machine: Machine) -> Iterator[tuple[str, dict]]:
         encoded.append(prompts.listwise(query, candidates[: machine.of(5, 2)], "Ans: (1)"))
         batch = processor.pad(machine.of(4, 1) * encoded)
         labels = torch.full_like(batch["input_ids"], IGNORED)
-        for row, one in zip(labels, machine.of(4, 1) * encoded):
-            row[len(one["input_ids"]) - one["labels"] : len(one["input_ids"])] = 1
+        for row, prompt in zip(labels, machine.of(4, 1) * encoded):
+            row[len(prompt["input_ids"]) - prompt["labels"] : len(prompt["input_ids"])] = 1
         batch["asked"] = F.pad(labels[:, 1:] != IGNORED, (0, 1))
         answers = batch["input_ids"][labels != IGNORED].to(machine.device)
         batch = {name: tensor.to(machine.device) for name, tensor in batch.items()}
@@ -487,10 +489,10 @@ def table(device: str, results: list[dict]) -> str:
     for found in results:
         name, case = found["part"], found.get("case", "-")
         values = {key: value for key, value in found.items() if key not in ("part", "case", "note")}
-        shown = [
+        figures = [
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
         ]
-        lines.append(f"| {name} {PARTS[name][0]} | {case} | {found.get('note', ', '.join(shown))} |")
+        lines.append(f"| {name} {PARTS[name][0]} | {case} | {found.get('note', ', '.join(figures))} |")
     return "\n".join(lines) + "\n"
 
 

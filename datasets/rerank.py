@@ -6,6 +6,7 @@ import json
 import random
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +109,7 @@ def _upstream_ranking(path: Path) -> Iterator[RankedCandidate]:
             f"{', '.join(file.name for file in ranking_files(path))} in {path.parent} do not fit together: each query "
             "needs a list of candidates and a list of as many scores"
         )
-    steps = [after - before for row in table for before, after in zip(row, row[1:])]
+    steps = [after - before for row in table for before, after in pairwise(row)]
     if min(steps, default=0) < 0 < max(steps, default=0):
         raise UserError(f"{ranking_files(path)[2]} has scores that neither only fall nor only rise within the queries")
     distances = max(steps, default=0) > 0

@@ -11,11 +11,11 @@ from lamra.collators.processing import Processor
 from lamra.common.cli import note, require
 from lamra.common.processes import check_devices, default_workers, start_processes
 from lamra.eval.encode import encode
-from lamra.models.backbone import POSITION_IDS
+from lamra.models.base_model import base_under
 from lamra.models.embedder import Embedder
 from lamra.models.folders import is_adapter, local_folder
-from lamra.models.loading import base_under, load_embedder
-from lamra.models.settings import Settings
+from lamra.models.loading import load_embedder
+from lamra.models.settings import POSITION_IDS, Settings
 
 
 @dataclass

@@ -196,7 +196,7 @@ def usable(pairs: MBEIRPairs, answers: list[int], candidates: list[int]) -> Iter
 
 def same(a: Item, b: Item) -> bool:
     """Whether two candidates have the same text or the same picture, or both nothing at all."""
-    if a.text and a.text == b.text or not (a.text or a.images or b.text or b.images):
+    if (a.text and a.text == b.text) or not (a.text or a.images or b.text or b.images):
         return True
     return any(_same_file(one, other) for one in a.images for other in b.images)
 

@@ -39,7 +39,8 @@ def main() -> None:
     import torch  # here and not above: --help or a mistake in the flags needs no seconds of imports
 
     from lamra.collators.processing import Processor
-    from lamra.models.loading import base_under, load_trained
+    from lamra.models.base_model import base_under
+    from lamra.models.loading import load_trained
 
     base_model = base_under(args.model_id, args.original_model_id)
     with folder_lock(args.save_path, "save_path"):

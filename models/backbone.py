@@ -5,21 +5,27 @@ Dimension letters: B sequences in the batch, L tokens of the longest, T tokens o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext, create_selective_checkpoint_contexts
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lamra.common.gather import all_gather_with_grad
 from lamra.common.processes import several_processes
-from lamra.models.packing import ATTENTION, KeysAndValues, Packing
+from lamra.models.packing import ATTENTION, KeysAndValues, Packing, prefix_length
 from lamra.models.settings import POSITION_IDS
 
 MATRIX_PRODUCTS = {torch.ops.aten.mm.default: (0, 1), torch.ops.aten.addmm.default: (1, 2)}  # op -> its two factors
 LOW_RANK = 128  # products with LoRA's matrices are cheap to repeat, and as large to keep as those with the weights
 
 
-def _keep_matrix_products():
-    def policy(_context, op, *args, **_kwargs):
+def _keep_matrix_products() -> tuple[AbstractContextManager, AbstractContextManager]:
+    def policy(_context: SelectiveCheckpointContext, op: Callable, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
         if op in MATRIX_PRODUCTS:
             _, weight = (args[i] for i in MATRIX_PRODUCTS[op])
             if min(weight.shape) > LOW_RANK:
@@ -42,8 +48,13 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, position_ids: str, *, padding_free: bool = True, selective_checkpointing: bool = False
-    ):
+        self,
+        model: PreTrainedModel | PeftModel,
+        position_ids: str,
+        *,
+        padding_free: bool = True,
+        selective_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         if position_ids not in POSITION_IDS:
             raise ValueError(f"--position_ids {position_ids!r}: choose one of {', '.join(POSITION_IDS)}")
@@ -55,12 +66,12 @@ class Backbone(nn.Module):
             self.config.text_config._attn_implementation = ATTENTION
 
     @property
-    def stock(self) -> nn.Module:
+    def stock(self) -> PreTrainedModel:
         """The transformers model, whether or not PEFT is around it."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
-    def config(self):
+    def config(self) -> PreTrainedConfig:
         return self.stock.config
 
     @property
@@ -72,19 +83,19 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         return self.stock.get_input_embeddings().weight.device
 
-    def activation_checkpointing_enable(self, *_, **__) -> None:
+    def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """Called by the Trainer. Always non-reentrant, so that frozen inputs need no gradient to be recomputed from."""
         enable = getattr(self.stock, "activation_checkpointing_enable", self.stock.gradient_checkpointing_enable)
         selective = {"context_fn": _keep_matrix_products} if self.selective_checkpointing else {}
         enable({"use_reentrant": False, **selective})
         self.stock.disable_input_require_grads()  # enabled for reentrant checkpointing; it only adds backward work
 
-    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+    def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """The name before transformers 5.20."""
-        self.activation_checkpointing_enable(*args, **kwargs)
+        self.activation_checkpointing_enable()
 
     def picture_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """(tokens, D) of pictures in order: what stands in the places of their image tokens."""
+        """(image tokens, D) of the pictures in order: the embeddings of their image tokens."""
         return torch.cat(self.stock.model.get_image_features(pixel_values, image_grid_thw).pooler_output)
 
     def vision_must_run(self, input_ids: Tensor, pixel_values: Tensor | None) -> bool:
@@ -94,7 +105,7 @@ class Backbone(nn.Module):
         trained (their gradients are reduced in the order in which they ran), so it does if any process has a picture;
         else gloo aborts and NCCL hangs. A collective call, once before a forward.
         """
-        parameters = list(self.stock.model.visual.parameters())
+        parameters: list[nn.Parameter] = list(self.stock.model.visual.parameters())
         shared_out = any(hasattr(parameter, "ds_id") for parameter in parameters)
         trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         if shared_out and trained:  # ZeRO-3 steps once more with the gradient of before where a weight gets none
@@ -114,10 +125,10 @@ class Backbone(nn.Module):
     ) -> KeysAndValues:
         """Keys and values of (P,) tokens in every layer, for prompts that begin with them; needs padding_free."""
         seen: KeysAndValues = {}
-        ids = input_ids.unsqueeze(0)
+        ids = input_ids.unsqueeze(0)  # (1, P)
         positions = self._position_ids(ids, torch.ones_like(ids), image_grid_thw)  # (3, 1, P)
         packing = Packing.of(torch.ones_like(ids), seen=seen)
-        self._backbone(ids, {"full_attention": packing}, positions, pixel_values, image_grid_thw, picture_features)
+        self._last_hidden_state(ids, packing, positions, pixel_values, image_grid_thw, picture_features)
         return seen
 
     def hidden(
@@ -130,13 +141,18 @@ class Backbone(nn.Module):
         picture_features: Tensor | None = None,
         run_vision: bool = False,
     ) -> tuple[Tensor, Packing | None]:
-        """Hidden states (1, T, D) and where the sequences lie in them; without padding_free (B, L, D) and None.
+        """Hidden states (1, T, D) and their packing; without padding_free (B, L, D) and None.
 
         Args:
-            image_grid_thw: of all pictures of the rows; pixel_values holds only those that are not in the prefix.
-            prefix: what `prefix_of` gave for tokens that every row begins with; they are then not computed again.
-            picture_features: what `picture_features` gave, instead of pixel_values.
-            run_vision: what `vision_must_run` said.
+            input_ids, attention_mask: (B, L), padded on the right.
+            pixel_values: (patches, C) of the pictures in order, without the prefix's, or None.
+            image_grid_thw: (pictures, 3) of all pictures of the rows, also the prefix's, or None.
+            prefix: from `prefix_of`, of tokens that every row begins with; they are then not computed again.
+            picture_features: from `picture_features`, instead of pixel_values.
+            run_vision: from `vision_must_run`.
+
+        Raises:
+            ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
         if prefix is not None and self.training:
             raise ValueError(
@@ -146,53 +162,52 @@ class Backbone(nn.Module):
         if not self.padding_free:
             # With padding on the right, causal attention alone keeps it out of every token: no mask is needed.
             pictures = pixel_values, image_grid_thw, picture_features, run_vision
-            return self._backbone(input_ids, None, positions, *pictures), None  # (B, L, D)
+            return self._last_hidden_state(input_ids, None, positions, *pictures), None  # (B, L, D)
         if prefix is not None:
-            known = prefix[0][0].shape[2]
+            known = prefix_length(prefix)
             if image_grid_thw is not None:
                 image_grid_thw = image_grid_thw[self._pictures_after(input_ids, known)]
                 image_grid_thw = image_grid_thw if len(image_grid_thw) else None
-            input_ids, attention_mask, positions = (
-                input_ids[:, known:],
-                attention_mask[:, known:],
-                positions[..., known:],
-            )
+            input_ids, attention_mask = input_ids[:, known:], attention_mask[:, known:]  # (B, L - P)
+            positions = positions[..., known:]  # (3, B, L - P)
         packing = Packing.of(attention_mask, prefix=prefix)
         ids = input_ids.flatten()[packing.slots].unsqueeze(0)  # (1, T)
         positions = positions.flatten(1)[:, packing.slots].unsqueeze(1)  # (3, 1, T)
         pictures = pixel_values, image_grid_thw, picture_features, run_vision
-        return self._backbone(ids, {"full_attention": packing}, positions, *pictures), packing
+        return self._last_hidden_state(ids, packing, positions, *pictures), packing  # (1, T, D)
 
     def _pictures_after(self, input_ids: Tensor, known: int) -> Tensor:
-        """Of all pictures in order, which begin after the first `known` tokens of their row."""
+        """(pictures,) bool, in order: whether a picture begins after the first `known` tokens of its row."""
         begins = input_ids == self.config.vision_start_token_id  # (B, L)
         return begins.nonzero()[:, 1] >= known  # (pictures,)
 
-    def _backbone(
+    def _last_hidden_state(
         self,
-        input_ids,
-        attention_mask,
-        position_ids,
-        pixel_values=None,
-        image_grid_thw=None,
-        picture_features=None,
-        run_vision=False,
+        input_ids: Tensor,
+        packing: Packing | None,
+        position_ids: Tensor,
+        pixel_values: Tensor | None,
+        image_grid_thw: Tensor | None,
+        picture_features: Tensor | None,
+        run_vision: bool = False,
     ) -> Tensor:
+        """(B, L, D) of the stock model; of packed rows B is 1 and L is T."""
         inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
         if picture_features is not None or run_vision:
-            pictured = (input_ids == self.config.image_token_id).unsqueeze(-1)  # (B, L, 1)
+            is_image = (input_ids == self.config.image_token_id).unsqueeze(-1)  # (B, L, 1)
             embeds = self.stock.get_input_embeddings()(input_ids)  # (B, L, D)
-            if run_vision:  # here on every process, so that all run their modules in one order
-                if pixel_values is None:
+            if run_vision:  # here on every process, so that all run their modules in the same order
+                if pixel_values is None or image_grid_thw is None:
                     pixel_values, image_grid_thw = self._unseen_picture(input_ids.device)
                 picture_features = self.picture_features(pixel_values, image_grid_thw)
-            inputs = {"inputs_embeds": embeds.masked_scatter(pictured, picture_features.to(embeds.dtype))}
-        return self.stock.model(
-            attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **inputs
-        ).last_hidden_state
+            assert picture_features is not None
+            inputs = {"inputs_embeds": embeds.masked_scatter(is_image, picture_features.to(embeds.dtype))}
+        mask = None if packing is None else {"full_attention": packing}
+        outputs = self.stock.model(attention_mask=mask, position_ids=position_ids, use_cache=False, **inputs)
+        return outputs.last_hidden_state
 
     def _unseen_picture(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """pixel_values and image_grid_thw of a smallest picture. No token shows it: its gradients are exact zeros."""
+        """pixel_values and image_grid_thw of a smallest picture. It has no token: its gradients are exact zeros."""
         vision = self.config.vision_config
         side = vision.spatial_merge_size
         patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2

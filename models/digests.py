@@ -7,13 +7,14 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from lamra.common.cli import note
 from lamra.common.files import sha256, whole_file
 from lamra.common.processes import on_first_process
 
 KEPT = ".sha256.json"
-LARGE = 2**30  # bytes; to read more takes long enough for a word about it
+LARGE = 2**30  # bytes; to read more takes long enough for a note about it
 
-# Everything that decides what a model computes and what it is shown. What lamra.json says is compared by itself.
+# Everything that decides what a model computes and what its inputs are. lamra.json is compared by itself.
 MODEL_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"),
     *("preprocessor_config.json", "processor_config.json", "chat_template.*"),
@@ -23,7 +24,7 @@ MODEL_FILES = (
 
 
 def model_sha256(folder: str | Path) -> str:
-    """One digest of all MODEL_FILES in a folder, names and contents.
+    """The digest of all MODEL_FILES in a folder, their names and their bytes.
 
     The first process reads and tells the others: all processes must call this.
     """
@@ -49,18 +50,18 @@ def _model_sha256(folder: Path) -> str:
     return hashlib.sha256("".join(f"{name} {of['sha256']}\n" for name, of in found.items()).encode()).hexdigest()
 
 
-def _keep(folder: Path, found: dict) -> None:
+def _keep(folder: Path, found: dict[str, dict]) -> None:
     try:
         with whole_file(folder / KEPT) as file:
             file.write(json.dumps(found, indent=1) + "\n")
     except OSError as error:
         if sum(of["size"] for of in found.values()) > LARGE:
-            print(f"note: {folder} cannot be written ({error.strerror}): its files are read for their digest each time")
+            note(f"{folder} cannot be written ({error.strerror}): its files are read for their digest each time")
 
 
 @lru_cache(maxsize=1000)
 def _sha256_at(path: Path, size: int, *_times: int) -> str:
     """Within one process a file is read once, also where nothing can be kept beside it."""
     if size > LARGE:
-        print(f"note: reading {path} ({size / 2**30:.1f} GiB) for its digest", flush=True)
+        note(f"reading {path} ({size / 2**30:.1f} GiB) for its digest")
     return sha256(path)

@@ -6,10 +6,13 @@ Dimension letters: B sequences in the batch, L tokens of the longest, D hidden s
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lamra.models.backbone import Backbone
 from lamra.models.grad_cache import embed_in_chunks
@@ -31,14 +34,14 @@ class Embedder(Backbone):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel | PeftModel,
         position_ids: str,
         *,
         padding_free: bool = True,
         last_token_only: bool = True,
         grad_cache_chunk: int = 0,
         selective_checkpointing: bool = False,
-    ):
+    ) -> None:
         super().__init__(
             model, position_ids, padding_free=padding_free, selective_checkpointing=selective_checkpointing
         )
@@ -47,7 +50,7 @@ class Embedder(Backbone):
         if self.last_token_only:
             keep_last_token(self.stock.model.language_model.layers[-1])
 
-    def activation_checkpointing_enable(self, *_, **__) -> None:
+    def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         super().activation_checkpointing_enable()
         if self.last_token_only:  # it keeps next to nothing, and a recomputed layer would not take the given keys
             self.stock.model.language_model.layers[-1].gradient_checkpointing = False
@@ -67,13 +70,13 @@ class Embedder(Backbone):
             attention_mask: (B, L), 1 for tokens and then 0 for padding.
             pixel_values: (P, channels * temporal * 14 * 14) patches of all images in order, or None.
             image_grid_thw: (images, 3) patches in time, height and width, or None.
-            prefix: what `prefix_of` gave for tokens that every row begins with; they are then not computed again.
+            prefix: from `prefix_of`, of tokens that every row begins with; they are then not computed again.
 
         Returns:
             (B, D) float32 embeddings of unit norm.
 
         Raises:
-            UserError: a prefix in training, where it would share one dropout mask among all rows.
+            ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
         inputs = (input_ids, attention_mask, pixel_values, image_grid_thw)
         run_vision = self.vision_must_run(input_ids, pixel_values)
@@ -83,7 +86,7 @@ class Embedder(Backbone):
             hidden = embed_in_chunks(embed, self.grad_cache_chunk, *inputs, images_per_row)
         else:
             hidden = self.hidden_state(*inputs, prefix, run_vision)
-        return F.normalize(hidden.float(), dim=-1)
+        return F.normalize(hidden.float(), dim=-1)  # (B, D)
 
     def hidden_state(
         self,
@@ -94,12 +97,12 @@ class Embedder(Backbone):
         prefix: KeysAndValues | None = None,
         run_vision: bool = False,
     ) -> Tensor:
-        """(B, D) hidden states of the last tokens, in the model's dtype, not normalised; arguments as for forward.
+        """(B, D) hidden states of the last tokens, in the model's dtype, not normalised.
 
-        `run_vision` is what `vision_must_run` said of the whole batch.
+        Args and Raises: as for forward; run_vision is from `vision_must_run`, of the whole batch.
         """
         pictures = (pixel_values, image_grid_thw)
         hidden, packing = self.hidden(input_ids, attention_mask, *pictures, prefix, run_vision=run_vision)
         if packing is None:
-            return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(dim=1) - 1]
+            return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(dim=1) - 1]  # (B, D)
         return hidden[0] if self.last_token_only else hidden[0, packing.last]  # (B, D)

@@ -10,6 +10,8 @@ from lamra.common.errors import UserError
 CHECKPOINTS = Path("checkpoints")
 BASE_MODELS = CHECKPOINTS / "hf_models"  # where scripts/download.sh puts what is published
 
+MODEL_MARKS = ("adapter_config.json", "config.json")  # a folder with either file is a model
+
 # What scripts/download.sh calls it -> its name on the hub; the last part of that is its folder.
 PUBLISHED = {
     "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
@@ -30,7 +32,7 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def is_model(folder: str | Path) -> bool:
-    return is_adapter(folder) or (Path(folder) / "config.json").is_file()
+    return any((Path(folder) / mark).is_file() for mark in MODEL_MARKS)
 
 
 def local_folder(name: str, flag: str) -> str:

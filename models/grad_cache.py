@@ -8,7 +8,7 @@ DeepSpeed reduce every gradient once a step, as always.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,10 +36,12 @@ def embed_in_chunks(
         (B, D), equal to `embed` of the whole batch, and so are the gradients.
     """
     images = images_per_row.split(chunk_size)
-    grids = pixels = [None] * len(images)
+    grids: Sequence[Tensor | None] = [None] * len(images)
+    pixels = grids
     if image_grid_thw is not None:
-        grids = image_grid_thw.split([int(count.sum()) for count in images])
-        pixels = pixel_values.split([int(grid.prod(dim=1).sum()) for grid in grids])
+        assert pixel_values is not None
+        grids = image_grids = image_grid_thw.split([int(count.sum()) for count in images])
+        pixels = pixel_values.split([int(grid.prod(dim=1).sum()) for grid in image_grids])
     parts = []
     for ids, mask, pixel, grid in zip(input_ids.split(chunk_size), attention_mask.split(chunk_size), pixels, grids):
         longest = int(mask.sum(dim=1).max())

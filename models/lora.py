@@ -1,24 +1,25 @@
-"""LoRA on Qwen2-VL: which linears, wrap, load, merge."""
+"""What of a stock Qwen2-VL is trained: LoRA on its linears, and modules that are trained in full."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lamra.common.errors import UserError
 
 # Matched against whole module names. "model" as a substring would match the vision tower too.
 LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 VISION_LINEARS = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|gate_proj|up_proj|down_proj))"
+VISION_PROJECTOR_MODULES = ("visual.merger",)  # a name for PEFT's modules_to_save
 
 
 def add_lora(
-    model: nn.Module, *, r: int, alpha: int, dropout: float, vision: bool = False, trained: tuple[str, ...] = ()
+    model: PreTrainedModel, *, r: int, alpha: int, dropout: float, vision: bool = False, trained: tuple[str, ...] = ()
 ) -> PeftModel:
     """Wrap a stock model with LoRA on every linear of the language model (q k v o gate up down).
 
@@ -39,11 +40,11 @@ def todays_name(name: str) -> str:
     return re.sub(r"(^|base_model\.model\.)visual\b", r"\1model.visual", name)
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     """Put the LoRA adapter of `folder` on a stock model; adapters written under transformers 4 load too.
 
     Raises:
-        UserError: a tensor of the adapter has no place in the model, or the other way round.
+        UserError: a tensor of the adapter has no module in the model, or the other way round.
     """
     folder = Path(folder)
     config = LoraConfig.from_pretrained(folder)
@@ -65,15 +66,15 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
         raise UserError(
             f"the adapter in {folder} does not fit the base model: {len(trainable)} tensors are missing and "
             f"{len(result.unexpected_keys)} have no place, for example "
-            f"{sorted(trainable | set(result.unexpected_keys))[0]}. Give the base model it was trained on."
+            f"{min(trainable | set(result.unexpected_keys))}. Give the base model it was trained on."
         )
     return peft_model
 
 
-def _take_embeddings(model: nn.Module, state: dict) -> None:
+def _take_embeddings(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
     """Move an adapter's copy of the token embeddings into the model, and drop its lm_head, which embeds nothing.
 
-    PEFT adds both when the vocabulary was resized, as upstream's was for <emb>; rows that only one side has are unused.
+    PEFT adds both when the vocabulary was resized, as upstream's was for <emb>; rows that the other lacks are unused.
     """
     state.pop("base_model.model.lm_head.weight", None)
     rows = state.pop("base_model.model.model.language_model.embed_tokens.weight", None)
@@ -83,6 +84,20 @@ def _take_embeddings(model: nn.Module, state: dict) -> None:
         weight[:common] = rows[:common]
 
 
-def adapter_base_model(folder: str | Path) -> str | None:
-    """The base model's path that an adapter folder names, if it names one."""
-    return json.loads((Path(folder) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+def freeze(
+    model: PreTrainedModel, *, language: bool, vision_encoder: bool, vision_projector: bool, lm_head: bool = False
+) -> None:
+    """Leave gradients on for the named parts of a stock model only; an embedder has no use for its lm_head."""
+    model.requires_grad_(False)
+    if language:
+        model.model.language_model.requires_grad_(True)
+    if lm_head:  # only then: it may be the token embeddings themselves
+        model.lm_head.requires_grad_(True)
+    if vision_encoder:
+        model.model.visual.requires_grad_(True)
+    model.model.visual.merger.requires_grad_(vision_projector)
+
+
+def vision_encoder_modules(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the vision tower's modules without its projector, as PEFT's modules_to_save wants them."""
+    return ("visual.patch_embed", *(f"visual.blocks.{i}" for i in range(len(model.model.visual.blocks))))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lamra.models.backbone import Backbone
 from lamra.models.float32 import inner_products
-from lamra.models.packing import KeysAndValues
+from lamra.models.packing import KeysAndValues, prefix_length
 
 
 class Reranker(Backbone):
@@ -29,11 +29,10 @@ class Reranker(Backbone):
         """Next-token logits of right-padded prompts.
 
         Args:
-            input_ids, attention_mask, image_grid_thw: as for Embedder.
+            input_ids, attention_mask, image_grid_thw, prefix: as for Embedder.
             asked: (B, L) bool, the tokens whose successor is asked for; none of them in the prefix.
             pixel_values: patches of the pictures in order, without those of the prefix.
-            prefix: what `prefix_of` gave for tokens that every row begins with; they are then not computed again.
-            picture_features: what `picture_features` gave for the pictures, instead of pixel_values.
+            picture_features: from `picture_features`, of the pictures, instead of pixel_values.
             answers: (n,) ids of the tokens whose logits are compared. They are computed in float32 whatever the model's
                 dtype is: in bf16 logits of 16 to 32 are 0.125 apart, and most of a list would tie.
 
@@ -41,7 +40,7 @@ class Reranker(Backbone):
             (A, V) float32 logits, row after row, or with `answers` (A, n).
 
         Raises:
-            UserError: a prefix in training, where it would share one dropout mask among all rows.
+            ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
         run_vision = self.vision_must_run(input_ids, pixel_values)
         pictures = (pixel_values, image_grid_thw)
@@ -49,8 +48,8 @@ class Reranker(Backbone):
             input_ids, attention_mask, *pictures, prefix, picture_features, run_vision=run_vision
         )
         if prefix is not None:
-            asked = asked[:, prefix[0][0].shape[2] :]
+            asked = asked[:, prefix_length(prefix) :]  # (B, L - P)
         hidden = hidden[asked] if packing is None else hidden[0, asked.flatten()[packing.slots]]  # (A, D)
         if answers is not None:
-            return inner_products(hidden, self.stock.lm_head.weight[answers])
-        return self.stock.lm_head(hidden).float()
+            return inner_products(hidden, self.stock.lm_head.weight[answers])  # (A, n)
+        return self.stock.lm_head(hidden).float()  # (A, V)

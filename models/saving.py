@@ -1,4 +1,4 @@
-"""A model folder that is there as a whole or not at all."""
+"""Write a model folder as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lamra.common.files import DISK_ERRORS, is_disk_full, remove, unfinished_name
+from lamra.models.folders import MODEL_MARKS
 from lamra.models.settings import FILE_NAME as SETTINGS_FILE
-
-MODEL_MARKS = ("adapter_config.json", "config.json")  # a folder with one of them is taken for a model
 
 
 @contextmanager
 def whole_model(folder: str | Path) -> Iterator[Path]:
-    """A new folder to write a model into; at the end of the block its files take their places in `folder`.
+    """A new folder to write a model into; at the end of the block its files are moved into `folder`.
 
-    The settings go first, and last the file by which a folder is known as a model: a kill leaves a whole model or none.
+    The settings are moved first, and the file that marks a folder as a model last: a kill leaves a whole model or none.
     Nothing else in `folder` is touched. If the block raises, nothing has changed.
 
     Raises:
@@ -43,7 +42,7 @@ def whole_model(folder: str | Path) -> Iterator[Path]:
             os.replace(path, folder / path.name)
         fsync(folder)
     except DISK_ERRORS as error:
-        if is_disk_full(error):  # safetensors' word for it names no file
+        if is_disk_full(error):  # safetensors' message names no file
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
     finally:
@@ -51,7 +50,7 @@ def whole_model(folder: str | Path) -> Iterator[Path]:
 
 
 def follow_umask(folder: Path) -> None:
-    """Let those read a folder's files who may read any new file of this user: safetensors makes them for him alone."""
+    """Give a folder's files the rights of any new file of this user: safetensors lets nobody else read them."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*"):
@@ -61,6 +60,7 @@ def follow_umask(folder: Path) -> None:
 
 
 def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,32 +1,47 @@
-"""What a checkpoint remembers about how its embeddings are made, so that evaluation cannot differ from training."""
+"""What a checkpoint remembers of its training, so that evaluation cannot differ from it, and what a new training takes.
+
+Imports nothing slow: flags are checked before a model is.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from lamra.common.errors import UserError
+from lamra.models.digests import model_sha256
 
 FILE_NAME = "lamra.json"
 RUN_FILE = "run.json"  # what a training writes before its first step
-POSITION_IDS = ("sequential", "mrope")
+
+POSITION_IDS = ("sequential", "mrope")  # see backbone.Backbone
+# By model type. LamRA's published Qwen2-VL checkpoints were trained with sequential positions, its Qwen2.5-VL
+# checkpoints with M-RoPE. Its rerankers alike, but all of them answer with M-RoPE: upstream calls generate(), which
+# computes it.
+DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
+RERANKER_POSITION_IDS = "mrope"
+RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate, in training
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings that training fixes and evaluation reads back.
 
+    Raises:
+        UserError: min_pixels is not between 1 and max_pixels.
+
     Attributes:
         base_model: folder of the base model under an adapter; for a merged model, the folder it was merged from.
-        position_ids: "sequential" or "mrope", see backbone.Backbone; of a reranker those that it is asked with.
+        position_ids: one of POSITION_IDS; a reranker answers with them.
         min_pixels, max_pixels: a picture is resized to sides that are multiples of 28 with an area between these.
         text_max_tokens: in training instruction and text together were cut after so many tokens; evaluation does not
             cut.
         temperature: of the contrastive loss; scales scores and changes no ranking.
         role: "retriever" embeds (models.embedder), "reranker" answers (models.reranker).
         rank_style: a reranker's prompts, see collators.messages.RANK_STYLES; None for a retriever.
-        train_position_ids: those that a reranker was trained with, where they are not those that it is asked with.
+        train_position_ids: a reranker was trained with these where they differ from position_ids; else None.
         base_sha256: digests.model_sha256 of `base_model`; None in checkpoints that were written before it was kept.
         quantized: the base model's linears were in 4 bits (NF4) while the adapter was trained.
     """
@@ -42,6 +57,10 @@ class Settings:
     train_position_ids: str | None = None
     base_sha256: str | None = None
     quantized: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise UserError(f"--min_pixels {self.min_pixels}: expected 1 to --max_pixels ({self.max_pixels})")
 
     def write(self, folder: str | Path) -> None:
         (Path(folder) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -69,10 +88,10 @@ class Settings:
             ) from None
 
     def require_role(self, folder: str | Path, role: str) -> None:
-        """Refuse a checkpoint of the other kind.
+        """Refuse a checkpoint of the other role.
 
         Raises:
-            UserError: it is one.
+            UserError: it has that role; says what takes it.
         """
         if self.role != role:
             way_out = {
@@ -81,7 +100,7 @@ class Settings:
             }
             raise UserError(f"{folder} is a {self.role}, and a {role} is needed: {way_out[role]}")
 
-    def with_flags(self, folder: str | Path, **flags) -> Settings:
+    def with_flags(self, folder: str | Path, **flags: Any) -> Settings:
         """Check flags of the command line against this checkpoint's settings; None means "as the checkpoint says".
 
         Raises:
@@ -95,3 +114,92 @@ class Settings:
                     f"leave the flag out to use {remembered}"
                 )
         return self
+
+
+def architecture(folder: str | Path) -> str:
+    """The model type of a folder: "qwen2_vl" or "qwen2_5_vl".
+
+    Raises:
+        UserError: there is no config.json that can be read, or it is of another model type.
+    """
+    try:
+        model_type = json.loads((Path(folder) / "config.json").read_text())["model_type"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{folder} is not a model folder: its config.json cannot be read ({error!r})") from None
+    if model_type not in DEFAULT_POSITION_IDS:
+        supported = " and ".join(DEFAULT_POSITION_IDS)
+        raise UserError(f"{folder} holds a {model_type!r} model: only {supported} are supported")
+    return model_type
+
+
+def default_settings(folder: str | Path, role: str | None = None, **flags: Any) -> Settings:
+    """Of a published model, which remembers none: what LamRA's published checkpoints were trained with.
+
+    Args:
+        role: "reranker"; anything else is a retriever.
+        flags: values of the command line; None takes the default.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    if role == "reranker":
+        given = {"position_ids": RERANKER_POSITION_IDS, "role": role, "rank_style": "released"} | given
+    elif "position_ids" not in given:
+        given |= {"position_ids": DEFAULT_POSITION_IDS[architecture(folder)]}
+    return Settings(str(folder), **given)
+
+
+def settings_to_train(folder: str | Path, *, text_max_tokens: int | None, temperature: float, **flags: Any) -> Settings:
+    """Settings for training on top of the model in `folder`: a merged LamRA model goes on with what it remembers.
+
+    Args:
+        flags: position_ids, min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
+
+    Raises:
+        UserError: a flag contradicts the model, min_pixels exceeds max_pixels, or the model is a reranker.
+    """
+    settings = Settings.read(folder)
+    if settings:
+        settings.require_role(folder, "retriever")
+        settings.with_flags(folder, **flags)
+    else:
+        settings = default_settings(folder, **flags)
+    return replace(
+        settings,
+        base_model=str(folder),
+        base_sha256=model_sha256(folder),
+        text_max_tokens=text_max_tokens,
+        temperature=temperature,
+    )
+
+
+def settings_to_rerank(
+    folder: str | Path,
+    *,
+    rank_style: str,
+    position_ids: str | None,
+    train_position_ids: str | None,
+    text_max_tokens: int | None,
+    **pixels: int | None,
+) -> Settings:
+    """Settings for training a reranker on top of the model in `folder`: a LamRA model's pictures keep their sizes.
+
+    Positions do not follow a retriever: upstream trains LamRA-Rank with the positions of its family (sequential for
+    Qwen2-VL), and LamRA-Rank answers with M-RoPE.
+
+    Args:
+        position_ids, train_position_ids: to answer and to train with; None takes upstream's.
+        pixels: min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
+
+    Raises:
+        UserError: a flag contradicts the model, or min_pixels exceeds max_pixels.
+    """
+    position_ids = position_ids or RERANKER_POSITION_IDS
+    trained = train_position_ids or DEFAULT_POSITION_IDS[architecture(folder)]
+    temperature = Settings.temperature  # no flag: a reranker has no contrastive loss
+    settings = settings_to_train(folder, text_max_tokens=text_max_tokens, temperature=temperature, **pixels)
+    return replace(
+        settings,
+        position_ids=position_ids,
+        train_position_ids=None if trained == position_ids else trained,
+        role="reranker",
+        rank_style=rank_style,
+    )

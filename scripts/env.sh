@@ -1,5 +1,6 @@
+# shellcheck shell=bash
 # Sourced by every script: go to the repository's root and prefer its own .venv.
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 if [ -d .venv/bin ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python3)}
 
@@ -69,6 +70,7 @@ rendezvous() {
 # Start an entrypoint of eval/ on all processes of this machine.
 evaluation() {
   require_free_port
+  # shellcheck disable=SC2046 # several arguments
   tethered accelerate launch $(accelerate_processes) common/tether.py "$@"
 }
 

@@ -21,5 +21,5 @@ echo "installing into .venv (once, about two minutes)"
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 # To keep a torch of your own, install it into .venv first and set CONSTRAINTS=/dev/null.
 # shellcheck disable=SC2086
-.venv/bin/python -m pip install --quiet --disable-pip-version-check $PIP_ARGS -c "$CONSTRAINTS" -e ".[test]"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check $PIP_ARGS -c "$CONSTRAINTS" -e ".[dev]"
 echo "$wanted" >"$stamp"

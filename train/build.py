@@ -11,14 +11,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from lamra.collators.processing import Processor
 from lamra.common.errors import UserError
 from lamra.models.embedder import Embedder
-from lamra.models.loading import (
-    VISION_PROJECTOR_MODULES,
-    attention_implementation,
-    freeze,
-    load_model,
-    vision_encoder_modules,
-)
-from lamra.models.lora import add_lora
+from lamra.models.loading import attention_implementation, load_model
+from lamra.models.lora import VISION_PROJECTOR_MODULES, add_lora, freeze, vision_encoder_modules
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings
 from lamra.train.arguments import TrainingArguments

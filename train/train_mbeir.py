@@ -23,7 +23,7 @@ def main() -> None:
     from lamra.collators.retrieval import RetrievalCollator
     from lamra.datasets.mbeir.pairs import open_pairs
     from lamra.datasets.usable import UsablePairs
-    from lamra.models.loading import settings_to_train
+    from lamra.models.settings import settings_to_train
     from lamra.train.arguments import training_arguments
     from lamra.train.build import build_embedder, build_processor
     from lamra.train.checks import check_batch, check_evaluation, check_negatives

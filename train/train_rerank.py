@@ -28,7 +28,7 @@ def main() -> None:
     from lamra.datasets.mbeir.pairs import open_pairs
     from lamra.datasets.rerank import RerankExamples
     from lamra.datasets.usable import UsablePairs
-    from lamra.models.loading import settings_to_rerank
+    from lamra.models.settings import settings_to_rerank
     from lamra.train.arguments import training_arguments
     from lamra.train.build import build_processor, build_reranker
     from lamra.train.checks import check_batch, check_evaluation

@@ -184,7 +184,7 @@ class Rows(Sequence[Item]):
 
     def _build_index(self) -> np.ndarray:
         """(4, N) offset, integer key and modality number of each row, and the rows sorted by key."""
-        columns = offsets, keys, modalities = array("q"), array("q"), array("q")
+        columns = _offsets, keys, _modalities = array("q"), array("q"), array("q")
         with (
             os.fdopen(os.dup(self._file), "rb") as file,
             tqdm(total=self._state.st_size, desc=f"index {self.path.name}", unit="B", unit_scale=True) as progress,

@@ -6,6 +6,7 @@ kind, percent, seed, data (the gallery), direction, k, recall.
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def conclusions(frame: pd.DataFrame) -> list[tuple[str, str]]:
         ("text alone is the best data", joined([exceeds(text, other) for other in others] if text in means else [])),
         (
             "text alone rises steadily with its size",
-            joined([exceeds(("text", b), ("text", a)) for a, b in zip(sizes, sizes[1:])]),
+            joined([exceeds(("text", b), ("text", a)) for a, b in itertools.pairwise(sizes)]),
         ),
         (
             "mixing lowers the result of text alone",

@@ -43,6 +43,7 @@ OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN_ID}
 
 if [ "$DS_STAGE" = none ]; then deepspeed=; else deepspeed=./ds_configs/$DS_STAGE.json; fi
 
+# shellcheck disable=SC2046 # several arguments
 launch torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" common/tether.py train/train_nli.py \
   --model_id "$MODEL_ID" \
   ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} \

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the study's scripts: its settings, and what one run is. Edit them here or set them in the environment.
 source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 

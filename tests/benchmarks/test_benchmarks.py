@@ -72,8 +72,13 @@ def test_a_part_that_fails_hangs_or_comes_too_late_does_not_stop_the_next(tmp_pa
     def works(_machine):
         yield "all", {"value": 0.123456}
 
-    parts = {"a": ("one", 30, fails), "b": ("two", 30, dies), "c": ("three", 0.1, hangs), "d": ("four", 30, works)}
-    monkeypatch.setattr(gpu, "PARTS", parts | {"e": ("five", 10_000, works)})
+    parts = {
+        "a": ("first", 30, fails),
+        "b": ("second", 30, dies),
+        "c": ("third", 0.1, hangs),
+        "d": ("fourth", 30, works),
+    }
+    monkeypatch.setattr(gpu, "PARTS", parts | {"e": ("fifth", 10_000, works)})
     monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--parts", "abcde", "--output_dir", str(tmp_path)])
     gpu.main()
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == [
@@ -85,4 +90,4 @@ def test_a_part_that_fails_hangs_or_comes_too_late_does_not_stop_the_next(tmp_pa
         {"part": "d", "case": "all", "value": 0.123456},
         {"part": "e", "note": "skipped: the time is used up"},
     ]
-    assert "| d four | all | value 0.1235 |" in (tmp_path / "results.md").read_text()
+    assert "| d fourth | all | value 0.1235 |" in (tmp_path / "results.md").read_text()

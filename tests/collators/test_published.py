@@ -193,7 +193,7 @@ def test_an_adapter_of_transformers_4_and_its_merged_folder_give_one_result(publ
 
 
 @pytest.mark.parametrize(
-    "role, style, load", [("retriever", None, load_embedder), ("reranker", "clean", load_reranker)]
+    ("role", "style", "load"), [("retriever", None, load_embedder), ("reranker", "clean", load_reranker)]
 )
 def test_checkpoints_of_before_are_used_as_they_remember(tiny_model, tmp_path, role, style, load):
     """What version 0.1.0 wrote into lamra.json, field for field."""

@@ -84,7 +84,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("content, sentence", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(("content", "sentence"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_files_are_named(tmp_path, content, sentence):
     folder = pictures(tmp_path / "images", "0.png")
     with pytest.raises(ValueError, match=sentence) as error:

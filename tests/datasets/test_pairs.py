@@ -115,11 +115,11 @@ def test_a_smaller_subset_is_among_a_larger_one():
 def test_a_mixture_finds_its_rows():
     mixture = Mixture({"a": ["a0", "a1"], "b": ["b0"], "c": ["c0", "c1", "c2"]})
     assert list(mixture) == ["a0", "a1", "b0", "c0", "c1", "c2"]
-    assert mixture.groups == {"a": range(0, 2), "b": range(2, 3), "c": range(3, 6)}
+    assert mixture.groups == {"a": range(2), "b": range(2, 3), "c": range(3, 6)}
 
 
 def sampler(homogeneous, weights=None, **changes):
-    groups = {"a": range(0, 40), "b": range(40, 60), "c": np.arange(60, 100)}
+    groups = {"a": range(40), "b": range(40, 60), "c": np.arange(60, 100)}
     return MixtureSampler(groups, **(dict(weights=weights, step=8, homogeneous=homogeneous, seed=0) | changes))
 
 

@@ -23,8 +23,8 @@ from lamra.eval.inference import RetrieverArguments
 from lamra.eval.judge import RankingTask, divided, joined, judge_ranking
 from lamra.models import digests
 from lamra.models.digests import KEPT, MODEL_FILES, model_sha256
-from lamra.models.loading import load_trained, settings_to_train
-from lamra.models.settings import Settings
+from lamra.models.loading import load_trained
+from lamra.models.settings import Settings, settings_to_train
 from lamra.train.record import check_unchanged
 
 

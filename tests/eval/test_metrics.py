@@ -220,7 +220,7 @@ def test_runs_are_compared_on_the_tasks_that_all_have(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    "content, sentence",
+    ("content", "sentence"),
     [
         ("{", "is no json"),
         ("\udcff", "is no json"),

@@ -45,8 +45,8 @@ from lamra.eval.metrics import recall_at_k
 from lamra.eval.mine_rerank import TrainingQueries, same
 from lamra.eval.search import top_k
 from lamra.eval.zeroshot import with_instruction
-from lamra.models.loading import settings_to_train
 from lamra.models.losses import info_nce
+from lamra.models.settings import settings_to_train
 
 TEXT_MAX_TOKENS = 480  # scripts/lamra_ret/finetune.sh
 TEMPERATURE = 0.05

@@ -42,8 +42,8 @@ from lamra.eval.eval_rerank import WEIGHTS
 from lamra.eval.inference import RetrieverArguments
 from lamra.eval.judge import load_judge, reranked
 from lamra.eval.metrics import recall_at_k
-from lamra.models.loading import settings_to_rerank
 from lamra.models.reranker import Reranker
+from lamra.models.settings import settings_to_rerank
 from lamra.train.flags import RerankTrainingFlags
 from lamra.train.rerank_trainer import RerankTrainer
 

@@ -56,7 +56,7 @@ def tied(config: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, count, example",
+    ("change", "count", "example"),
     [(one_layer, 12, "model.language_model.layers.1"), (no_vision, 24, "model.visual.blocks.0")],
 )
 def test_layers_that_are_not_used_are_refused(variant, change, count, example):

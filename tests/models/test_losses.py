@@ -19,7 +19,7 @@ from lamra.models import losses
 from lamra.models.losses import info_nce
 
 # Three queries; their targets, and a hard negative of each.
-CONTENTS = torch.tensor([1, 2, 1] + [11, 12, 13] + [11, 1, 30])
+CONTENTS = torch.tensor([1, 2, 1, 11, 12, 13, 11, 1, 30])
 # Against whom each query is compared, worked by hand. Query 0: target 2 belongs to an equal query, negative 0 equals
 # its own target, negative 1 the query itself. Query 2: the same, but negative 0 is not its target.
 COMPARED = [[0, 1, 5], [0, 1, 2, 3, 4, 5], [1, 2, 3, 5]]

@@ -19,9 +19,9 @@ IMAGE, START, END = 507, 505, 506
 
 # Each row is a list of parts: a number of text tokens, or an image's patch grid (height, width).
 BATCHES = {
-    "one sequence": [[7]],
+    "a single sequence": [[7]],
     "equal lengths": [[9], [9], [9], [9]],
-    "one long among many short": [[4], [3], [120], [5], [1], [6]],
+    "long among short": [[4], [3], [120], [5], [1], [6]],
     "pictures only": [[2, (4, 6), 3], [1, (2, 2), 3]],
     "pictures and texts": [[5], [2, (4, 6), 3], [30], [1, (2, 2), 9]],
     "several pictures in one item": [[2, (4, 6), 1, (2, 8), 3], [6], [(2, 2), (2, 2), 4], [3]],
@@ -115,7 +115,7 @@ def test_the_last_layer_computes_pooled_tokens_only(stock):
     seen = []
     for layer in (embedder.stock.model.language_model.layers[i] for i in (0, -1)):
         layer.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
-    batch = batch_of(BATCHES["one long among many short"])
+    batch = batch_of(BATCHES["long among short"])
     embedder(**batch)
     assert seen == [int(batch["attention_mask"].sum()), 6]
 
@@ -123,19 +123,19 @@ def test_the_last_layer_computes_pooled_tokens_only(stock):
 def test_packed_kernels_get_the_right_rows(stock, monkeypatch):
     """flash-attn's and PyTorch's varlen kernels need CUDA; here a plain loop stands in for them, with their meaning."""
 
-    def loop(q, k, v, starts_q, starts_k, longest_q, longest_k, scaling):
+    def loop(q, k, v, starts_q, starts_k, longest_q, longest_k, softmax_scale):
         assert longest_q == starts_q.diff().max() and longest_k == starts_k.diff().max()
         rows = []
         for i in range(len(starts_q) - 1):
             qs, ks, vs = (x[s[i] : s[i + 1]].transpose(0, 1) for x, s in ((q, starts_q), (k, starts_k), (v, starts_k)))
             n, m = qs.shape[1], ks.shape[1]
             mask = torch.ones(n, m, dtype=torch.bool).tril(m - n)  # causal from the end
-            options = dict(attn_mask=mask, scale=scaling, enable_gqa=True)
+            options = dict(attn_mask=mask, scale=softmax_scale, enable_gqa=True)
             rows.append(torch.nn.functional.scaled_dot_product_attention(qs, ks, vs, **options).transpose(0, 1))
         return torch.cat(rows)
 
     def torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
-        assert is_causal and query.shape[1] == key.shape[1]  # neither grouped heads nor a scale of one's own
+        assert is_causal and query.shape[1] == key.shape[1]  # neither grouped heads nor another scale
         return loop(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, query.shape[-1] ** -0.5)
 
     def torch_2_11(
@@ -147,7 +147,7 @@ def test_packed_kernels_get_the_right_rows(stock, monkeypatch):
     q, k = torch.randn(5, 4, 8), torch.randn(5, 2, 8)
     rows_of_5 = torch.tensor([0, 2, 5], dtype=torch.int32), torch.tensor([0, 2, 5], dtype=torch.int32), 3, 3
     for version in (torch_2_10, torch_2_11):  # another scale than the root of the head size
-        close(_torch_kernel(version)(q, k, k, *rows_of_5, 0.7), loop(q, k, k, *rows_of_5, 0.7))
+        close(_torch_kernel(version)(q, k, k, *rows_of_5, softmax_scale=0.7), loop(q, k, k, *rows_of_5, 0.7))
 
     batch = batch_of([[6, (4, 6), 3], [9], [40], [7]])
     batch["input_ids"][:, :6] = torch.arange(10, 16)

@@ -28,9 +28,9 @@ from lamra.eval.judge import Judge, reranked
 from lamra.eval.reporting.files import write_ranking
 from lamra.miniature.build_mbeir import build_mbeir
 from lamra.models.digests import model_sha256
-from lamra.models.loading import load_reranker, settings_to_rerank, settings_to_train
+from lamra.models.loading import load_reranker
 from lamra.models.reranker import Reranker
-from lamra.models.settings import Settings
+from lamra.models.settings import Settings, settings_to_rerank, settings_to_train
 from lamra.train import train_rerank
 from lamra.train.arguments import training_arguments
 from lamra.train.build import build_embedder, build_reranker

@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lamra.common.gather import all_gather_with_grad
 from lamra.models.embedder import Embedder
-from lamra.models.loading import freeze, load_model
+from lamra.models.loading import load_model
+from lamra.models.lora import freeze
 from lamra.models.losses import info_nce
 
 

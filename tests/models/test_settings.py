@@ -1,0 +1,64 @@
+"""Settings of a published model, of a training and of a checkpoint, without a model and without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lamra.common.errors import UserError
+from lamra.models.settings import Settings, default_settings, settings_to_rerank, settings_to_train
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder of a published model of this type: config.json alone."""
+
+    def folder(model_type: str):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        return tmp_path
+
+    return folder
+
+
+@pytest.mark.parametrize(("model_type", "positions"), [("qwen2_vl", "sequential"), ("qwen2_5_vl", "mrope")])
+def test_a_published_model_is_used_as_lamra_trained_its_type(model, model_type, positions):
+    folder = model(model_type)
+    assert default_settings(folder) == Settings(str(folder), positions)
+    assert default_settings(folder, position_ids="mrope", max_pixels=None).position_ids == "mrope"
+    reranker = default_settings(folder, "reranker")
+    assert (reranker.position_ids, reranker.role, reranker.rank_style) == ("mrope", "reranker", "released")
+    trained = settings_to_rerank(
+        folder, rank_style="released", position_ids=None, train_position_ids=None, text_max_tokens=256
+    )
+    assert trained.position_ids == "mrope"
+    assert trained.train_position_ids == (None if positions == "mrope" else positions)
+
+
+def test_a_training_on_a_checkpoint_goes_on_with_its_settings(model, tmp_path):
+    folder = model("qwen2_vl")
+    Settings("base", "mrope", max_pixels=200 * 28 * 28).write(folder)
+    settings = settings_to_train(folder, text_max_tokens=77, temperature=0.1, position_ids=None, max_pixels=None)
+    assert (settings.position_ids, settings.max_pixels, settings.base_model) == ("mrope", 200 * 28 * 28, str(folder))
+    with pytest.raises(UserError, match="--position_ids sequential contradicts the checkpoint .* trained with mrope"):
+        settings_to_train(folder, text_max_tokens=77, temperature=0.1, position_ids="sequential")
+
+
+def test_what_cannot_be_used_is_refused_in_a_sentence(model, tmp_path):
+    with pytest.raises(UserError, match="is not a model folder: its config.json cannot be read"):
+        default_settings(tmp_path)
+    with pytest.raises(UserError, match="holds a 'llama' model: only qwen2_vl and qwen2_5_vl are supported"):
+        default_settings(model("llama"))
+    with pytest.raises(UserError, match=r"--min_pixels 3136: expected 1 to --max_pixels \(100\)"):
+        default_settings(model("qwen2_vl"), max_pixels=100)
+    (tmp_path / "lamra.json").write_text('{"unknown": 1}')
+    with pytest.raises(UserError, match=r"lamra\.json is not a checkpoint's settings"):
+        Settings.read(tmp_path)
+
+
+def test_flags_are_checked_before_torch_is_imported():
+    modules = "base_model, digests, folders, saving, settings"
+    code = f"import sys; from lamra.models import {modules}; print(sys.modules.keys() & {{'torch', 'transformers'}})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

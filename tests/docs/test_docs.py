@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
 import re
 import runpy
 import shlex
@@ -357,6 +359,26 @@ def test_chinese_pages_use_the_words_of_the_glossary():
     assert not wrong
 
 
-def test_the_first_screen_is_python():
-    (code,) = [text for language, text in blocks(ROOT / "README.md") if language == "python"]
-    compile(code, "README.md", "exec")
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_python_compiles_and_imports_what_exists(name):
+    """tests/runs/ runs the README's own."""
+    for language, code in blocks(ROOT / name):
+        if language == "python":
+            compile(code, name, "exec")
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lamra"):
+                    module = importlib.import_module(node.module)
+                    assert not [alias.name for alias in node.names if not hasattr(module, alias.name)]
+
+
+def test_the_first_screen_has_python():
+    assert [language for language, _ in blocks(ROOT / "README.md")].count("python") == 1
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_tests_named_as_proof_exist(name):
+    defined = {
+        test for path in ROOT.glob("tests/**/*.py") for test in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    named = {found[1] for span in code_spans(ROOT / name) if (found := re.match(r"(test_\w+)(\[|$)", span))}
+    assert not named - defined

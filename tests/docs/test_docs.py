@@ -30,7 +30,6 @@ GENERATED = ROOT / "docs" / "flags.md"  # its flags are those of the installed t
 
 # What commands make, and what is on the user's side.
 CREATED = ("data/", "checkpoints/", "results/", ".venv", "rerank_training_data/", "mbeir_rerank_files/")
-
 NO_PATHS = {"code-kunkun/LamRA-Ret", "M-BEIR/.download", "table.md", "scripts/...", "../shared"}
 LIBRARIES_READ = {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"}  # whatever is started
 NO_VARIABLES = {"NAME"}  # NAME=${NAME:-default}
@@ -307,7 +306,7 @@ def test_the_pages_that_a_user_works_from_are_there_in_chinese():
     assert {page.stem for page in CHINESE} == {*IN_CHINESE, GLOSSARY.stem}
 
 
-@pytest.mark.parametrize("english, chinese", twins(), ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(("english", "chinese"), twins(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_chinese_pages_keep_in_step(english, chinese):
     assert [level for level, _ in headings(english)] == [level for level, _ in headings(chinese)]
     first, second = blocks(english), blocks(chinese)
@@ -358,7 +357,9 @@ def test_the_first_screen_has_python():
 @pytest.mark.parametrize("name", PAGE_NAMES)
 def test_tests_named_as_proof_exist(name):
     defined = {
-        test for path in ROOT.glob("tests/**/*.py") for test in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+        test
+        for path in ROOT.glob("tests/**/*.py")
+        for test in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     named = {found[1] for span in code_spans(ROOT / name) if (found := re.match(r"(test_\w+)(\[|$)", span))}
     assert not named - defined

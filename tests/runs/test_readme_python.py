@@ -1,0 +1,25 @@
+"""The Python of the README's first screen runs as it stands, on the fixtures' model and pictures."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_first_screen_runs(tiny_model, world):
+    code = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)[1]
+    for shown, here in (
+        ("checkpoints/miniature_LamRA_Ret_Pretrain", tiny_model),
+        ("data/miniature/test/images", world / "test" / "images"),
+    ):
+        assert code.count(shown) == 1
+        code = code.replace(shown, str(here))
+    code += "\nassert captions.shape == pictures.shape and captions.dtype.is_floating_point"
+    code += "\nassert all((x.norm(dim=1) - 1).abs().max() < 1e-5 for x in (captions, pictures))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"-?\d+\.\d+", result.stdout)) == 4, result.stdout  # (2, 2) similarities

@@ -134,7 +134,7 @@ class RerankTrainingCollator(TrainingCollator):
         ]
 
     def batch(self, rows: list[int], examples: list[RerankExample], encoded: list[list[dict]]) -> dict:
-        """Reranker's keyword arguments but `asked`, "ids" of the queries, and:
+        """Reranker's keyword arguments but `answer_mask`, "ids" of the queries, and:
 
         "labels": (B, L), IGNORED but for the assistant's turns.
         """

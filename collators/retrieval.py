@@ -40,12 +40,12 @@ class TrainingCollator:
     A pair with a picture that cannot be read (or another fault that Processor.encode tells) is replaced by the next
     row of its source that can be used and is not in this process's batch. That depends on the data and the batch alone,
     not on workers or on what was met before, so a resumed run replaces alike. Another process may hold the same row in
-    the same step: "contents" lets the loss tell, and neither copy is the other's negative.
+    the same step: "item_ids" let the loss tell, and neither copy is the other's negative.
 
     Args:
         pairs: where they have `groups`, these are the sources; each must have more rows than `most_faults`.
         most_faults: after more faulty rows in one batch it gives up, and the batch holds "faults" only.
-        mask_duplicates: "contents" are equal for all items that look the same, not only for those of the same row.
+        mask_duplicates: "item_ids" are equal for all items that look the same, not only for those of the same row.
     """
 
     processor: Processor
@@ -56,8 +56,8 @@ class TrainingCollator:
     def __call__(self, rows: list[int]) -> dict:
         """RetrievalCollator's batch, and:
 
-        "contents": (B + M,) int64 of queries, targets and hard negatives, equal where the items are.
-        "shown": likewise, equal where the items' texts and pictures' paths are: what counts as a hit.
+        "item_ids": (B + M,) int64 of queries, targets and hard negatives, equal where the items are.
+        "hit_ids": likewise, equal where the items' texts and pictures' paths are: what counts as a hit.
         "faults": (row, reason) of each pair that was left out, each row once.
         """
         used = set(rows)
@@ -87,8 +87,8 @@ class TrainingCollator:
     def batch(self, rows: list[int], pairs: list[Pair], encoded: list[list[dict]]) -> dict:
         inputs = RetrievalCollator(self.processor).batch(pairs, encoded)
         items = in_batch_order([(pair.query, pair.target, *pair.negatives) for pair in pairs])
-        shown = torch.tensor([_int64(repr(what_is_shown(item)).encode()) for item in items])
-        return {**inputs, "contents": self._contents(rows, encoded), "shown": shown}
+        hit_ids = torch.tensor([_int64(repr(what_is_shown(item)).encode()) for item in items])
+        return {**inputs, "item_ids": self._item_ids(rows, encoded), "hit_ids": hit_ids}
 
     def _candidates(self, row: int, used: set[int]) -> Iterator[int]:
         """`row` and the rows after it in its source, first those that are not in this batch."""
@@ -102,7 +102,7 @@ class TrainingCollator:
             used.add(candidate)
             yield candidate
 
-    def _contents(self, rows: list[int], encoded: list[list[dict]]) -> Tensor:
+    def _item_ids(self, rows: list[int], encoded: list[list[dict]]) -> Tensor:
         if self.mask_duplicates:
             return torch.tensor([content_hash(one) for one in in_batch_order(encoded)])
         negatives = sum(len(one) - 2 for one in encoded)

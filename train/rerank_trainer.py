@@ -24,12 +24,12 @@ class RerankTrainer(StageTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         self._count_faults(inputs.pop("faults"))
         self._rows, labels = inputs.pop("ids"), inputs.pop("labels")  # labels: (B, L)
-        asked = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # (B, L): a token is asked for its successor
-        logits, answers = model(asked=asked, **inputs), labels[labels != IGNORED]  # (A, V), (A,)
+        answer_mask = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # (B, L), the tokens before the labels
+        logits, answers = model(answer_mask=answer_mask, **inputs), labels[labels != IGNORED]  # (A, V), (A,)
         loss = F.cross_entropy(logits, answers)
         if self.args.on_nonfinite == "stop" and not self._finite_everywhere(loss.detach()):
             self._stop("loss", [])
-        example = asked.nonzero()[:, 0]  # (A,)
+        example = answer_mask.nonzero()[:, 0]  # (A,)
         wrong = torch.zeros(len(labels), device=labels.device).index_add(
             0, example, (logits.argmax(dim=-1) != answers).float()
         )

@@ -247,12 +247,12 @@ class ContrastiveTrainer(StageTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         self._count_faults(inputs.pop("faults"))
-        num_queries, self._rows, contents, shown = (
-            inputs.pop(name) for name in ("num_queries", "ids", "contents", "shown")
+        num_queries, self._rows, item_ids, hit_ids = (
+            inputs.pop(name) for name in ("num_queries", "ids", "item_ids", "hit_ids")
         )
         embeddings = model(**inputs)  # (B + M, D): queries, then targets
         loss, accuracy = info_nce(
-            embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature, contents, shown
+            embeddings[:num_queries], embeddings[num_queries:], self.settings.temperature, item_ids, hit_ids
         )
         if self.args.on_nonfinite == "stop" and not self._finite_everywhere(loss.detach()):
             finite = embeddings[: 2 * num_queries].isfinite().all(dim=1).view(2, -1).all(dim=0).tolist()

@@ -110,14 +110,14 @@ def test_a_faulty_pair_is_replaced_alike_by_any_number_of_workers(tiny_model, pi
         # 6 is faulty too, 7 is in the batch already: 8 stands for 5.
         assert [batch["ids"] for batch in batches] == [["q4", "q8", "q7"], ["q16", "q19", "q18"], ["q0", "q1", "q2"]]
         assert [[row for row, _ in batch["faults"]] for batch in batches] == [[5, 6], [17], []]
-        assert batches[0]["contents"].tolist() == [8, 16, 14, 9, 17, 15]
+        assert batches[0]["item_ids"].tolist() == [8, 16, 14, 9, 17, 15]
         sound = collator([4, 8, 7])
         assert sound.pop("faults") == [] and all(
             torch.equal(value, batches[0][name]) for name, value in sound.items() if isinstance(value, torch.Tensor)
         )
-    # Nothing else is left: a row of the batch stands twice, and "contents" says so.
+    # Nothing else is left: a row of the batch stands twice, and "item_ids" say so.
     whole = TrainingCollator(Processor(tiny_model), pairs[4:8], most_faults=3)([0, 1, 2, 3])
-    assert whole["ids"] == ["q4", "q7", "q7", "q7"] and whole["contents"].tolist() == [0, 6, 6, 6, 1, 7, 7, 7]
+    assert whole["ids"] == ["q4", "q7", "q7", "q7"] and whole["item_ids"].tolist() == [0, 6, 6, 6, 1, 7, 7, 7]
     assert TrainingCollator(Processor(tiny_model), pairs, most_faults=1)([5]).keys() == {"faults"}
 
 

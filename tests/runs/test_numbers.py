@@ -245,18 +245,18 @@ def test_a_target_of_the_same_content_is_a_hit(tiny_model, monkeypatch, picture_
     texts = [Pair(*(Item(i.id, i.text or PICTURE) for i in (pair.query, pair.target))) for pair in pairs]
     batch = TrainingCollator(Processor(tiny_model), texts, most_faults=0)(list(range(6)))
     query, target = (embeddings_of_a_perfect_model([getattr(p, side) for p in pairs]) for side in ("query", "target"))
-    plain = info_nce(query, target, 0.05, batch["contents"])
-    counted = info_nce(query, target, 0.05, batch["contents"], batch["shown"])
+    plain = info_nce(query, target, 0.05, batch["item_ids"])
+    counted = info_nce(query, target, 0.05, batch["item_ids"], batch["hit_ids"])
     assert plain.loss == counted.loss and counted.accuracy == 1 > plain.accuracy
     other = query.clone()
     other[1] = 1 - other[1]  # answers with what belongs to another query
-    assert info_nce(other, target, 0.05, batch["contents"], batch["shown"]).accuracy == pytest.approx(5 / 6)
+    assert info_nce(other, target, 0.05, batch["item_ids"], batch["hit_ids"]).accuracy == pytest.approx(5 / 6)
     # A hard negative that looks like the query is no hit.
-    shown = torch.tensor([1, 2, 11, 12, 1, 21])
+    hit_ids = torch.tensor([1, 2, 11, 12, 1, 21])
     negative = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     two = torch.eye(2)
     targets = torch.cat([two * 0.5, negative])
-    assert info_nce(two, targets, 0.05, torch.arange(6), shown).accuracy == 0
+    assert info_nce(two, targets, 0.05, torch.arange(6), hit_ids).accuracy == 0
 
 
 # What stands in for a faulty row.

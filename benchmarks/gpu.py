@@ -388,7 +388,7 @@ def part_g(machine: Machine) -> Iterator[tuple[str, dict]]:
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for row, prompt in zip(labels, machine.of(4, 1) * encoded):
             row[len(prompt["input_ids"]) - prompt["labels"] : len(prompt["input_ids"])] = 1
-        batch["asked"] = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+        batch["answer_mask"] = F.pad(labels[:, 1:] != IGNORED, (0, 1))
         answers = batch["input_ids"][labels != IGNORED].to(machine.device)
         batch = {name: tensor.to(machine.device) for name, tensor in batch.items()}
         optimizer = optimizer_of(model, machine)

@@ -136,7 +136,7 @@ class RerankCollator:
         ]
 
     def __call__(self, batch: UsableBatch) -> dict:
-        """Reranker's keyword arguments but `asked`, and:
+        """Reranker's keyword arguments but `answer_mask`, and:
 
         "ids": (B,) the queries' ids.
         "labels": (3 B, L), IGNORED but for the assistant's turns.

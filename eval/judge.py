@@ -201,7 +201,7 @@ class Judge:
         """
         inputs = self.processor.pad([{**prompt, "pixel_values": None} for prompt in prompts])
         last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
-        inputs["asked"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
+        inputs["answer_mask"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
         inputs["answers"] = torch.tensor(answers)
         inputs = dict(zip(inputs, self._on_device(*inputs.values())))
         return self.model(**inputs, prefix=prefix, picture_features=self.pictures.of(shown))

@@ -19,15 +19,15 @@ QUERIES_PER_BLOCK = 1024
 
 class InfoNCE(NamedTuple):
     loss: Tensor  # (), mean over this rank's queries
-    accuracy: Tensor  # (), share of queries whose own target, or one shown alike, scores highest of all ranks' targets
+    accuracy: Tensor  # (), share of queries whose own target, or an equal item, scores highest of all ranks' targets
 
 
 def info_nce(
     query: Tensor,
     target: Tensor,
     temperature: float,
-    contents: Tensor | None = None,
-    shown: Tensor | None = None,
+    item_ids: Tensor | None = None,
+    hit_ids: Tensor | None = None,
 ) -> InfoNCE:
     """InfoNCE (van den Oord et al., arXiv 1807.03748) of local queries against the targets of all ranks.
 
@@ -39,9 +39,9 @@ def info_nce(
         target: (M, D) unit embeddings, M >= B: row i < B is query i's positive, later rows are hard negatives.
             All ranks hold the same B and M.
         temperature: divides the cosine similarities; 0.05 in LamRA.
-        contents: (B + M,) int64 of query and target rows, equal where two items are. A target is no negative of a query
+        item_ids: (B + M,) int64 of query and target rows, equal where two items are. A target is no negative of a query
             that it equals, whose positive it equals, or whose equal it is the positive of.
-        shown: (B + M,) int64 likewise, for the accuracy alone: a target that equals the positive, or that is an equal
+        hit_ids: (B + M,) int64 likewise, for the accuracy alone: a target that equals the positive, or that is an equal
             query's positive, is a hit.
 
     Raises:
@@ -51,21 +51,21 @@ def info_nce(
         _check_equal_sizes(query, target)
     targets = all_gather_with_grad(target).float()  # (W * M, D)
     labels = torch.arange(len(query), device=query.device) + process_rank() * len(target)  # (B,)
-    if contents is not None:
-        of_query, of_target = contents.split([len(query), len(target)])
+    if item_ids is not None:
+        of_query, of_target = item_ids.split([len(query), len(target)])
         # Beside each target the query that it is the positive of; a hard negative stands for itself.
-        contents = torch.stack([of_target, torch.cat([of_query, of_target[len(query) :]])], dim=1)  # (M, 2)
-        contents = all_gather_with_grad(contents)  # (W * M, 2)
-    if shown is not None:
-        of_query, of_target = shown.split([len(query), len(target)])
+        item_ids = torch.stack([of_target, torch.cat([of_query, of_target[len(query) :]])], dim=1)  # (M, 2)
+        item_ids = all_gather_with_grad(item_ids)  # (W * M, 2)
+    if hit_ids is not None:
+        of_query, of_target = hit_ids.split([len(query), len(target)])
         of_query = F.pad(of_query, (0, len(target) - len(query)), value=-1)  # (M,): a hard negative has none
-        shown = all_gather_with_grad(torch.stack([of_target, of_query], dim=1))  # (W * M, 2)
+        hit_ids = all_gather_with_grad(torch.stack([of_target, of_query], dim=1))  # (W * M, 2)
     blocks = list(zip(query.float().split(QUERIES_PER_BLOCK), labels.split(QUERIES_PER_BLOCK)))
     if len(blocks) == 1:
-        losses = [_block_loss(*blocks[0], targets, contents, shown, temperature)]
+        losses = [_block_loss(*blocks[0], targets, item_ids, hit_ids, temperature)]
     else:
         losses = [
-            checkpoint(_block_loss, *block, targets, contents, shown, temperature, use_reentrant=False)
+            checkpoint(_block_loss, *block, targets, item_ids, hit_ids, temperature, use_reentrant=False)
             for block in blocks
         ]
     loss, hits = (torch.stack(column).sum() / len(query) for column in zip(*losses))
@@ -85,28 +85,28 @@ def _check_equal_sizes(query: Tensor, target: Tensor) -> None:
 
 
 def _block_loss(
-    query: Tensor, labels: Tensor, targets: Tensor, contents: Tensor | None, shown: Tensor | None, temperature: float
+    query: Tensor, labels: Tensor, targets: Tensor, item_ids: Tensor | None, hit_ids: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Sums over a block of queries (b, D): the loss, and how often the own target or one shown alike scores highest."""
+    """Sums over a block of queries (b, D): the loss, and how often the own target or an equal item scores highest."""
     scores = inner_products(query, targets) / temperature  # (b, W * M), float32 also when the model is bf16
-    if contents is not None:
-        scores = scores.masked_fill(_false_negatives(labels, contents), -torch.inf)
+    if item_ids is not None:
+        scores = scores.masked_fill(_false_negatives(labels, item_ids), -torch.inf)
     best = scores.argmax(dim=1)  # (b,)
     hits = best == labels
-    if shown is not None:
-        target, query_of = shown.unbind(dim=1)  # (W * M,)
+    if hit_ids is not None:
+        target, query_of = hit_ids.unbind(dim=1)  # (W * M,)
         hits |= (target[best] == target[labels]) | (query_of[best] == query_of[labels])
     return F.cross_entropy(scores, labels, reduction="sum"), hits.float().sum()
 
 
-def _false_negatives(labels: Tensor, contents: Tensor) -> Tensor:
+def _false_negatives(labels: Tensor, item_ids: Tensor) -> Tensor:
     """(b, W * M): which targets, other than the own, equal the query, equal its target, or belong to an equal query.
 
     Args:
         labels: (b,) each query's own target.
-        contents: (W * M, 2) of each target, and of the query that it is the positive of.
+        item_ids: (W * M, 2) of each target, and of the query that it is the positive of.
     """
-    target, query = contents.unbind(dim=1)  # (W * M,)
-    own_target, own_query = contents[labels].unsqueeze(1).unbind(dim=2)  # (b, 1)
+    target, query = item_ids.unbind(dim=1)  # (W * M,)
+    own_target, own_query = item_ids[labels].unsqueeze(1).unbind(dim=2)  # (b, 1)
     equal = (target == own_query) | (target == own_target) | (query == own_query)  # (b, W * M)
     return equal.scatter(1, labels.unsqueeze(1), False)

@@ -1,6 +1,6 @@
 """Reranker: a stock Qwen2-VL (with or without LoRA) that answers, read by its logits instead of by generation.
 
-Dimension letters: B sequences in the batch, L tokens of the longest, A tokens asked for, V vocabulary, D hidden size.
+Dimension letters: B sequences in the batch, L tokens of the longest, A answer positions, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from lamra.models.packing import KeysAndValues, prefix_length
 
 
 class Reranker(Backbone):
-    """Gives the logits of the tokens that are asked for, and of no others: a vocabulary of 152,000 is not free."""
+    """Gives the logits at the answers' positions, and nowhere else: a vocabulary of 152,000 is not free."""
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        asked: Tensor,
+        answer_mask: Tensor,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         prefix: KeysAndValues | None = None,
@@ -30,7 +30,7 @@ class Reranker(Backbone):
 
         Args:
             input_ids, attention_mask, image_grid_thw, prefix: as for Embedder.
-            asked: (B, L) bool, the tokens whose successor is asked for; none of them in the prefix.
+            answer_mask: (B, L) bool, the tokens whose next-token logits are wanted; none of them in the prefix.
             pixel_values: patches of the pictures in order, without those of the prefix.
             picture_features: from `picture_features`, of the pictures, instead of pixel_values.
             answers: (n,) ids of the tokens whose logits are compared. They are computed in float32 whatever the model's
@@ -48,8 +48,8 @@ class Reranker(Backbone):
             input_ids, attention_mask, *pictures, prefix, picture_features, run_vision=run_vision
         )
         if prefix is not None:
-            asked = asked[:, prefix_length(prefix) :]  # (B, L - P)
-        hidden = hidden[asked] if packing is None else hidden[0, asked.flatten()[packing.slots]]  # (A, D)
+            answer_mask = answer_mask[:, prefix_length(prefix) :]  # (B, L - P)
+        hidden = hidden[answer_mask] if packing is None else hidden[0, answer_mask.flatten()[packing.slots]]  # (A, D)
         if answers is not None:
             return inner_products(hidden, self.stock.lm_head.weight[answers])  # (A, n)
         return self.stock.lm_head(hidden).float()  # (A, V)

@@ -23,7 +23,7 @@ class RerankTrainer(LamRATrainer):
         self.count_faults(inputs.pop("faults"))
         self.nonfinite.rows, labels = inputs.pop("ids"), inputs.pop("labels")  # labels: (B, L)
         answer_mask = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # (B, L): a token predicts its successor
-        logits, answers = model(asked=answer_mask, **inputs), labels[labels != IGNORED]  # (A, V), (A,)
+        logits, answers = model(answer_mask=answer_mask, **inputs), labels[labels != IGNORED]  # (A, V), (A,)
         loss = F.cross_entropy(logits, answers)
         if not self.nonfinite.is_finite_everywhere(loss.detach()):
             self.nonfinite.stop(self.step, "loss", [])

@@ -209,9 +209,9 @@ class Rank:
         if f"{key}.position_ids" not in self.values.tensors:
             return
         inputs = self.judge.processor.pad(prompts)
-        asked = inputs["attention_mask"].bool()
+        answer_mask = inputs["attention_mask"].bool()
         with torch.no_grad(), rotary_positions(self.judge.model.stock) as received:
-            self.judge.model(**inputs, asked=asked)
+            self.judge.model(**inputs, answer_mask=answer_mask)
         self.positions(key, received, range(len(prompts)))
 
     def given(self, entry: dict, pairs: MBEIRPairs) -> dict:

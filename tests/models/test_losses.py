@@ -19,7 +19,7 @@ from lamra.models import losses
 from lamra.models.losses import info_nce
 
 # Three queries; their targets, and a hard negative of each.
-CONTENTS = torch.tensor([1, 2, 1, 11, 12, 13, 11, 1, 30])
+ITEM_IDS = torch.tensor([1, 2, 1, 11, 12, 13, 11, 1, 30])
 # Against whom each query is compared, worked by hand. Query 0: target 2 belongs to an equal query, negative 0 equals
 # its own target, negative 1 the query itself. Query 2: the same, but negative 0 is not its target.
 COMPARED = [[0, 1, 5], [0, 1, 2, 3, 4, 5], [1, 2, 3, 5]]
@@ -33,7 +33,7 @@ def rows() -> list[torch.Tensor]:
 
 def test_equal_items_are_no_negatives(rows):
     query, target = rows
-    result = info_nce(query, target, temperature=0.5, contents=CONTENTS)
+    result = info_nce(query, target, temperature=0.5, item_ids=ITEM_IDS)
     scores = (query @ target.T / 0.5).tolist()
     by_hand = [math.log(sum(math.exp(scores[i][j]) for j in few)) - scores[i][i] for i, few in enumerate(COMPARED)]
     close(result.loss, torch.tensor(sum(by_hand) / 3))
@@ -46,10 +46,10 @@ def test_equal_items_are_no_negatives(rows):
 def test_different_items_change_nothing_and_blocks_neither(rows, monkeypatch):
     plain, numbered = info_nce(*rows, 0.5), info_nce(*rows, 0.5, torch.arange(9))
     assert torch.equal(plain.loss, numbered.loss) and torch.equal(plain.accuracy, numbered.accuracy)
-    whole = info_nce(*rows, 0.5, CONTENTS)
+    whole = info_nce(*rows, 0.5, ITEM_IDS)
     expected = torch.autograd.grad(whole.loss, rows)
     monkeypatch.setattr(losses, "QUERIES_PER_BLOCK", 2)
-    blocks = info_nce(*rows, 0.5, CONTENTS)
+    blocks = info_nce(*rows, 0.5, ITEM_IDS)
     close(blocks.loss, whole.loss)
     for gradient, other in zip(torch.autograd.grad(blocks.loss, rows), expected):
         close(gradient, other)
@@ -87,13 +87,13 @@ def test_equal_is_what_the_model_sees(tiny_model, tmp_path):
         Pair(Item("1", "A box."), Item("b", images=(red_too,)), (Item("m", images=(blue,)),)),
     ]
 
-    def contents(mask_duplicates: bool, rows: list[int]) -> list[int]:
+    def item_ids(mask_duplicates: bool, rows: list[int]) -> list[int]:
         collator = RetrievalCollator(Processor(tiny_model), mask_duplicates)
         return collator(UsablePairs(pairs, collator.encode, most_faults=0).__getitems__(rows))["item_ids"].tolist()
 
-    query, other, target, same_target, negative, different = contents(True, [0, 1])
+    query, other, target, same_target, negative, different = item_ids(True, [0, 1])
     assert query == negative and target == same_target and len({query, other, target, different}) == 4
-    assert contents(True, [1, 0]) == [other, query, target, target, different, negative]  # the same in any process
-    query, other, target, same_target, *negatives = contents(False, [0, 1])
+    assert item_ids(True, [1, 0]) == [other, query, target, target, different, negative]  # the same in any process
+    query, other, target, same_target, *negatives = item_ids(False, [0, 1])
     assert len({query, other, target, same_target, *negatives}) == 5 and negatives == [-1, -1]
-    assert contents(False, [1, 1])[::2] == [other, same_target, -1]  # a row that stands twice knows itself
+    assert item_ids(False, [1, 1])[::2] == [other, same_target, -1]  # a row that stands twice knows itself

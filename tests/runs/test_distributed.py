@@ -48,8 +48,8 @@ def test_two_processes_equal_one(tmp_path, golden, golden_folder):
         assert torch.equal(ranks[0][name], ranks[1][name])
 
     rows = [equal[name].clone().requires_grad_() for name in ("query", "target", "negative")]
-    contents = torch.cat([equal[f"{name}_content"] for name in ("query", "target", "negative")])
-    masked = info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5, contents=contents)
+    item_ids = torch.cat([equal[f"{name}_content"] for name in ("query", "target", "negative")])
+    masked = info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5, item_ids=item_ids)
     masked.loss.backward()
     assert masked.loss < info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5).loss - 0.1
     close((ranks[0]["masked_loss"] + ranks[1]["masked_loss"]) / 2, masked.loss)

@@ -260,11 +260,11 @@ def test_a_target_of_the_same_content_is_a_hit(tiny_model, monkeypatch, picture_
     other[1] = 1 - other[1]  # answers with what belongs to another query
     assert info_nce(other, target, 0.05, batch["item_ids"], batch["hit_ids"]).accuracy == pytest.approx(5 / 6)
     # A hard negative that looks like the query is no hit.
-    shown = torch.tensor([1, 2, 11, 12, 1, 21])
+    hit_ids = torch.tensor([1, 2, 11, 12, 1, 21])
     negative = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     two = torch.eye(2)
     targets = torch.cat([two * 0.5, negative])
-    assert info_nce(two, targets, 0.05, torch.arange(6), shown).accuracy == 0
+    assert info_nce(two, targets, 0.05, torch.arange(6), hit_ids).accuracy == 0
 
 
 # What stands in for a faulty row.

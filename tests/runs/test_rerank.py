@@ -228,9 +228,9 @@ def test_a_picture_is_looked_at_once(tiny_model, mbeir):
     # And as the stock model sees the pixels.
     prompt = judge.prompts.pointwise(shown[0], shown[1])
     inputs = judge.processor.pad([prompt])
-    asked = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
-    asked[0, -1] = True
-    logits = judge.model(**inputs, asked=asked)[0, judge.yes_no[1]]
+    answer_mask = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
+    answer_mask[0, -1] = True
+    logits = judge.model(**inputs, answer_mask=answer_mask)[0, judge.yes_no[1]]
     assert judge.yes_no[0] == [] and logits.softmax(0)[0].item() == pytest.approx(answers[0][0][0][0], abs=1e-6)
 
 
@@ -242,7 +242,7 @@ def test_answers_are_told_apart_in_bf16(tiny_model):
     rows = [judge.prompts.pointwise(*(judge.prompts.shown(Item(t, t)) for t in ("q", f"{i} c"))) for i in range(40)]
     inputs = judge.processor.pad(rows)
     last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
-    inputs["asked"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
+    inputs["answer_mask"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
     answers = torch.tensor(judge.yes_no[1])
     with torch.no_grad():
         coarse, fine = model(**inputs)[:, answers], model(**inputs, answers=answers)

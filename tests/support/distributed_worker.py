@@ -36,8 +36,8 @@ def results(folder: Path) -> dict[str, torch.Tensor]:
 
     equal = load_file(folder / "equal.safetensors")
     rows = [equal[name].chunk(world)[rank].clone().requires_grad_() for name in ("query", "target", "negative")]
-    contents = torch.cat([equal[f"{name}_content"].chunk(world)[rank] for name in ("query", "target", "negative")])
-    masked = info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5, contents=contents)
+    item_ids = torch.cat([equal[f"{name}_content"].chunk(world)[rank] for name in ("query", "target", "negative")])
+    masked = info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5, item_ids=item_ids)
     masked.loss.backward()
 
     x = torch.full((2, 3), float(rank), requires_grad=True)

@@ -123,8 +123,8 @@ def answer_loss(model: nn.Module, rows: list[dict]) -> Tensor:
     """Of a reranker, whose answer is the last token of each row."""
     batch = collated(rows)
     last = batch["attention_mask"].sum(dim=1, keepdim=True) - 1
-    asked = torch.zeros_like(batch["attention_mask"], dtype=torch.bool).scatter(1, last - 1, True)
-    return F.cross_entropy(model(asked=asked, **batch), batch["input_ids"].gather(1, last)[:, 0])
+    answer_mask = torch.zeros_like(batch["attention_mask"], dtype=torch.bool).scatter(1, last - 1, True)
+    return F.cross_entropy(model(answer_mask=answer_mask, **batch), batch["input_ids"].gather(1, last)[:, 0])
 
 
 class Parallel:

@@ -22,7 +22,7 @@ from lamra.collators.processing import Processor
 from lamra.datasets.caption import load_captioned_images
 from lamra.datasets.items import Item
 from lamra.eval.encode import encode
-from lamra.miniature.build import build_config, build_tokenizer
+from lamra.miniature.model import build_config, build_tokenizer
 from lamra.miniature.world import build_world
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_embedder

@@ -48,7 +48,7 @@ from lamra.datasets.items import Item
 from lamra.eval.encode import encode
 from lamra.eval.judge import Judge
 from lamra.eval.search import Blocks, search
-from lamra.miniature.build import build_tokenizer
+from lamra.miniature.model import build_tokenizer
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
 from lamra.models.losses import info_nce

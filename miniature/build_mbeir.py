@@ -1,155 +1,17 @@
-"""The miniature world as M-BEIR, in its own files: `python miniature/build_mbeir.py --seed 0`.
-
-Five of M-BEIR's tasks, under their names and dataset numbers: captions to pictures and pictures to captions (MSCOCO),
-pictures to the same scene (NIGHTS), picture and change to picture (CIRR), picture and question to fact (InfoSeek).
-"""
+"""Make the miniature M-BEIR: `python miniature/build_mbeir.py --seed 0`. See mbeir.py."""
 
 from __future__ import annotations
 
 import argparse
-import random
 import shutil
 from pathlib import Path
 
-from PIL import Image, ImageChops, ImageEnhance
-
-from lamra.datasets.mbeir.layout import INSTRUCTIONS, global_pool, local_pool
-from lamra.datasets.mbeir.write import MBEIRFiles
-from lamra.miniature.world import (
-    COLOURS,
-    COLUMNS,
-    GRID,
-    NAMES,
-    ROWS,
-    Scene,
-    Shape,
-    describe,
-    descriptions,
-    distinct_scenes,
-    draw,
-    edited,
-)
-
-TASKS = ("mscoco_task0_test", "mscoco_task3_test", "nights_task4", "cirr_task7", "infoseek_task6")
-COCO, NIGHTS, INFOSEEK, CIRR = 9, 4, 6, 8  # M-BEIR's numbers of these datasets
-DONE = "done"  # an empty file, written last
-
-# In words that the miniature's tokenizer knows, as far as that goes.
-PROMPTS = {
-    ("text", "image", "MSCOCO", COCO): (
-        "Find the picture of this sentence.",
-        "We can see this in the picture.",
-        "Show the picture.",
-    ),
-    ("image", "text", "MSCOCO", COCO): (
-        "Find the sentence of this picture.",
-        "Here is a picture, what can we see?",
-        "Show the sentence.",
-    ),
-    ("image", "image", "NIGHTS", NIGHTS): (
-        "Find the same picture.",
-        "Here is a picture, show the same.",
-        "Show a picture of the same.",
-    ),
-    ("image,text", "image", "CIRR", CIRR): (
-        "Find the picture with this change.",
-        "Change the picture.",
-        "Here is a picture and a change.",
-    ),
-    ("image,text", "text", "INFOSEEK", INFOSEEK): (
-        "Find the answer in the picture.",
-        "Here is a picture and a question.",
-        "Answer the question.",
-    ),
-}
-
-
-def build_mbeir(folder: str | Path, seed: int, *, train: int = 1000, gallery: int = 200) -> None:
-    """Write `gallery` scenes each as val and test, `train` scenes to train on; the same seed writes the same bytes."""
-    folder, rng, seen = Path(folder), random.Random(f"mbeir {seed}"), set()
-    files = MBEIRFiles(folder)
-    pools = [local_pool("infoseek_task6"), *map(global_pool, ("val", "test", "train"))]
-    facts = {shape: add_fact(files, shape, pools, rng) for shape in all_shapes()}
-    for split, count in {"val": gallery, "test": gallery, "train": train}.items():
-        (folder / "mbeir_images" / split).mkdir(parents=True, exist_ok=True)
-        for number, scene in enumerate(crowded_scenes(rng, count, seen)):
-            add_scene(files, split, f"mbeir_images/{split}/{number}", scene, facts, rng)
-    files.write()
-    header = ["query_modality", "cand_modality", "dataset_name", "dataset_id", *(f"prompt_{i}" for i in (1, 2, 3))]
-    lines = [header, *([*map(str, key), *prompts] for key, prompts in PROMPTS.items())]
-    (folder / INSTRUCTIONS).parent.mkdir(exist_ok=True)
-    (folder / INSTRUCTIONS).write_text("".join("\t".join(line) + "\n" for line in lines))
-    (folder / DONE).touch()
-
-
-def all_shapes() -> list[Shape]:
-    return [Shape(cell, colour, kind) for cell in range(GRID * GRID) for colour in COLOURS for kind in NAMES]
-
-
-def crowded_scenes(rng: random.Random, count: int, seen: set[Scene]) -> list[Scene]:
-    """Scenes of two or three shapes: those of one are so few that the base model was trained on all of them."""
-    scenes: list[Scene] = []
-    while len(scenes) < count:
-        scenes += [scene for scene in distinct_scenes(rng, 1, seen) if len(scene) > 1]
-    return scenes
-
-
-def add_fact(files: MBEIRFiles, shape: Shape, pools: list[str], rng: random.Random) -> list[str]:
-    """A fact in two wordings."""
-    return [files.candidate(INFOSEEK, pools, text) for text in descriptions(frozenset({shape}), rng, 2)]
-
-
-def add_scene(files: MBEIRFiles, split: str, stem: str, scene: Scene, facts: dict, rng: random.Random) -> None:
-    """The queries and candidates of a scene, one query for each of TASKS; pictures go to <root>/<stem>*.png."""
-    changed = edited(scene, rng)
-    picture, other = f"{stem}.png", f"{stem}_changed.png"
-    shaken_picture, shaken_other = f"{stem}_shaken.png", f"{stem}_changed_shaken.png"
-    for drawn, name, shaken_name in ((draw(scene), picture, shaken_picture), (draw(changed), other, shaken_other)):
-        drawn.save(files.root / name)
-        shaken(drawn, rng).save(files.root / shaken_name)
-    everywhere = global_pool(split)
-
-    def pools(task: str) -> list[str]:
-        return [everywhere] if split == "train" else [everywhere, local_pool(task)]
-
-    caption, *captions = descriptions(scene, rng, 3)
-    image = files.candidate(COCO, pools(f"mscoco_task0_{split}"), image=picture)
-    texts = [files.candidate(COCO, pools(f"mscoco_task3_{split}"), text) for text in captions]
-    files.query(COCO, "mscoco_task0", split, [image], text=caption)
-    files.query(COCO, "mscoco_task3", split, texts, image=picture)
-
-    same = files.candidate(NIGHTS, pools("nights_task4"), image=shaken_picture)
-    similar = files.candidate(NIGHTS, pools("nights_task4"), image=shaken_other)
-    files.query(NIGHTS, "nights_task4", split, [same], image=picture, negatives=[similar])
-
-    before = files.candidate(CIRR, pools("cirr_task7"), image=picture)
-    after = files.candidate(CIRR, pools("cirr_task7"), image=other)
-    files.query(CIRR, "cirr_task7", split, [after], text=change(scene, changed, rng), image=picture, negatives=[before])
-
-    shape = rng.choice(sorted(scene))
-    wrong = [did for other_shape in sorted(scene - {shape}) for did in facts[other_shape]]
-    question = f"what is at {place(shape, rng)}?"
-    files.query(INFOSEEK, "infoseek_task6", split, facts[shape], text=question, image=picture, negatives=wrong)
-
-
-def shaken(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture a few pixels aside, and lighter or darker."""
-    aside = ImageChops.offset(picture, rng.randint(-5, 5), rng.randint(-5, 5))
-    return ImageEnhance.Brightness(aside).enhance(rng.uniform(0.8, 1.2))
-
-
-def change(scene: Scene, changed: Scene, rng: random.Random) -> str:
-    """What was there, then what is there instead."""
-    return f"{describe(scene - changed, rng)} {describe(changed - scene, rng)}"
-
-
-def place(shape: Shape, rng: random.Random) -> str:
-    row, column = divmod(shape.cell, GRID)
-    return f"{rng.choice(ROWS[row])} {rng.choice(COLUMNS[column])}"
+from lamra.common.cli import run
+from lamra.miniature.mbeir import DONE, TASKS, build_mbeir
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the miniature M-BEIR.")
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default="data/miniature_mbeir")
     parser.add_argument("--train", type=int, default=1000, help="scenes to train on, five queries each")
@@ -162,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

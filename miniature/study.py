@@ -1,18 +1,19 @@
 """The miniature world of the study: four kinds of pre-training data from a domain that is not the evaluation's.
 
-The evaluation's pictures and captions are datasets/miniature.py's. The training data's are another domain, as
-ShareGPT4V's differ from Flickr30K's: dark backgrounds, a paler palette, four or five shapes of two sizes instead of one
-to three of one, and other wording. All four kinds come from that one domain, so that they differ in kind alone.
+The evaluation's pictures and captions are those of world.py. The training data's are another domain, as ShareGPT4V's
+differ from Flickr30K's: dark backgrounds, a paler palette, four or five shapes of two sizes instead of one to three of
+one size, and other wording. All four kinds come from that domain, so that they differ in kind alone.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import random
+from functools import partial
 from pathlib import Path
 
-from lamra.miniature.world import CAPTIONS, GRID, NAMES, RGB, Scene, Shape, distinct_scenes, draw, edited, write_gallery
+from lamra.miniature import world
+from lamra.miniature.world import CAPTIONS, GRID, NAMES, RGB, Scene, Shape, edited, sentence, write_pictures
 
 PALETTE: dict[str, RGB] = {
     "red": (255, 110, 110),
@@ -23,7 +24,7 @@ PALETTE: dict[str, RGB] = {
     "orange": (255, 190, 120),
 }
 BACKGROUND: RGB = (5, 40, 20)
-PLACES = (
+PLACES = (  # of each cell, in words
     *("in the upper left corner", "along the upper edge", "in the upper right corner"),
     *("on the left side", "in the centre", "on the right side"),
     *("in the lower left corner", "along the lower edge", "in the lower right corner"),
@@ -42,13 +43,12 @@ def random_scene(rng: random.Random) -> Scene:
     )
 
 
-def draw_study(scene: Scene):
-    """The scene's picture in this domain's palette and light."""
-    return draw(scene, PALETTE, BACKGROUND)
+draw_study = partial(world.draw, colours=PALETTE, background=BACKGROUND)  # a scene's picture in this domain's light
+_noun = partial(world.noun, sized=True)
 
 
 def premise(scene: Scene, rng: random.Random) -> str:
-    """One sentence with place, size, colour and kind of every shape, as NLI's first sentences."""
+    """A sentence with position, size, colour and kind of every shape, as NLI's first sentences."""
     return _statement(rng.sample(sorted(scene), len(scene)), rng)
 
 
@@ -58,25 +58,23 @@ def hypothesis(scene: Scene, rng: random.Random) -> str:
 
 
 def long_caption(scene: Scene, rng: random.Random) -> str:
-    """Several sentences: how many shapes there are, then each with its place, size and neighbours."""
+    """Several sentences: how many shapes there are, then each with its position, size and a neighbour."""
     shapes = rng.sample(sorted(scene), len(scene))
-    sentences = [f"the image features {NUMBERS[len(shapes)]} objects on a dark background"]
+    sentences = [sentence(f"the image features {NUMBERS[len(shapes)]} objects on a dark background")]
     for shape in shapes:
-        beside = [f"{where} {_thing(other, rng)}" for other in shapes if (where := _neighbour(shape, other))]
-        sentences.append(f"{PLACES[shape.cell]} sits {_thing(shape, rng)}" + (f", {beside[0]}" if beside else ""))
-    return " ".join(map(_sentence, sentences))
+        beside = [f"{where} {_noun(other, rng)}" for other in shapes if (where := _neighbour(shape, other))]
+        sentences.append(sentence(_sits(shape, rng) + (f", {beside[0]}" if beside else "")))
+    return " ".join(sentences)
 
 
 def _statement(shapes: list[Shape], rng: random.Random) -> str:
     if rng.random() < 0.5:
-        parts = [f"{PLACES[shape.cell]} sits {_thing(shape, rng)}" for shape in shapes]
-    else:
-        parts = [f"{_thing(shape, rng)} is {PLACES[shape.cell]}" for shape in shapes]
-    return _sentence(", ".join(parts[:-1]) + " and " + parts[-1])
+        return sentence(*(_sits(shape, rng) for shape in shapes))
+    return sentence(*(f"{_noun(shape, rng)} is {PLACES[shape.cell]}" for shape in shapes))
 
 
-def _thing(shape: Shape, rng: random.Random) -> str:
-    return f"a {shape.size} {shape.colour} {rng.choice(NAMES[shape.kind])}"
+def _sits(shape: Shape, rng: random.Random) -> str:
+    return f"{PLACES[shape.cell]} sits {_noun(shape, rng)}"
 
 
 def _neighbour(shape: Shape, other: Shape) -> str | None:
@@ -84,10 +82,6 @@ def _neighbour(shape: Shape, other: Shape) -> str | None:
     return {1: "to the left of", -1: "to the right of", GRID: "above", -GRID: "below"}.get(
         other.cell - shape.cell if abs(shape.cell % GRID - other.cell % GRID) <= 1 else 0
     )
-
-
-def _sentence(words: str) -> str:
-    return words[0].upper() + words[1:] + "."
 
 
 def build_study_world(folder: str | Path, seed: int, *, gallery_pictures: int = 200, rows: int = 2000) -> None:
@@ -102,61 +96,39 @@ def build_study_world(folder: str | Path, seed: int, *, gallery_pictures: int = 
     seen: set[Scene] = set()
     for name in ("val", "flickr", "coco", "everyday"):
         count = PICTURES_TO_KNOW if name == "everyday" else gallery_pictures
-        write_gallery(folder / name, distinct_scenes(rng, count, seen), rng)
+        world.write_gallery(folder / name, world.distinct_scenes(rng, count, seen), rng)
     to_karpathy(folder / "coco")
 
-    scenes: dict[Scene, None] = {}  # keeps their order
-    while len(scenes) < PICTURES_TO_KNOW + 3 * rows:
-        scenes[random_scene(rng)] = None
-    studio = list(scenes)
-    known, rest = studio[:PICTURES_TO_KNOW], studio[PICTURES_TO_KNOW:]
-    captions = [premise(scene, rng) for scene in known for _ in range(CAPTIONS)]
-    _write_pictures(folder / "studio" / "images", known)
-    (folder / "studio" / "captions.json").write_text(json.dumps(captions, indent=0) + "\n")
+    scenes = iter(world.distinct_scenes(rng, PICTURES_TO_KNOW + 3 * rows, set(), random_scene))
+    known = [next(scenes) for _ in range(PICTURES_TO_KNOW)]
+    text, captioned, sources = ([next(scenes) for _ in range(rows)] for _ in range(3))
+    write_pictures(folder / "studio" / "images", map(draw_study, known))
+    world.write_captions(folder / "studio", [premise(scene, rng) for scene in known for _ in range(CAPTIONS)])
 
-    text, pictured, sources = rest[:rows], rest[rows : 2 * rows], rest[2 * rows :]
-    with (folder / "text.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("sent0", "sent1", "hard_neg"))
-        writer.writerows(
-            (premise(scene, rng), hypothesis(scene, rng), premise(edited(scene, rng, CHANGES), rng)) for scene in text
-        )
-    names = _write_pictures(folder / "pictures", pictured, "captioned_")
-    entries = [
-        {"id": str(i), "image": f"pictures/{name}", "conversations": _conversation(long_caption(scene, rng))}
-        for i, (name, scene) in enumerate(zip(names, pictured))
-    ]
+    world.write_triplets(
+        folder / "text.csv",
+        ((premise(s, rng), hypothesis(s, rng), premise(edited(s, rng, CHANGES), rng)) for s in text),
+    )
+    pictures = folder / "pictures"
+    names = write_pictures(pictures, map(draw_study, captioned), "captioned_")
+    entries = []
+    for i, (name, scene) in enumerate(zip(names, captioned)):
+        turns = {"human": "<image>\nDescribe the image.", "gpt": long_caption(scene, rng)}
+        conversation = [{"from": who, "value": words} for who, words in turns.items()]
+        entries.append({"id": str(i), "image": f"pictures/{name}", "conversations": conversation})
     (folder / "image_text.json").write_text(json.dumps(entries, indent=0) + "\n")
-    before = _write_pictures(folder / "pictures", sources, "source_")
-    after = _write_pictures(folder / "pictures", [edited(scene, rng, CHANGES) for scene in sources], "edited_")
-    lines = [
-        json.dumps({"source_image": f"pictures/{a}", "edited_image": f"pictures/{b}"}) for a, b in zip(before, after)
-    ]
-    (folder / "region_edit.jsonl").write_text("\n".join(lines) + "\n")
+    before = write_pictures(pictures, map(draw_study, sources), "source_")
+    after = write_pictures(pictures, (draw_study(edited(scene, rng, CHANGES)) for scene in sources), "edited_")
+    edits = [{"source_image": f"pictures/{a}", "edited_image": f"pictures/{b}"} for a, b in zip(before, after)]
+    (folder / "region_edit.jsonl").write_text("".join(json.dumps(edit) + "\n" for edit in edits))
 
 
 def to_karpathy(folder: Path) -> None:
     """Rewrite a gallery's captions as Karpathy's json, dataset.json, all pictures in the test split."""
-    captions = json.loads((folder / "captions.json").read_text())
-    images = [
-        {
-            "filename": f"{i // CAPTIONS}.png",
-            "split": "test",
-            "sentences": [{"raw": raw} for raw in captions[i : i + CAPTIONS]],
-        }
-        for i in range(0, len(captions), CAPTIONS)
-    ]
+    captions = world.read_captions(folder)
+    images = []
+    for i in range(0, len(captions), CAPTIONS):
+        sentences = [{"raw": raw} for raw in captions[i : i + CAPTIONS]]
+        images.append({"filename": f"{i // CAPTIONS}.png", "split": "test", "sentences": sentences})
     (folder / "dataset.json").write_text(json.dumps({"images": images}) + "\n")
     (folder / "captions.json").unlink()
-
-
-def _conversation(caption: str) -> list[dict]:
-    return [{"from": "human", "value": "<image>\nDescribe the image."}, {"from": "gpt", "value": caption}]
-
-
-def _write_pictures(folder: Path, scenes: list[Scene], prefix: str = "") -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{prefix}{i}.png" for i in range(len(scenes))]
-    for name, scene in zip(names, scenes):
-        draw_study(scene).save(folder / name)
-    return names

@@ -10,11 +10,11 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance
 
 # A cell is as large as one image token (14-pixel patches merged 2 x 2), so a tiny vision tower is enough.
 CELL = 28
@@ -74,11 +74,13 @@ def random_scene(rng: random.Random) -> Scene:
     return frozenset(Shape(cell, rng.choice(list(COLOURS)), rng.choice(list(NAMES))) for cell in cells)
 
 
-def distinct_scenes(rng: random.Random, count: int, seen: set[Scene]) -> list[Scene]:
+def distinct_scenes(
+    rng: random.Random, count: int, seen: set[Scene], generate: Callable[[random.Random], Scene] = random_scene
+) -> list[Scene]:
     """`count` scenes that are not in `seen`, which then holds them too."""
     scenes = []
     while len(scenes) < count:
-        scene = random_scene(rng)
+        scene = generate(rng)
         if scene not in seen:
             seen.add(scene)
             scenes.append(scene)
@@ -102,16 +104,55 @@ def draw(scene: Scene, colours: Mapping[str, RGB] = COLOURS, background: RGB = (
     return image.resize((GRID * CELL, GRID * CELL), Image.Resampling.LANCZOS)
 
 
+def _background(side: int, darkest: RGB) -> Image.Image:
+    """A shade that changes from left to right and from top to bottom, as light does in a photograph.
+
+    It lets a model see where a patch is: Qwen2-VL's vision tower knows relative positions only.
+    """
+    red, green, blue = darkest
+    across = Image.linear_gradient("L").rotate(90).resize((side, side)).point(lambda v: red + v * 5 // 16)
+    down = Image.linear_gradient("L").resize((side, side)).point(lambda v: blue + v * 5 // 16)
+    return Image.merge("RGB", (across, Image.new("L", (side, side), green), down))
+
+
+def shaken(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """The picture a few pixels aside, and lighter or darker."""
+    aside = ImageChops.offset(picture, rng.randint(-5, 5), rng.randint(-5, 5))
+    return ImageEnhance.Brightness(aside).enhance(rng.uniform(0.8, 1.2))
+
+
 def describe(scene: Scene, rng: random.Random) -> str:
-    """A sentence with colour, kind and place of every shape, in a wording and order that `rng` chooses."""
+    """A sentence with colour, kind and position of every shape, in a wording and order that `rng` chooses."""
     shapes = rng.sample(sorted(scene), len(scene))
     if rng.random() < 0.5:
-        parts = [f"{_place(shape, rng)} is {_thing(shape, rng)}" for shape in shapes]
+        parts = [f"{_at(shape, rng)} is {noun(shape, rng)}" for shape in shapes]
     else:
-        parts = [f"{_thing(shape, rng)} {_place(shape, rng)}" for shape in shapes]
+        parts = [f"{noun(shape, rng)} {_at(shape, rng)}" for shape in shapes]
         parts[0] = rng.choice(OPENINGS) + parts[0]
-    sentence = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
-    return sentence[0].upper() + sentence[1:] + "."
+    return sentence(*parts)
+
+
+def noun(shape: Shape, rng: random.Random, *, sized: bool = False) -> str:
+    """A shape in words: "an orange disc", or "a small orange disc"."""
+    words = [*([shape.size] if sized else []), shape.colour, rng.choice(NAMES[shape.kind])]
+    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
+
+def position(shape: Shape, rng: random.Random) -> str:
+    """Row and column of a shape's cell in words: "upper left"."""
+    row, column = divmod(shape.cell, GRID)
+    return f"{rng.choice(ROWS[row])} {rng.choice(COLUMNS[column])}"
+
+
+def _at(shape: Shape, rng: random.Random) -> str:
+    words = position(shape, rng)
+    return f"at {words.split()[0] if shape.cell == GRID * GRID // 2 else words}"  # not "middle middle"
+
+
+def sentence(*parts: str) -> str:
+    """Parts joined by commas and a last "and", with a capital letter and a full stop."""
+    words = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    return words[0].upper() + words[1:] + "."
 
 
 def descriptions(scene: Scene, rng: random.Random, count: int) -> list[str]:
@@ -138,28 +179,6 @@ def triplet(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
     return *descriptions(scene, rng, 2), describe(edited(scene, rng), rng)
 
 
-def _background(side: int, darkest: RGB) -> Image.Image:
-    """A shade that changes from left to right and from top to bottom, as light does in a photograph.
-
-    It lets a model see where a patch is: Qwen2-VL's vision tower knows relative positions only.
-    """
-    red, green, blue = darkest
-    across = Image.linear_gradient("L").rotate(90).resize((side, side)).point(lambda v: red + v * 5 // 16)
-    down = Image.linear_gradient("L").resize((side, side)).point(lambda v: blue + v * 5 // 16)
-    return Image.merge("RGB", (across, Image.new("L", (side, side), green), down))
-
-
-def _thing(shape: Shape, rng: random.Random) -> str:
-    article = "an" if shape.colour[0] in "aeiou" else "a"
-    return f"{article} {shape.colour} {rng.choice(NAMES[shape.kind])}"
-
-
-def _place(shape: Shape, rng: random.Random) -> str:
-    row, column = divmod(shape.cell, GRID)
-    words = [rng.choice(ROWS[row]), rng.choice(COLUMNS[column])]
-    return f"at {' '.join(words[:1] if row == column == 1 else words)}"  # not "middle middle"
-
-
 def build_world(
     folder: str | Path, seed: int, *, train_pictures: int = 2000, gallery_pictures: int = 200, triplets: int = 4000
 ) -> None:
@@ -175,21 +194,37 @@ def build_world(
     for name, size in sizes.items():
         write_gallery(folder / name, distinct_scenes(rng, size, seen), rng)
     for name, size in {"nli_eval.csv": gallery_pictures, "nli.csv": triplets}.items():
-        write_triplets(folder / name, distinct_scenes(rng, size, seen), rng)
+        write_triplets(folder / name, (triplet(scene, rng) for scene in distinct_scenes(rng, size, seen)))
 
 
 def write_gallery(folder: Path, scenes: list[Scene], rng: random.Random) -> None:
     """Pictures and their captions in LamRA_Eval's layout."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    for i, scene in enumerate(scenes):
-        draw(scene).save(folder / "images" / f"{i}.png")
-    captions = [caption for scene in scenes for caption in descriptions(scene, rng, CAPTIONS)]
+    write_pictures(folder / "images", map(draw, scenes))
+    write_captions(folder, [caption for scene in scenes for caption in descriptions(scene, rng, CAPTIONS)])
+
+
+def write_pictures(folder: Path, pictures: Iterable[Image.Image], prefix: str = "") -> list[str]:
+    """Write <folder>/<prefix>0.png, ...; returns these names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for i, picture in enumerate(pictures):
+        names.append(f"{prefix}{i}.png")
+        picture.save(folder / names[-1])
+    return names
+
+
+def write_captions(folder: Path, captions: list[str]) -> None:
     (folder / "captions.json").write_text(json.dumps(captions, indent=0) + "\n")
 
 
-def write_triplets(path: Path, scenes: list[Scene], rng: random.Random) -> None:
-    """A csv in the layout of nli_for_simcse.csv, one row a scene."""
+def read_captions(folder: Path) -> list[str]:
+    """The captions of a gallery, CAPTIONS for each picture."""
+    return json.loads((folder / "captions.json").read_text())
+
+
+def write_triplets(path: Path, triplets: Iterable[tuple[str, str, str]]) -> None:
+    """A csv in the layout of nli_for_simcse.csv."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("sent0", "sent1", "hard_neg"))
-        writer.writerows(triplet(scene, rng) for scene in scenes)
+        writer.writerows(triplets)

@@ -7,7 +7,7 @@ bash scripts/setup.sh
 source scripts/env.sh
 
 SEED=${SEED:-0}
-BASE=checkpoints/hf_models/miniature # written by build_miniature.py
+BASE=checkpoints/hf_models/miniature # written by miniature/build.py
 WORLD=data/miniature
 RUN=checkpoints/miniature_LamRA_Ret_Pretrain
 RESULTS=results/quickstart

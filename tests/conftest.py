@@ -18,7 +18,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lamra.common.cli import run
-from lamra.miniature.build import build_config, build_tokenizer
+from lamra.miniature.model import build_config, build_tokenizer
 from lamra.miniature.world import build_world
 from lamra.models import loading
 

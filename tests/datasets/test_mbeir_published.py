@@ -26,7 +26,7 @@ from lamra.datasets.rerank import RerankExamples, mined_candidates, ranking_of
 from lamra.eval import eval_mbeir, eval_rerank, mine_rerank
 from lamra.eval.judge import read_ranking, reranked
 from lamra.eval.metrics import recall_at_k
-from lamra.miniature.build_mbeir import build_mbeir
+from lamra.miniature.mbeir import build_mbeir
 from lamra.train import train_mbeir, train_rerank
 
 SCENES, GALLERY, REPEATED = 8, 6, 4  # CIRR's and NIGHTS's rows stand 1 + REPEATED times

@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,11 +18,13 @@ from lamra.collators.rerank import RankPrompts
 from lamra.datasets.caption import load_captioned_images
 from lamra.datasets.items import Item
 from lamra.datasets.pairs import load_source
-from lamra.miniature import build_rank, study, world
-from lamra.miniature.build import Corpus, Recipe, ensure, next_token_loss
-from lamra.miniature.build_rank import Teacher
-from lamra.miniature.comparisons import RESPECTS, compare, picture, show
-from lamra.miniature.world import GRID, Shape
+from lamra.miniature import pretrain_rank, study, world
+from lamra.miniature.comparisons import RESPECTS, compare, view
+from lamra.miniature.model import Example
+from lamra.miniature.pretrain import Corpus, build_base, next_token_loss
+from lamra.miniature.pretrain_rank import Teacher, build_rank_base
+from lamra.miniature.recipes import RankRecipe, Recipe, ensure
+from lamra.miniature.world import DETAILS, GRID, Shape
 from lamra.models.backbone import Backbone
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
@@ -45,12 +48,16 @@ def files(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def ensure_base(recipe: Recipe, world, model, force: bool = False) -> bool:
+    return ensure([world, model], recipe, lambda: build_base(recipe, world, model), force)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A whole build, pre-trained for two steps only."""
     folder = tmp_path_factory.mktemp("miniature")
     recipe = Recipe(pictures=10, gallery=5, triplets=20, steps=2, sentences=2, details=2)
-    assert ensure(recipe, folder / "world", folder / "model")
+    assert ensure_base(recipe, folder / "world", folder / "model")
     return recipe, folder / "world", folder / "model"
 
 
@@ -111,7 +118,7 @@ def test_tokenizer_and_chat_template_are_qwen2_vls(built):
     for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>"):
         assert tokenizer(token)["input_ids"] == [tokenizer.convert_tokens_to_ids(token)]
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
-    assert all(len(tokenizer(word)["input_ids"]) == 1 for word in world.DETAILS)
+    assert all(len(tokenizer(word)["input_ids"]) == 1 for word in DETAILS)
     for text in ("Zebra crossing, 3 dogs & naïve 猫\n", " two  spaces "):  # bytes: nothing is unknown
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -157,7 +164,7 @@ def test_loss_of_alternatives_is_the_mean_over_single_answers(built):
     with torch.no_grad():
         together = next_token_loss(model, [example], pad)
         alone = [
-            next_token_loss(model, [type(example)(example.prompt, [word], False, example.pixels)], pad)
+            next_token_loss(model, [Example(example.prompt, [word], pixels=example.pixels)], pad)
             for word in example.answer
         ]
     torch.testing.assert_close(together, torch.stack(alone).mean())
@@ -166,46 +173,47 @@ def test_loss_of_alternatives_is_the_mean_over_single_answers(built):
 def test_second_build_does_nothing_and_another_recipe_builds_again(built):
     recipe, world, folder = built
     before = files(folder)
-    assert not ensure(recipe, world, folder)
-    assert ensure(recipe, world, folder, force=True)
+    assert not ensure_base(recipe, world, folder)
+    assert ensure_base(recipe, world, folder, force=True)
     assert files(folder) == before  # seeded, model included
-    assert ensure(Recipe(**{**vars(recipe), "seed": 1}), world, folder)
+    assert ensure_base(replace(recipe, seed=1), world, folder)
     assert files(folder)["model.safetensors"] != before["model.safetensors"]
 
 
-def test_comparisons_fit_or_differ_as_much_as_is_asked():
+def test_comparisons_fit_or_differ_as_much_as_the_caller_says():
     rng, scenes, sides = random.Random(0), world.distinct_scenes(random.Random(0), 50, set()), 2 * ("sentence",)
-    for one_changed, kind_alone in ((0, 0), (1, 1)):
-        drawn = [compare(s, sides, rng, one_changed=one_changed, kind_alone=kind_alone) for s in 8 * scenes]
-        said = [(understood(one.query.text), understood(one.candidate.text)) for one in drawn]
-        assert all((told <= scene) == one.fits for (scene, told), one in zip(said, drawn))
-        assert 150 < sum(one.fits for one in drawn) < 250
+    for one_shape_changed, kind_alone in ((0, 0), (1, 1)):
+        shares = dict(one_shape_changed=one_shape_changed, kind_alone=kind_alone)
+        drawn = [compare(scene, sides, rng, **shares) for scene in 8 * scenes]
+        said = [(understood(query.text), understood(candidate.text)) for query, candidate, _ in drawn]
+        assert all((told <= scene) == fits for (scene, told), (_, _, fits) in zip(said, drawn))
+        assert 150 < sum(comparison.fits for comparison in drawn) < 250
         unfit = [(scene, told) for scene, told in said if not told <= scene and len(told) == len(scene)]
         assert {len(told) for _, told in unfit} == {1, 2, 3}
         changed = [len(told - scene) for scene, told in unfit if len(scene) > 1]
-        assert set(changed) == {1} if one_changed else sum(count > 1 for count in changed) > 0.9 * len(changed)
+        assert set(changed) == {1} if one_shape_changed else sum(count > 1 for count in changed) > 0.9 * len(changed)
         for scene, told in unfit:
-            if one_changed:
+            if one_shape_changed:
                 (old,), (new,) = scene - told, told - scene
                 assert (old.cell, old.colour) == (new.cell, new.colour) and old.kind != new.kind
             elif len(scene) == 1:
                 (old,), (new,) = scene, told
                 assert all(getattr(old, respect) != getattr(new, respect) for respect in RESPECTS)
 
-    shown = [show(scenes[0], "picture", rng) for _ in range(50)]
-    views = {one.variant: picture(one.scene, one.variant).tobytes() for one in shown}
-    assert len(set(views.values())) == 4 and views[0] == world.draw(scenes[0]).tobytes()
+    views = [view(scenes[0], "picture", rng) for _ in range(50)]
+    pictures = {shown.variant: shown.picture().tobytes() for shown in views}
+    assert len(set(pictures.values())) == 4 and pictures[0] == world.draw(scenes[0]).tobytes()
 
 
 @pytest.fixture(scope="module")
 def rank_base(tmp_path_factory):
     """The base model of LamRA-Rank's world, after a step or two of each phase."""
     folder = tmp_path_factory.mktemp("rank") / "model"
-    recipe = build_rank.Recipe(
+    recipe = RankRecipe(
         scenes=30, naming=1, language=1, shapes=1, whole_scenes=1, sentences=2, questions=2, comparisons=6
     )
-    assert build_rank.ensure(recipe, folder)
-    assert not build_rank.ensure(recipe, folder)
+    for built in (True, False):
+        assert ensure([folder], recipe, lambda: build_rank_base(recipe, folder)) == built
     return folder
 
 
@@ -214,7 +222,7 @@ def test_examples_with_a_shared_beginning_lose_and_learn_as_padded_ones(rank_bas
     teacher = Teacher(world.distinct_scenes(rng, 20, set()), Processor(rank_base), rng)
     groups = [
         teacher.language(4, 4),
-        [teacher.compare(one) for one in teacher.comparisons(6, 0.5)],
+        [teacher.compare(comparison) for comparison in teacher.comparisons(6, 0.5)],
         [teacher.name() for _ in range(3)],  # all of them begin with a picture
     ]
     assert [len(group) for group in groups] == [9, 6, 3]
@@ -225,13 +233,13 @@ def test_examples_with_a_shared_beginning_lose_and_learn_as_padded_ones(rank_bas
         losses = []
         for group in groups:
             if shared:
-                losses.append(build_rank.next_token_loss(backbone, group, teacher.processor))
+                losses.append(pretrain_rank.next_token_loss(backbone, group, teacher.processor))
                 continue
-            inputs = teacher.processor.pad([build_rank.encoded(example) for example in group])
+            inputs = teacher.processor.pad([pretrain_rank.encoded(example) for example in group])
             hidden, _ = backbone.hidden(**inputs)  # (B, L, D)
-            asked = [hidden[i, example.positions] for i, example in enumerate(group)]
+            predicting = [hidden[i, example.positions] for i, example in enumerate(group)]
             wanted = torch.tensor([token for example in group for token in example.answer])
-            losses.append(torch.nn.functional.cross_entropy(model.lm_head(torch.cat(asked)), wanted))
+            losses.append(torch.nn.functional.cross_entropy(model.lm_head(torch.cat(predicting)), wanted))
         sum(losses).backward()
         found.append([*losses, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
     assert len(found[0]) == len(found[1]) > 50
@@ -244,15 +252,15 @@ def test_what_the_rerankers_teacher_says_is_true_of_what_is_shown(rank_base):
     teacher = Teacher(world.distinct_scenes(rng, 20, set()), Processor(rank_base), rng)
     decode = teacher.processor.tokenizer.decode
     for scene in teacher.scenes:
-        told = teacher.tell(show(scene, "sentence", rng))
+        told = teacher.caption(view(scene, "sentence", rng))
         assert understood(decode(told.answer)) == scene and decode(told.prompt).endswith("Candidate:")
-        asked = teacher.ask(show(scene, "sentence", rng), "colour")
-        assert decode(asked.answer).strip() in {shape.colour for shape in scene}
-        kind = KIND_OF[decode(teacher.ask(show(scene, "picture", rng), "kind").answer).strip()]
+        colour = teacher.answer(view(scene, "sentence", rng), "colour")
+        assert decode(colour.answer).strip() in {shape.colour for shape in scene}
+        kind = KIND_OF[decode(teacher.answer(view(scene, "picture", rng), "kind").answer).strip()]
         assert kind in {shape.kind for shape in scene}
-        one = compare(scene, ("picture", "sentence"), rng, one_changed=0.5, kind_alone=0.5)
-        example = teacher.compare(one)
-        assert decode(example.answer) == ("Yes" if one.fits else "No") and len(example.pixels) == 36
+        comparison = compare(scene, ("picture", "sentence"), rng, one_shape_changed=0.5, kind_alone=0.5)
+        example = teacher.compare(comparison)
+        assert decode(example.answer) == ("Yes" if comparison.fits else "No") and len(example.pixels) == 36
 
 
 def test_the_base_model_of_a_reranker_knows_its_prompts(rank_base):

@@ -32,8 +32,8 @@ import torch
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lamra.miniature.build import build_config, build_tokenizer
-from lamra.miniature.build_mbeir import build_mbeir
+from lamra.miniature.mbeir import build_mbeir
+from lamra.miniature.model import build_config, build_tokenizer
 from lamra.miniature.world import build_world
 
 ROOT = Path(__file__).parents[2]

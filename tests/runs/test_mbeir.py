@@ -24,7 +24,7 @@ from lamra.datasets.mbeir.queries import InstructedQueries
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, sentence
 from lamra.eval import eval_mbeir
 from lamra.eval.inference import Retriever
-from lamra.miniature.build_mbeir import TASKS, build_mbeir
+from lamra.miniature.mbeir import TASKS, build_mbeir
 from lamra.models.digests import model_sha256
 from lamra.models.settings import Settings
 from lamra.train import train_mbeir

@@ -26,7 +26,7 @@ from lamra.datasets.usable import UsablePairs
 from lamra.eval import compare_rerank, eval_mbeir, eval_rerank, mine_rerank
 from lamra.eval.judge import Judge, reranked
 from lamra.eval.reporting.files import write_ranking
-from lamra.miniature.build_mbeir import build_mbeir
+from lamra.miniature.mbeir import build_mbeir
 from lamra.models.digests import model_sha256
 from lamra.models.loading import load_reranker
 from lamra.models.reranker import Reranker

@@ -1,0 +1,135 @@
+"""The base model of the miniature: what stands in for Qwen2-VL's pre-training.
+
+It is next-token prediction on four tasks: caption a picture, reword a sentence, and name a detail of either. Nothing
+here compares embeddings; that is stage 1's part.
+
+The tasks are chosen (on validation pictures) so that the miniature starts where the paper's models start. Naming
+details makes it understand pictures and sentences alike. Told to summarize, though, it opens its answer about a
+picture and about a sentence with different words, so the embeddings of the two lie apart: the modality gap.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lamra.collators import messages
+from lamra.collators.processing import Processor
+from lamra.datasets.items import Item
+from lamra.miniature.model import (
+    CAPTION,
+    END_OF_TURN,
+    NAME_IMAGE,
+    NAME_TEXT,
+    REWORDED,
+    Example,
+    Optimizer,
+    answer_tokens,
+    grids,
+    random_model,
+    save_model,
+)
+from lamra.miniature.recipes import Recipe
+from lamra.miniature.study import build_study_world
+from lamra.miniature.world import CAPTIONS, DETAILS, build_world, read_captions
+
+
+class Corpus:
+    """The four tasks over the pictures and captions in gallery folders; pixels are computed once."""
+
+    def __init__(self, folders: list[Path], processor: Processor):
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.captions: list[str] = []
+        pictures = []
+        for folder in folders:
+            captions = read_captions(folder)
+            self.captions += captions
+            pictures += [folder / f"images/{i}.png" for i in range(len(captions) // CAPTIONS)]
+        self.pictures = [processor.encode(Item(str(path), images=(path,))) for path in tqdm(pictures, desc="pixels")]
+
+    def sample(self, rng: random.Random, sentences: int, details: int) -> list[Example]:
+        """The examples of a step."""
+        tasks = sentences * [self.caption, self.reword] + details * [self.name_in_picture, self.name_in_sentence]
+        return [task(rng, rng.randrange(len(self.pictures))) for task in tasks]
+
+    def caption(self, rng: random.Random, i: int) -> Example:
+        answer = self.tokenizer.encode(CAPTION + self._two_captions(rng, i)[0] + END_OF_TURN)
+        return Example(self.pictures[i]["input_ids"], answer, pixels=self.pictures[i]["pixel_values"])
+
+    def reword(self, rng: random.Random, i: int) -> Example:
+        given, wanted = self._two_captions(rng, i)
+        prompt = self.processor.encode(Item("", text=given))["input_ids"]
+        return Example(prompt, self.tokenizer.encode(REWORDED + wanted + END_OF_TURN))
+
+    def name_in_picture(self, rng: random.Random, i: int) -> Example:
+        prompt = self.tokenizer.decode(self.pictures[i]["input_ids"]).replace(messages.SUMMARIZE_IMAGE, NAME_IMAGE)
+        return self._naming(prompt, self._two_captions(rng, i)[0], self.pictures[i]["pixel_values"])
+
+    def name_in_sentence(self, rng: random.Random, i: int) -> Example:
+        given, wanted = self._two_captions(rng, i)
+        prompt = self.processor.render(messages.embedding_messages(Item("", text=given)))
+        return self._naming(prompt.replace(messages.SUMMARIZE_TEXT, NAME_TEXT), wanted)
+
+    def _naming(self, prompt: str, caption: str, pixels: Tensor | None = None) -> Example:
+        details = [word for word in re.findall(r"[a-z]+", caption) if word in DETAILS]
+        answers = self.tokenizer.convert_tokens_to_ids(details)
+        return Example(self.tokenizer.encode(prompt), answers, alternatives=True, pixels=pixels)
+
+    def _two_captions(self, rng: random.Random, i: int) -> list[str]:
+        return rng.sample(self.captions[i * CAPTIONS : (i + 1) * CAPTIONS], 2)
+
+
+def next_token_loss(model: nn.Module, examples: list[Example], pad_id: int) -> Tensor:
+    """Mean cross-entropy over all answer tokens of B examples, of which a picture's example has one picture."""
+    rows = [torch.tensor(example.input_ids) for example in examples]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)  # (B, L)
+    pixels = torch.cat([example.pixels for example in examples if example.pixels is not None])
+    hidden = model.model(
+        input_ids=ids,
+        # Plain positions, as stage 1 uses for Qwen2-VL. Right padding needs no mask under causal attention.
+        position_ids=torch.arange(ids.shape[1]).expand(3, *ids.shape),
+        pixel_values=pixels,
+        image_grid_thw=grids(pixels),
+        use_cache=False,
+    ).last_hidden_state  # (B, L, D)
+    row, position, target = answer_tokens(examples)
+    return F.cross_entropy(model.lm_head(hidden[row, position]), target)
+
+
+def train(model: nn.Module, corpus: Corpus, recipe: Recipe) -> float:
+    """Teach the model the four tasks; returns the mean loss of the last ten steps."""
+    rng, pad_id = random.Random(recipe.seed), corpus.tokenizer.pad_token_id
+    optimizer = Optimizer(model, recipe.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer.adamw, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
+    )
+    losses = []
+    progress = tqdm(range(recipe.steps), desc="pre-training")
+    for _ in progress:
+        loss = next_token_loss(model, corpus.sample(rng, recipe.sentences, recipe.details), pad_id)
+        optimizer.step(loss)
+        schedule.step()
+        losses.append(loss.item())
+        progress.set_postfix(loss=f"{losses[-1]:.3f}")
+    return sum(losses[-10:]) / len(losses[-10:])
+
+
+def build_base(recipe: Recipe, world: Path, folder: Path) -> None:
+    """Write the world's files into `world` and the trained base model into `folder`."""
+    if recipe.study:
+        build_study_world(world, recipe.seed, gallery_pictures=recipe.gallery, rows=recipe.triplets)
+        folders = [world / "everyday", world / "studio"]
+    else:
+        sizes = dict(train_pictures=recipe.pictures, gallery_pictures=recipe.gallery, triplets=recipe.triplets)
+        build_world(world, recipe.seed, **sizes)
+        folders = [world / "train"]
+    sentences = [caption for each in folders for caption in read_captions(each)]
+    model, processor = random_model(folder, sentences, recipe.seed)
+    loss = train(model, Corpus(folders, processor), recipe)
+    save_model(model, folder, f"pre-training loss {loss:.3f}")

@@ -1,30 +1,57 @@
-"""Fixtures: the golden model and where optional real data lies."""
+"""Fixtures: models and data that several rooms use, and how a test calls an entrypoint or starts a command.
+
+With several workers pytest's first process imports this too and needs no torch: fixtures import what they use.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores, several processes
 sys.path.extend(str(Path(__file__).parent / folder) for folder in ("support", "golden"))
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lamra.common.cli import run
-from lamra.miniature.model import build_config, build_tokenizer
-from lamra.miniature.world import build_world
-from lamra.models import loading
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Qwen2VLConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+STAND_INS = "LAMRA_STAND_INS"  # folder of the fork server's socket and of what stands in for python and launchers
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the fork server (support/fork_server.py), one for all workers; it imports nothing until it is needed."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="lamra_tests_"))
+    for name in ("python", "torchrun", "accelerate"):
+        command = [sys.executable, "-IS", ROOT / "tests/support/stand_in.py", name]
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(map(str, command))} "$@"\n')
+        (folder / name).chmod(0o755)
+    os.environ |= {STAND_INS: str(folder), "LAMRA_FORK_SERVER": str(folder / "socket")}
+    command = [sys.executable, ROOT / "tests/support/fork_server.py", folder / "socket"]
+    with open(folder / "socket.log", "w") as log:
+        config.fork_server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if server := getattr(config, "fork_server", None):
+        server.terminate()
+        server.wait()
+        shutil.rmtree(os.environ[STAND_INS])
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +64,15 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
     return load_file(GOLDEN / "values.safetensors")
 
 
 @pytest.fixture(scope="session")
 def golden_config() -> Qwen2VLConfig:
+    from transformers import Qwen2VLConfig
+
     return Qwen2VLConfig(
         text_config=dict(
             vocab_size=512,
@@ -68,6 +99,8 @@ def golden_config() -> Qwen2VLConfig:
 @pytest.fixture(scope="session")
 def golden_folder(tmp_path_factory, golden_config) -> Path:
     """The golden model as a published folder: config.json and transformers 4's key layout."""
+    from safetensors.torch import load_file, save_file
+
     folder = tmp_path_factory.mktemp("golden_model")
     golden_config.save_pretrained(folder)
     tensors = load_file(GOLDEN / "model.safetensors")
@@ -79,6 +112,8 @@ def golden_folder(tmp_path_factory, golden_config) -> Path:
 @pytest.fixture(scope="session")
 def golden_adapter(tmp_path_factory) -> Path:
     """The golden LoRA adapter as transformers 4 and PEFT wrote it: module names model.layers..., listed in full."""
+    from safetensors.torch import load_file, save_file
+
     folder = tmp_path_factory.mktemp("golden_adapter")
     tensors = load_file(GOLDEN / "model.safetensors")
     state = {
@@ -97,6 +132,8 @@ def golden_adapter(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
     """A small miniature world: nli.csv, nli_eval.csv, test/ and val/ with 11 pictures each."""
+    from lamra.miniature.world import build_world
+
     folder = tmp_path_factory.mktemp("world")
     build_world(folder, seed=0, train_pictures=1, gallery_pictures=11, triplets=400)
     return folder
@@ -105,12 +142,48 @@ def world(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(world, tmp_path_factory) -> Path:
     """The miniature's architecture and tokenizer with random weights, as a folder."""
+    import torch
+    from transformers import Qwen2VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from lamra.miniature.model import build_config, build_tokenizer
+
     folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = build_tokenizer((world / "nli.csv").read_text().splitlines())
     torch.manual_seed(0)
     Qwen2VLForConditionalGeneration(build_config(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mbeir(tmp_path_factory) -> Path:
+    """The miniature M-BEIR with 8 scenes to train on and 6 to evaluate on."""
+    from lamra.miniature.mbeir import build_mbeir
+
+    folder = tmp_path_factory.mktemp("mbeir")
+    build_mbeir(folder, seed=0, train=8, gallery=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mined(mbeir, tiny_model, tmp_path_factory) -> Path:
+    """Wrong candidates of the training queries of `mbeir`: mined.jsonl and mined.json."""
+    from lamra.eval import mine_rerank
+
+    folder = tmp_path_factory.mktemp("mined")
+    call(mine_rerank.main, model_id=tiny_model, data_path=mbeir, output_dir=folder, top=6, search_depth=600)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """40 pictures, 00.png to 39.png; 05, 06 and 17 cannot be read."""
+    from faulty_pictures import write_pictures
+
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder)
     return folder
 
 
@@ -142,24 +215,35 @@ def fails(monkeypatch, capsys):
 @pytest.fixture
 def no_model(monkeypatch):
     """Loading a model is a test failure."""
-    monkeypatch.setattr("lamra.train.build.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    from lamra.models import loading
+
     monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("lamra.train.build.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
-def script_environment(variables: dict) -> dict[str, str]:
-    """This environment with the tests' own Python first, and shell variables set."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return os.environ | {"PATH": path} | {name: str(value) for name, value in variables.items()}
+def script_environment(variables: dict, real: bool = False) -> dict[str, str]:
+    """This environment with the tests' own Python first, and shell variables set; stand-ins first unless `real`."""
+    environment = dict(os.environ)
+    folders = [str(Path(sys.executable).parent), environment["PATH"]]
+    if not real:
+        folders.insert(0, os.environ[STAND_INS])
+        environment["PYTHON"] = f"{os.environ[STAND_INS]}/python"
+    environment["PATH"] = ":".join(folders)
+    return environment | {name: str(value) for name, value in variables.items()}
 
 
 def run_script(
-    *command: str | Path, check: bool = True, timeout: int = 180, **variables
+    *command: str | Path, check: bool = True, timeout: int = 180, real: bool = False, **variables
 ) -> subprocess.CompletedProcess:
-    """Run a command of the project from its root as a user would, with shell variables set."""
+    """Run a command of the project from its root as a user would, with shell variables set.
+
+    Its Python processes and launchers are forks of the server, where everything is imported; with `real` they are
+    started anew, by the launchers themselves.
+    """
     result = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
-        env=script_environment(variables),
+        env=script_environment(variables, real),
         capture_output=True,
         text=True,
         timeout=timeout,

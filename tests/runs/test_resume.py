@@ -14,10 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, script_environment
-from safetensors.torch import load_file
-from test_stage1 import STEPS, curve, pretrain, settings
+from training import STEPS, pretrain, same_end, settings
 
-from lamra.train.checkpoints import checkpoint_to_resume, checkpoints, commit_checkpoint, fault
+from lamra.train.checkpoints import checkpoint_to_resume, checkpoints, fault
 
 EVERY_STEP = ("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 3, "--lora_dropout", 0.1)
 
@@ -37,7 +36,7 @@ def start(world, tiny_model, output: Path, **variables) -> subprocess.Popen:
     return subprocess.Popen(
         ["bash", "scripts/lamra_ret/pretrain.sh", *map(str, flags)],
         cwd=ROOT,
-        env=script_environment(settings(world, tiny_model, output) | variables),
+        env=script_environment(settings(world, tiny_model, output) | variables, real=True),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -53,12 +52,6 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
             pytest.fail(f"ended before {path}:\n{process.stdout.read()}")
         time.sleep(0.05)
     pytest.fail(f"{path} did not appear")
-
-
-def same_end(output: Path, unbroken: Path) -> None:
-    assert (curve(output) == curve(unbroken)).all()
-    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (output, unbroken))
-    assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
 
 
 @pytest.mark.parametrize(
@@ -154,18 +147,6 @@ def test_every_damage_is_noticed_and_the_one_before_is_taken(unbroken, tmp_path)
     with pytest.raises(ValueError, match="it has no manifest.json"):
         (newest / "manifest.json").unlink()
         checkpoint_to_resume(run, str(newest))
-
-
-def test_retention_counts_complete_checkpoints_only(tmp_path):
-    for step in (1, 2, 3, 4):
-        partial = tmp_path / ".partial"
-        partial.mkdir()
-        (partial / "weights").write_text(str(step))
-        commit_checkpoint(partial, tmp_path / f"checkpoint-{step}", record={}, keep=2)
-        if step == 3:
-            (tmp_path / "checkpoint-3" / "manifest.json").unlink()
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-3", "checkpoint-2"]
-    assert checkpoint_to_resume(tmp_path, "auto").endswith("checkpoint-4")
 
 
 def test_a_changed_run_is_refused(unbroken, world, tiny_model):

@@ -10,36 +10,7 @@ import pytest
 from conftest import run_script
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-STEPS = 10
-
-
-def settings(world, tiny_model, output: Path) -> dict:
-    """Shell variables of a run on two processes with a global batch of 16."""
-    return dict(
-        MODEL_ID="miniature",
-        MODEL_LOCAL_PATH=tiny_model,
-        TRAIN_DATA_PATH=world / "nli.csv",
-        OUTPUT_DIR=output,
-        NUM_GPUS=2,
-        PER_DEVICE_BATCH_SIZE=8,
-        BF16=False,
-        LR="3e-3",
-        LORA_R=8,
-        LORA_ALPHA=16,
-    )
-
-
-def pretrain(world, tiny_model, output: Path, *flags, check: bool = True, **variables):
-    """scripts/lamra_ret/pretrain.sh, STEPS steps, without dropout unless a flag sets it."""
-    fixed = ["--max_steps", STEPS, "--lora_dropout", 0, "--dataloader_num_workers", 1]
-    command = ["bash", "scripts/lamra_ret/pretrain.sh", *fixed, *flags]
-    return run_script(*command, check=check, **(settings(world, tiny_model, output) | variables))
-
-
-def curve(output: Path) -> np.ndarray:
-    history = json.loads((output / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["log_history"]
-    return np.array([entry["loss"] for entry in history if "loss" in entry])
+from training import STEPS, curve, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +66,7 @@ def on_two_machines(world, tiny_model, output):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    nodes = dict(NNODES=2, NUM_GPUS=1, MASTER_ADDR="localhost", MASTER_PORT=port, DS_STAGE="zero3")
+    nodes = dict(real=True, NNODES=2, NUM_GPUS=1, MASTER_ADDR="localhost", MASTER_PORT=port, DS_STAGE="zero3")
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(pretrain, world, tiny_model, output, **nodes, NODE_RANK=rank) for rank in range(2)]
         for run in runs:
@@ -180,3 +151,19 @@ def test_dry_run_tells_and_trains_nothing(world, tiny_model, tmp_path):
     assert "trainable parameters" in result.stdout and "memory a process" in result.stdout
     assert "Summarize above sentence in one word: <|im_end|>" in result.stdout
     assert not list(tmp_path.glob("dry/*"))
+
+
+def test_a_mistake_is_told_once_and_ends_the_run(world, tiny_model, tmp_path):
+    """As a user meets it: under torchrun, the sentence stands once, and the exit status is not 0."""
+    result = run_script(
+        *("bash", "scripts/lamra_ret/pretrain.sh"),
+        check=False,
+        MODEL_ID="miniature",
+        MODEL_LOCAL_PATH=tiny_model,
+        TRAIN_DATA_PATH="/no/such.csv",
+        OUTPUT_DIR=tmp_path / "run",  # the default one may hold the quickstart's run
+        NUM_GPUS=2,
+        DS_STAGE="none",
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("error: the csv /no/such.csv does not exist: bash scripts/download.sh nli gets it") == 1

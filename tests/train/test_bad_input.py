@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -268,22 +268,6 @@ def test_nothing_executes_what_it_reads():
     assert len(sources) > 30
     for path in [*sources, ROOT / "demo.py"]:
         assert not forbidden.search(path.read_text()), path
-
-
-def test_through_the_script(world, tiny_model, tmp_path):
-    """As a user meets it: under torchrun, the sentence stands once, and the exit status is not 0."""
-    result = run_script(
-        *("bash", "scripts/lamra_ret/pretrain.sh"),
-        check=False,
-        MODEL_ID="miniature",
-        MODEL_LOCAL_PATH=tiny_model,
-        TRAIN_DATA_PATH="/no/such.csv",
-        OUTPUT_DIR=tmp_path / "run",  # the default one may hold the quickstart's run
-        NUM_GPUS=2,
-        DS_STAGE="none",
-    )
-    assert result.returncode != 0
-    assert result.stderr.count("error: the csv /no/such.csv does not exist: bash scripts/download.sh nli gets it") == 1
 
 
 def test_flags_that_mean_nothing_here_are_noted(world, tiny_model, tmp_path, monkeypatch, capsys):

@@ -12,21 +12,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_faults import torchrun
+from training import batch_of
 
-from lamra.collators.processing import Processor
-from lamra.collators.retrieval import RetrievalCollator
 from lamra.common.cli import run
-from lamra.common.errors import PictureError
 from lamra.datasets.items import Item, Pair
-from lamra.datasets.pairs import Mixture
-from lamra.datasets.usable import UsablePairs
 from lamra.models.losses import info_nce
 from lamra.train import train_nli
 from lamra.train.checkpoints import checkpoint_to_resume, checkpoints, commit_checkpoint, fault
 from lamra.train.contrastive_trainer import ContrastiveTrainer
 from lamra.train.guards.nonfinite import NonFinite
-from lamra.train.guards.skipped import SkippedPairs
 from lamra.train.record import check_unchanged
 from lamra.train.trainer import LamRATrainer
 
@@ -166,25 +160,6 @@ def test_after_a_skipped_update_the_loss_is_shown_again_and_a_resumed_run_rememb
     assert "step 4: more than --max_nonfinite 1 updates were not finite" in train(output, f"{flags} --resume auto")
 
 
-def test_bf16_under_zero2_writes_no_gradient_that_is_not_finite(world, tiny_model, tmp_path):
-    """The second process's embeddings are NaN in steps 4 and 6; the best checkpoint is the result."""
-    output = tmp_path / "run"
-    flags = f"""--max_steps 7 --bf16 True --on_nonfinite skip --max_nonfinite 2 --eval_strategy steps --eval_steps 1
-        --eval_data_path {world}/nli_eval.csv --load_best_model_at_end True""".split()
-    result = torchrun(world, tiny_model, output, *flags, deepspeed="zero2")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("the update is skipped") == 2
-    saved = {int(path.name.removeprefix("checkpoint-")): weights(path) for path in checkpoints(output)}
-    assert len(saved) == 7 and all(tensor.isfinite().all() for state in saved.values() for tensor in state.values())
-    assert equal(saved[3], saved[4]) and equal(saved[5], saved[6]) and not equal(saved[4], saved[5])
-    state = json.loads((output / "checkpoint-7" / "trainer_state.json").read_text())
-    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-    assert np.flatnonzero(~np.isfinite(losses)).tolist() == [3, 5]
-    best = state["best_global_step"]
-    assert f"note: the weights are those of step {best}: recall@1 " in result.stdout
-    assert equal(weights(output), saved[best])
-
-
 def test_an_overflow_of_fp16_is_noted_while_its_scale_can_be_lowered(capsys, monkeypatch):
     """A stand-in for the Trainer: fp16 itself needs a GPU."""
     trainer = object.__new__(LamRATrainer)
@@ -268,52 +243,3 @@ def test_a_target_of_the_same_content_is_a_hit(tiny_model, monkeypatch, picture_
 
 
 # What stands in for a faulty row.
-
-
-class Faulty(list):
-    """Pairs of which some cannot be read."""
-
-    def __init__(self, pairs, faulty):
-        super().__init__(pairs)
-        self.faulty = faulty
-
-    def __getitem__(self, row):
-        if row in self.faulty:
-            raise PictureError(f"row {row} cannot be read")
-        return super().__getitem__(row)
-
-
-def batch_of(model: Path, pairs, rows: list[int], most_faults: int = 0) -> dict:
-    """What training makes of these rows."""
-    collator = RetrievalCollator(Processor(model))
-    return collator(UsablePairs(pairs, collator.encode, most_faults).__getitems__(rows))
-
-
-def texts(name: str, count: int, faulty=()) -> Faulty:
-    return Faulty([Pair(Item(f"{name}{i}", f"{name} {i}"), Item("t", f"{name} {i}")) for i in range(count)], faulty)
-
-
-def test_a_faulty_row_of_a_mixture_is_replaced_from_its_source(tiny_model, tmp_path):
-    mixture = Mixture({"a": texts("a", 6, faulty=(4, 5)), "b": texts("b", 6, faulty=(2,))})
-    assert batch_of(tiny_model, mixture, [5, 0, 1], 3)["ids"] == ["a2", "a0", "a1"]  # round to a's first, not on to b's
-    assert batch_of(tiny_model, mixture, [8, 11], 3)["ids"] == ["b3", "b5"]
-    mixture.groups = {name: np.array(rows) for name, rows in mixture.groups.items()}  # as M-BEIR's are
-    assert batch_of(tiny_model, mixture, [5, 0, 1], 3)["ids"] == ["a2", "a0", "a1"]
-    # Of the smallest source one row is always left.
-    assert SkippedPairs(tmp_path, 1000, 0.5, resume=False, smallest=3).most == 2
-    small = Mixture({"a": texts("a", 600), "b": texts("b", 3, faulty=(0, 1, 2))})
-    assert batch_of(tiny_model, small, [600], 2).keys() == {"faults"}
-
-
-def test_a_faulty_row_that_stands_twice_in_a_batch_counts_once(tiny_model, tmp_path):
-    """One count in the collator and another in the trainer left one process without a batch, the others waiting."""
-    pairs = texts("a", 8, faulty=(3,))
-    skipped = SkippedPairs(tmp_path, len(pairs), 0.001, resume=False)
-    batch = batch_of(tiny_model, pairs, [3, 0, 3, 1], skipped.most)
-    assert batch["ids"] == ["a4", "a0", "a5", "a1"] and batch["faults"] == [(3, "row 3 cannot be read")]
-    skipped.add(batch["faults"], step=1)
-    pairs.faulty = (3, 4)
-    batch = batch_of(tiny_model, pairs, [3, 0, 3, 1], skipped.most)
-    assert batch.keys() == {"faults"}
-    with pytest.raises(ValueError, match="2 of 8 pairs cannot be used"):
-        skipped.add(batch["faults"], step=2)

@@ -1,4 +1,4 @@
-"""M-BEIR: its files to items, draws that repeat, stage 2 and its evaluation through the real scripts."""
+"""M-BEIR: its files to items, and draws that repeat."""
 
 from __future__ import annotations
 
@@ -8,26 +8,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
-from safetensors.torch import load_file
+from mbeir_pairs import pairs_of
 from torch.utils.data import DataLoader
 
 from lamra.collators.messages import embedding_messages, instructed_texts
 from lamra.collators.processing import Processor
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.instructions import Instructions
-from lamra.datasets.mbeir.layout import INSTRUCTIONS, PAPER_AVERAGE, TRAIN_QUERIES, global_pool
+from lamra.datasets.mbeir.layout import INSTRUCTIONS, PAPER_AVERAGE, TRAIN_QUERIES
 from lamra.datasets.mbeir.layout import TASKS as TASK_TABLE
-from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.qrels import read_qrels
 from lamra.datasets.mbeir.queries import InstructedQueries
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, sentence
 from lamra.eval import eval_mbeir
-from lamra.eval.inference import Retriever
 from lamra.miniature.mbeir import TASKS, build_mbeir
-from lamra.models.digests import model_sha256
-from lamra.models.settings import Settings
-from lamra.train import train_mbeir
 
 SCENES = 20
 
@@ -38,11 +32,6 @@ def mbeir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mbeir")
     build_mbeir(folder, seed=0, train=SCENES, gallery=6)
     return folder
-
-
-def pairs_of(mbeir, **options) -> MBEIRPairs:
-    pool, queries = Rows(mbeir / global_pool("train"), mbeir, CANDIDATE), Rows(mbeir / TRAIN_QUERIES, mbeir, QUERY)
-    return MBEIRPairs(queries, pool, Instructions(mbeir / INSTRUCTIONS), **options)
 
 
 @pytest.mark.parametrize(
@@ -258,210 +247,3 @@ def test_the_table_of_tasks():
     assert str(coco.qrels("val")) == "qrels/val/mbeir_mscoco_task0_val_qrels.txt"
     assert str(cirr.pool("test", "local")) == "cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl"
     assert str(cirr.queries("test")) == "query/test/mbeir_cirr_task7_test.jsonl"
-
-
-@pytest.fixture(scope="module")
-def stage1(tiny_model, tmp_path_factory):
-    """A model as merge_lora.sh leaves it: it remembers settings that are not the defaults."""
-    folder = tmp_path_factory.mktemp("stage1") / "merged"
-    shutil.copytree(tiny_model, folder)
-    Settings("elsewhere", "mrope", max_pixels=100 * 28 * 28).write(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(mbeir, stage1, tmp_path_factory):
-    """finetune.sh on two processes: ZeRO-2, hard negatives, a measurement after the epoch."""
-    output = tmp_path_factory.mktemp("runs") / "stage2"
-    run_script(
-        *("bash", "scripts/lamra_ret/finetune.sh", "--max_steps", 6, "--dataloader_num_workers", 1),
-        MODEL_ID="miniature",
-        MODEL_LOCAL_PATH=stage1,
-        DATA_PATH=mbeir,
-        EVAL_QUERIES="query/val/mbeir_cirr_task7_val.jsonl",
-        EVAL_POOL="cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl",
-        HARD_NEGATIVES=1,
-        OUTPUT_DIR=output,
-        NUM_GPUS=2,
-        PER_DEVICE_BATCH_SIZE=8,
-        BF16=False,
-    )
-    return output
-
-
-def test_stage_2_goes_on_from_what_stage_1_remembers(trained, stage1):
-    settings = Settings.read(trained)
-    base = dict(base_model=str(stage1), base_sha256=model_sha256(stage1))
-    assert settings == Settings(**base, position_ids="mrope", max_pixels=100 * 28 * 28, text_max_tokens=480)
-    history = json.loads((trained / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
-    assert len([entry for entry in history if "loss" in entry]) == 6
-    assert any("eval_recall@1" in entry for entry in history)
-    record = json.loads((trained / "run.json").read_text())
-    assert record["base_sha256"] == settings.base_sha256
-    assert record["data"]["pairs"] == 5 * SCENES and len(record["data"]["sha256"]) == 3
-    assert record["arguments"]["hard_negatives"] == 1 and record["arguments"]["lora_r"] == 128
-
-
-def flags(mbeir, stage1, output) -> dict:
-    """A short run on one process, in this one."""
-    return dict(
-        model_id="miniature",
-        model_local_path=stage1,
-        data_path=mbeir,
-        output_dir=output,
-        per_device_train_batch_size=40,
-        num_train_epochs=3,
-        save_strategy="steps",
-        save_steps=3,
-        save_total_limit=9,
-        learning_rate=1e-3,
-        lora_r=4,
-        dataloader_num_workers=0,
-        report_to="none",
-    )
-
-
-def call(main, monkeypatch, **named) -> None:
-    arguments = [str(part) for name, value in named.items() for part in (f"--{name}", value)]
-    monkeypatch.setattr("sys.argv", ["entrypoint", *arguments])
-    main()
-
-
-def test_every_epoch_is_drawn_anew_and_a_resumed_run_ends_alike(mbeir, stage1, tmp_path, monkeypatch):
-    """100 pairs make 2 steps an epoch; checkpoint-3 is in the middle of the second."""
-    epochs = []
-    set_epoch = MBEIRPairs.set_epoch
-    monkeypatch.setattr(MBEIRPairs, "set_epoch", lambda self, epoch: epochs.append(epoch) or set_epoch(self, epoch))
-    run = flags(mbeir, stage1, tmp_path)
-    call(train_mbeir.main, monkeypatch, **run)
-    assert sorted(set(epochs)) == [0, 1, 2]
-    expected = load_file(tmp_path / "adapter_model.safetensors")
-    for later in ("checkpoint-6", "adapter_model.safetensors", "lamra.json"):
-        path = tmp_path / later
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    epochs.clear()
-    call(train_mbeir.main, monkeypatch, **run, resume="auto")
-    assert sorted(set(epochs)) == [1, 2]
-    found = load_file(tmp_path / "adapter_model.safetensors")
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
-def test_training_flags_that_contradict(fails, no_model, mbeir, stage1, trained, tmp_path):
-    run = flags(mbeir, stage1, tmp_path / "o")
-    for change, words in (
-        ({"position_ids": "sequential"}, "--position_ids sequential contradicts the checkpoint"),
-        ({"max_pixels": 28 * 28 * 300}, "--max_pixels 235200 contradicts the checkpoint"),
-        ({"model_local_path": trained}, "is an adapter, not a whole model"),
-        ({"text_max_tokens": 0}, "--text_max_tokens 0: expected 1 or more"),
-        ({"hard_negatives": -1}, "--hard_negatives -1: expected 0 or more"),
-        ({"data_path": "/nowhere"}, "/nowhere/query/union_train/mbeir_union_up_train.jsonl does not exist"),
-    ):
-        assert words in fails(train_mbeir.main, **(run | change))
-
-
-@pytest.fixture(scope="module")
-def evaluated(mbeir, trained, tmp_path_factory):
-    """eval_mbeir.sh on two processes, own pools, shards of 5 items."""
-    output = tmp_path_factory.mktemp("results") / "two"
-    result = run_script(
-        *("bash", "scripts/eval/eval_mbeir.sh", "--shard_size", 5, "--data_name", "miniature"),
-        MODEL_ID=trained,
-        DATA_PATH=mbeir,
-        TASKS=",".join(TASKS),
-        OUTPUT_DIR=output,
-        NUM_GPUS=2,
-    )
-    return output, result.stdout
-
-
-def evaluation(mbeir, trained, output) -> dict:
-    return dict(
-        model_id=trained, data_path=mbeir, tasks=",".join(TASKS), output_dir=output, shard_size=5, num_workers=0
-    )
-
-
-def table_in(stdout: str) -> list[str]:
-    lines = stdout.splitlines()
-    start = lines.index("miniature test, local pool, recall@k in percent")
-    return lines[start : next(i for i, line in enumerate(lines) if line.startswith("written to"))]
-
-
-def test_one_process_finds_what_two_find_also_when_it_was_killed(
-    evaluated, mbeir, trained, tmp_path, monkeypatch, capsys
-):
-    output, stdout = evaluated
-    encoded = []
-    encode = Retriever.encode
-
-    def stopping(limit):
-        def call(self, items, description):
-            if len(encoded) == limit:
-                raise KeyboardInterrupt
-            encoded.append(description)
-            return encode(self, items, description)
-
-        return call
-
-    run = evaluation(mbeir, trained, tmp_path) | {"data_name": "miniature"}
-    monkeypatch.setattr(Retriever, "encode", stopping(4))
-    with pytest.raises(KeyboardInterrupt):
-        call(eval_mbeir.main, monkeypatch, **run)
-    (tmp_path / "embeddings" / "mbeir_mscoco_task0_test" / "00001.tmp").touch()  # what a kill while writing leaves
-    monkeypatch.setattr(Retriever, "encode", stopping(None))
-    call(eval_mbeir.main, monkeypatch, **run)
-    files = list((tmp_path / "embeddings").glob("*/*.npy"))
-    assert len(encoded) == len(set(encoded)) == len(files) > 4  # nothing twice
-    same = (tmp_path / "test_local" / "metrics.json").read_bytes()
-    assert same == (output / "test_local" / "metrics.json").read_bytes()
-    table = table_in(capsys.readouterr().out)
-    assert len(table) == 8 and table == table_in(stdout)
-
-    encoded.clear()
-    call(eval_mbeir.main, monkeypatch, **run)
-    assert not encoded and (tmp_path / "test_local" / "metrics.json").read_bytes() == same
-    assert table_in(capsys.readouterr().out) == table
-    call(eval_mbeir.main, monkeypatch, **run | {"pool": "global"})
-    assert {name.split()[0] for name in encoded} == {"mbeir_union_test_cand_pool"}  # the queries are known
-
-
-def test_rankings_and_metrics(evaluated, mbeir):
-    output, _ = evaluated
-    metrics = json.loads((output / "test_local" / "metrics.json").read_text())
-    assert set(metrics) == {*TASKS, "average"}
-    assert metrics["average"] == pytest.approx(sum(metrics[task]["recall@5"] for task in TASKS) / 5)
-    for task in TASKS:
-        stem = task.removesuffix("_test") + "_test"
-        lines = map(json.loads, (output / "test_local" / f"ranking_{task}.jsonl").read_text().splitlines())
-        first = {line["qid"]: line["did"] for line in lines if line["rank"] == 1}
-        qrels = [line.split() for line in (mbeir / f"qrels/test/mbeir_{stem}_qrels.txt").read_text().splitlines()]
-        hits = {qid for qid, _, did, *_ in qrels if first[qid] == did}
-        assert len(first) == 6 and metrics[task]["recall@1"] == len(hits) / 6
-
-
-def test_evaluation_refuses(fails, evaluated, mbeir, trained, stage1, tmp_path, monkeypatch):
-    output, _ = evaluated
-    other = evaluation(mbeir, stage1, output)
-    differs = "holds embeddings made otherwise (not the same: model, base)"
-    assert differs in fails(eval_mbeir.main, **other)
-    monkeypatch.setattr(eval_mbeir, "load_retriever", lambda *_: pytest.fail("a model was loaded"))
-    run = evaluation(mbeir, trained, tmp_path)
-    root = tmp_path / "mbeir"
-    shutil.copytree(mbeir, root, ignore=shutil.ignore_patterns("*.png", "*.npy"))
-    with open(root / "qrels/test/mbeir_cirr_task7_test_qrels.txt", "a") as file:
-        file.write("8:7 0 8:99999 1 7\n")
-    for change, words in (
-        ({"tasks": "cirr_task7,mnist"}, "--tasks 'mnist' is unknown: choose all, or of visualnews_task0"),
-        ({"tasks": "all"}, "mbeir_visualnews_task0_cand_pool.jsonl does not exist: data/README.md shows"),
-        ({"pool": "both"}, "--pool both: expected local or global"),
-        ({"depth": 5}, "--depth 5: expected 50 or more"),
-        ({"data_path": root}, "names candidates that are in no pool, neither in"),
-    ):
-        assert words in fails(eval_mbeir.main, **(run | change))
-
-
-def test_a_picture_that_cannot_be_read_is_named(fails, mbeir, stage1, tmp_path):
-    root = tmp_path / "mbeir"
-    shutil.copytree(mbeir, root)
-    (root / "mbeir_images/test/0.png").unlink()
-    run = evaluation(root, stage1, tmp_path / "o") | {"tasks": "nights_task4"}
-    assert f"picture {root}/mbeir_images/test/0.png does not exist" in fails(eval_mbeir.main, **run)

@@ -6,27 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import run_script
-from safetensors.torch import load_file
-from search_worker import KS, SIZES, found_in
-from test_metrics import full_sort, with_ties
 
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards
-
-
-def test_equal_to_a_full_sort_on_one_and_two_processes(tmp_path):
-    query, gallery = with_ties(11, seed=0), with_ties(41, seed=1)
-    np.save(tmp_path / "query.npy", query.numpy())
-    np.save(tmp_path / "gallery.npy", gallery.numpy())
-    torchrun = ["torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    run_script(*torchrun, "tests/support/search_worker.py", tmp_path)
-    for found in (found_in(tmp_path), *(load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))):
-        for k in KS:
-            scores, indices = full_sort(query, gallery, k)
-            for i in range(len(SIZES)):
-                assert torch.equal(found[f"scores {k} {i}"], scores)
-                assert torch.equal(found[f"indices {k} {i}"], indices)
 
 
 def test_a_slice_of_shards_is_a_slice_of_the_whole(tmp_path):

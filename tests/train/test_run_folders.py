@@ -1,4 +1,4 @@
-"""Output folders: one job each, whole files, what --force deletes; and no process outlives its parent."""
+"""Output folders: one job each, whole files, what --force deletes."""
 
 from __future__ import annotations
 
@@ -7,25 +7,18 @@ import multiprocessing
 import os
 import resource
 import shutil
-import signal
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from conftest import ROOT
 
-from lamra.common import files, lock, processes
-from lamra.common.cli import run, what_the_machine_says
-from lamra.common.files import whole_file
-from lamra.common.processes import Owner
+from lamra.common import lock
+from lamra.common.cli import what_the_machine_says
 from lamra.eval import embed, eval_mbeir, eval_rerank, mine_rerank, zeroshot
 from lamra.export import merge_lora
 from lamra.models.loading import load_trained
@@ -266,38 +259,6 @@ def test_every_output_is_locked_before_a_model_is_loaded(fails, no_model, world,
         assert "is written by another job, process 17 on other since" in fails(main, **model, **flags)
 
 
-def test_a_file_is_old_or_new(tmp_path):
-    path = tmp_path / ("长" * 60 + "[1].json")
-    with whole_file(path) as file:
-        file.write("旧")
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
-        file.write("new")
-        raise KeyboardInterrupt
-    with largest_file(1000), pytest.raises(OSError) as error, whole_file(path, "wb") as file:
-        file.write(bytes(2000))
-    assert error.value.filename == str(path) and files.is_disk_full(error.value)
-    assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_text(encoding="utf-8") == "旧"
-
-    def killed():
-        with whole_file(path) as file:
-            file.write("newer")
-            file.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    in_child(killed).join()
-    assert len(list(tmp_path.iterdir())) == 2 and path.read_text(encoding="utf-8") == "旧"
-    with whole_file(path) as file:
-        file.write("newest")
-    assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_text() == "newest"
-
-
-def test_a_process_is_known_again():
-    me = Owner.this()
-    assert str(Owner.parse(str(me))) == str(me) and not me.ended()
-    assert Owner(me.host, me.pid, "1").ended()  # another process with the same number
-    assert not Owner("another-1", me.pid, "1").ended()  # nobody knows
-
-
 # Full disks.
 
 
@@ -318,212 +279,6 @@ def test_a_full_disk_is_told_in_one_sentence(fails, trained, world, tiny_model, 
 
 
 # Processes.
-
-
-def two_processes(work, folder: Path, results) -> None:
-    """`work` on two gloo processes, forked; each puts its rank and what it returns into `results`."""
-
-    def of(rank: int):
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-        results.put((rank, work(rank)))
-        dist.destroy_process_group()
-
-    children = [in_child(lambda rank=rank: of(rank)) for rank in range(2)]
-    for child in children:
-        child.join(120)
-        assert child.exitcode == 0
-
-
-def test_files_are_decided_on_by_one_process(tmp_path):
-    def work(rank: int) -> list:
-        for trial in range(20):
-            folder = tmp_path / f"run{trial}"
-            if rank == 0:
-                for step in range(10):
-                    (folder / f"checkpoint-{step}" / "global_step").mkdir(parents=True)
-                    for file in range(5):
-                        (folder / f"checkpoint-{step}" / f"{file}.pt").touch()
-            dist.barrier()
-            processes.on_first_process(lambda folder=folder: clear_output(folder))
-            assert not list(folder.iterdir())
-
-        def refuse():
-            raise ValueError(f"asked on {rank}")
-
-        said = [processes.on_first_process(lambda: f"of {rank}")]
-        machine = tmp_path / f"machine{rank}" / ".partial" / "checkpoint-1"  # a disk of its own
-        machine.mkdir(parents=True)
-        (machine / f"rng_state_{rank}.pth").touch()
-        files.PATIENCE = 0
-        for attempt in (refuse, None):
-            try:
-                processes.on_first_process(attempt) if attempt else checkpoints.require_shared(machine)
-            except ValueError as error:
-                said.append(str(error))
-        checkpoints.require_shared(tmp_path / "run0")
-        with pytest.raises(ValueError, match="they must share it"):
-            lock.folder_lock(tmp_path / f"other{rank}").__enter__()
-        with lock.folder_lock(tmp_path / "same"):
-            dist.barrier()
-        return said
-
-    results = multiprocessing.get_context("fork").Queue()
-    two_processes(work, tmp_path, results)
-    first, second = (said for _, said in sorted(results.get() for _ in range(2)))
-    assert first[:2] == second[:2] == ["of 0", "asked on 0"]
-    assert all("the first machine does not see rng_state_1.pth, which another" in said[2] for said in (first, second))
-
-
-def gone(pid: int, seconds: float = 5) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if files.start_of(pid) is None:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-SCRIPTS = {
-    "outer": 'source scripts/env.sh; bash "$FOLDER/inner.sh"; echo "went on" >"$FOLDER/after"',
-    "inner": 'source scripts/env.sh; tethered bash -c "tee \\$FOLDER/pids <<<\\"$PPID $$ \\$\\$\\"; sleep 60 & wait"',
-}
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_script_takes_everything_along(tmp_path, victim):
-    """A script that starts a script that starts a command; the first or the second is killed."""
-    for name, text in SCRIPTS.items():
-        # env.sh goes to the folder above its caller's: let that be the repository
-        text = text.replace("source scripts/env.sh", f"cd {ROOT}; source scripts/env.sh")
-        (tmp_path / f"{name}.sh").write_text(text + "\n")
-    environment = {name: value for name, value in os.environ.items() if name != "LAMRA_PARENT"}
-    environment |= {"FOLDER": str(tmp_path), "PYTHON": sys.executable}
-    outer = subprocess.Popen(["bash", tmp_path / "outer.sh"], env=environment, start_new_session=True)
-    pids = tmp_path / "pids"
-    while not pids.exists() or not pids.read_text():
-        assert outer.poll() is None
-        time.sleep(0.05)
-    chain = list(map(int, pids.read_text().split()))
-    assert chain[0] == outer.pid
-    os.kill(chain[victim], signal.SIGKILL)
-    outer.wait(5)
-    assert all(gone(pid) for pid in chain[victim:]) and (tmp_path / "after").exists() == (victim == 1)
-
-
-def test_a_process_whose_parent_ended_before_it_looked_ends(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    command = [sys.executable, "common/tether.py", "echo", "alive"]
-    for parent, status in ((ended.pid, -signal.SIGKILL), (os.getpid(), 0)):
-        result = subprocess.run(command, cwd=ROOT, env=os.environ | {"LAMRA_PARENT": str(parent)}, capture_output=True)
-        assert result.returncode == status and (result.stdout == b"alive\n") == (status == 0)
-
-
-def test_data_workers_end_with_their_process(tmp_path):
-    script = tmp_path / "work.py"
-    script.write_text(
-        "import os, sys, time\n"
-        "from lamra.common.cli import run\n"
-        "def main():\n"
-        "    worker = os.fork()\n"
-        "    if not worker: time.sleep(60)\n"
-        "    print('路径', worker, flush=True)\n"
-        "    time.sleep(60)\n"
-        "run(main)\n"
-    )
-    environment = os.environ | {"LAMRA_PARENT": str(os.getpid()), "PYTHONIOENCODING": "ascii", "RANK": "1"}
-    process = subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True)
-    note, line = process.stdout.readline(), process.stdout.readline()
-    assert "RANK in the environment is ignored, this process works alone" in note
-    assert line.startswith("\\u8def\\u5f84 ")  # no letter ends a run
-    process.kill()
-    process.wait()
-    assert gone(int(line.split()[1]))
-
-
-def test_half_a_launcher_is_forgotten(monkeypatch):
-    for name in (*processes.TAKEN_FOR_IT, "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    assert processes.forget_half_a_launcher() is None
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in processes.forget_half_a_launcher()
-    assert "WORLD_SIZE" not in os.environ and "LOCAL_WORLD_SIZE" not in os.environ
-    whole = dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="1")
-    for name, value in whole.items():
-        monkeypatch.setenv(name, value)
-    assert processes.forget_half_a_launcher() is None and os.environ["WORLD_SIZE"] == "2"
-
-
-def test_what_the_machine_says(tmp_path):
-    for error, words in (
-        (
-            PermissionError(13, "Permission denied", "/x/lamra.json"),
-            "/x/lamra.json cannot be read or written (Permission denied)",
-        ),
-        (NotADirectoryError(20, "Not a directory", b"/x"), "/x cannot be read or written (Not a directory)"),
-        (OSError(28, "No space left on device", str(tmp_path / "a" / "b")), f"{tmp_path}/a/b cannot be written"),
-        (dist.DistNetworkError("port: 1, useIpv6: 0, code: -98, name: EADDRINUSE"), "the port is in use"),
-    ):
-        assert words in what_the_machine_says(error)
-    for bug in (
-        RuntimeError("size mismatch"),
-        FileNotFoundError(2, "No such file", "x"),
-        BrokenPipeError(32, "Broken"),
-    ):
-        assert what_the_machine_says(bug) is None
-
-
-def test_a_closed_pipe_ends_in_a_sentence(monkeypatch, capsys):
-    """Whoever reads what is printed has ended, as `| head` does."""
-    read, write = os.pipe()
-    os.close(read)
-    kept = os.dup(1)
-    os.dup2(write, 1)
-
-    def main():
-        os.write(1, b"x")
-
-    try:
-        with pytest.raises(SystemExit) as exit_:
-            run(main)
-        os.write(1, b"x")  # goes nowhere
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(write)
-    assert exit_.value.code == 1
-    assert "error: what this run prints goes into a pipe that was closed" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("variables", "words"),
-    [
-        (dict(OUTPUT_DIR="-out"), "error: OUTPUT_DIR=-out begins with a dash, which is a flag's: write ./-out"),
-        (dict(NNODES=2, NODE_RANK=0), "is in use here: set another, the same on all machines"),
-    ],
-)
-def test_scripts_tell_a_mistake(variables, words):
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        server.listen()
-        environment = os.environ | {name: str(value) for name, value in variables.items()}
-        environment |= {"MASTER_PORT": str(server.getsockname()[1])}
-        command = ["bash", "scripts/lamra_ret/pretrain.sh"]
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 1 and words in result.stderr and len(result.stderr.splitlines()) == 1
-
-
-def test_numbers_survive_beside_a_failed_write(tmp_path):
-    """An npz as embed.py writes it."""
-    path = tmp_path / "out.npz"
-    with whole_file(path, "wb") as file:
-        np.savez(file, ids=np.array(["a"]))
-    with largest_file(4000), pytest.raises(OSError), whole_file(path, "wb") as file:
-        np.savez(file, ids=np.arange(10_000))
-    assert np.load(path)["ids"].tolist() == ["a"] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_settings_go_first(trained):

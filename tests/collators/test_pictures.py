@@ -1,0 +1,117 @@
+"""Pictures that cannot be read are named, and training replaces their pairs; others are shown as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from faulty_pictures import FAULTY
+from PIL import Image
+from torch.utils.data import DataLoader
+from training import batch_of
+
+from lamra.collators.processing import Processor, open_image
+from lamra.collators.retrieval import RetrievalCollator
+from lamra.common.errors import PictureError
+from lamra.datasets.items import Item, Pair
+from lamra.datasets.pairs import Mixture
+from lamra.datasets.usable import UsablePairs
+from lamra.train.guards.skipped import SkippedPairs
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_faulty_picture_is_named(tiny_model, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(FAULTY[name])
+    item, processor = Item("x", images=(path,)), Processor(tiny_model)
+    with pytest.raises(ValueError, match=f"picture {path} cannot be read"):
+        processor.encode(item)
+    if name != "truncated":  # its header is sound
+        with pytest.raises(ValueError, match=f"picture {path} cannot be read"):
+            processor.length(item)
+
+
+def test_a_picture_of_any_mode_is_shown_as_it_is(tmp_path):
+    grey = np.linspace(0, 65535, 40 * 30).reshape(40, 30).astype(np.uint16)
+    colours = Image.fromarray(np.dstack([grey >> 8] * 3).astype(np.uint8))
+    expected = np.asarray(colours)
+    for image, name, tolerance in (
+        (Image.fromarray(grey), "grey16.png", 0),
+        (Image.fromarray(grey), "grey16.tiff", 0),
+        (Image.fromarray(grey.astype(np.int32)), "grey32.tiff", 0),
+        (colours.convert("L"), "grey.png", 0),
+        (colours.quantize(256), "palette.png", 2),
+        (colours.convert("CMYK"), "cmyk.tiff", 1),
+        (colours.convert("RGBA"), "rgba.png", 0),
+        (colours.convert("LA"), "la.png", 0),
+        (colours.convert("1"), "bits.png", 255),
+    ):
+        image.save(tmp_path / name)
+        shown = np.asarray(open_image(tmp_path / name)).astype(int)
+        assert shown.shape == (40, 30, 3) and abs(shown - expected).max() <= tolerance, name
+        assert abs(shown.mean() - expected.mean()) < 10, name
+
+
+def test_a_faulty_pair_is_replaced_alike_by_any_number_of_workers(tiny_model, pictures):
+    files = sorted(pictures.iterdir())
+    pairs = [Pair(Item(f"q{i}", "A picture."), Item(f.name, images=(f,))) for i, f in enumerate(files)]
+    collator = RetrievalCollator(Processor(tiny_model))
+    usable = UsablePairs(pairs, collator.encode, most_faults=3)
+    rows = [[4, 5, 7], [16, 17, 18], [0, 1, 2]]
+    for workers in (0, 2):
+        batches = list(DataLoader(usable, batch_sampler=rows, collate_fn=collator, num_workers=workers))
+        # 6 is faulty too, 7 is in the batch already: 8 stands for 5.
+        assert [batch["ids"] for batch in batches] == [["q4", "q8", "q7"], ["q16", "q19", "q18"], ["q0", "q1", "q2"]]
+        assert [[row for row, _ in batch["faults"]] for batch in batches] == [[5, 6], [17], []]
+        assert batches[0]["item_ids"].tolist() == [8, 16, 14, 9, 17, 15]
+        sound = collator(usable.__getitems__([4, 8, 7]))
+        assert sound.pop("faults") == [] and all(
+            torch.equal(value, batches[0][name]) for name, value in sound.items() if isinstance(value, torch.Tensor)
+        )
+    # Nothing else is left: a row of the batch stands twice, and "item_ids" say so.
+    whole = collator(UsablePairs(pairs[4:8], collator.encode, most_faults=3).__getitems__([0, 1, 2, 3]))
+    assert whole["ids"] == ["q4", "q7", "q7", "q7"] and whole["item_ids"].tolist() == [0, 6, 6, 6, 1, 7, 7, 7]
+    assert collator(UsablePairs(pairs, collator.encode, most_faults=1).__getitems__([5])).keys() == {"faults"}
+
+
+class Faulty(list):
+    """Pairs of which some cannot be read."""
+
+    def __init__(self, pairs, faulty):
+        super().__init__(pairs)
+        self.faulty = faulty
+
+    def __getitem__(self, row):
+        if row in self.faulty:
+            raise PictureError(f"row {row} cannot be read")
+        return super().__getitem__(row)
+
+
+def texts(name: str, count: int, faulty=()) -> Faulty:
+    return Faulty([Pair(Item(f"{name}{i}", f"{name} {i}"), Item("t", f"{name} {i}")) for i in range(count)], faulty)
+
+
+def test_a_faulty_row_of_a_mixture_is_replaced_from_its_source(tiny_model, tmp_path):
+    mixture = Mixture({"a": texts("a", 6, faulty=(4, 5)), "b": texts("b", 6, faulty=(2,))})
+    assert batch_of(tiny_model, mixture, [5, 0, 1], 3)["ids"] == ["a2", "a0", "a1"]  # round to a's first, not on to b's
+    assert batch_of(tiny_model, mixture, [8, 11], 3)["ids"] == ["b3", "b5"]
+    mixture.groups = {name: np.array(rows) for name, rows in mixture.groups.items()}  # as M-BEIR's are
+    assert batch_of(tiny_model, mixture, [5, 0, 1], 3)["ids"] == ["a2", "a0", "a1"]
+    # Of the smallest source one row is always left.
+    assert SkippedPairs(tmp_path, 1000, 0.5, resume=False, smallest=3).most == 2
+    small = Mixture({"a": texts("a", 600), "b": texts("b", 3, faulty=(0, 1, 2))})
+    assert batch_of(tiny_model, small, [600], 2).keys() == {"faults"}
+
+
+def test_a_faulty_row_that_stands_twice_in_a_batch_counts_once(tiny_model, tmp_path):
+    """One count in the collator and another in the trainer left one process without a batch, the others waiting."""
+    pairs = texts("a", 8, faulty=(3,))
+    skipped = SkippedPairs(tmp_path, len(pairs), 0.001, resume=False)
+    batch = batch_of(tiny_model, pairs, [3, 0, 3, 1], skipped.most)
+    assert batch["ids"] == ["a4", "a0", "a5", "a1"] and batch["faults"] == [(3, "row 3 cannot be read")]
+    skipped.add(batch["faults"], step=1)
+    pairs.faulty = (3, 4)
+    batch = batch_of(tiny_model, pairs, [3, 0, 3, 1], skipped.most)
+    assert batch.keys() == {"faults"}
+    with pytest.raises(ValueError, match="2 of 8 pairs cannot be used"):
+        skipped.add(batch["faults"], step=2)

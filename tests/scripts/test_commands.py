@@ -1,0 +1,201 @@
+"""What every script starts: whole commands, as commands.txt says, with defaults, with edited values, with flags behind.
+
+A stand-in for Python and the launchers records the commands and starts nothing. Each of them must also be a command
+line that its entrypoint's parser takes. `python tests/scripts/test_commands.py` writes commands.txt anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TRANSCRIPT = Path(__file__).with_name("commands.txt")
+NO_COMMAND = {"scripts/env.sh", "scripts/setup.sh", "scripts/test.sh", "scripts/study/env.sh"}
+
+
+def blocks() -> dict[str, list[list[str]]]:
+    """What stands behind a `$` in commands.txt -> the commands below it."""
+    found: dict[str, list[list[str]]] = {}
+    for line in TRANSCRIPT.read_text().splitlines():
+        if line.startswith("$ "):
+            found[line[2:]] = commands = []
+        elif line.startswith("      "):
+            commands[-1] += shlex.split(line)
+        elif line.strip():
+            commands.append(shlex.split(line))
+    return found
+
+
+BLOCKS = blocks()
+ENTRYPOINTS = sorted({word for commands in BLOCKS.values() for command in commands for word in command
+                      if word.endswith(".py") and word != "common/tether.py"})  # fmt: skip
+
+
+def make_checkout(folder: Path) -> Path:
+    """The repository as a folder in which scripts may write and delete; its setup has been done."""
+    for path in ROOT.iterdir():
+        if path.is_dir() and path.name not in ("scripts", "checkpoints", "results", "data") and path.name[0] != ".":
+            (folder / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    (folder / "scripts/setup.sh").write_text("")
+    (folder / "bin").mkdir()
+    stand_in = shlex.join([sys.executable, "-IS", str(ROOT / "tests/support/stand_in.py"), "python"])
+    for name, text in {"python": f'exec {stand_in} "$@"', "scontrol": 'echo "scontrol $*" >>scontrol.txt'}.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    return folder
+
+
+def recorded(checkout: Path, command: str, **variables) -> tuple[list[list[str]], subprocess.CompletedProcess]:
+    """What a line of bash starts in a checkout, with nothing of this process's environment."""
+    record = checkout / "record"
+    record.unlink(missing_ok=True)
+    environment = dict(PATH=f"{checkout}/bin:{os.environ['PATH']}", PYTHON=f"{checkout}/bin/python")
+    environment |= dict(CUDA_VISIBLE_DEVICES="", LAMRA_RECORD=str(record)) | variables
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=checkout, env=environment, capture_output=True, text=True, timeout=60
+    )
+    lines = record.read_text().splitlines() if record.exists() else []
+    return [json.loads(line) for line in lines], done
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    return make_checkout(tmp_path)
+
+
+@pytest.mark.parametrize("line", BLOCKS)
+def test_what_a_script_starts(checkout, line):
+    commands, done = recorded(checkout, line)
+    assert done.returncode == 0, done.stderr
+    assert commands == BLOCKS[line]
+
+
+def test_every_script_and_every_variable_is_tried():
+    scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "scripts").rglob("*.*sh")}
+    scripts |= {str(path.relative_to(ROOT)) for path in (ROOT / "scripts").rglob("*.sbatch")}
+    for script in scripts - NO_COMMAND:
+        lines = [line for line in BLOCKS if script in line]
+        assert lines, script
+        text = (ROOT / script).read_text()
+        if "study/env.sh" in text:
+            text += (ROOT / "scripts/study/env.sh").read_text()
+        for name in re.findall(r"\b([A-Z_]+)=\$\{\1:-", text):
+            assert any(re.search(rf"\b{name}=", line) for line in lines), f"{script}: {name} has its default everywhere"
+
+
+class Parsed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "entrypoint", sorted({part for c in sum(BLOCKS.values(), []) for part in c if part[-3:] == ".py"})
+)
+def test_every_command_line_is_one_that_its_entrypoint_takes(entrypoint, monkeypatch):
+    if entrypoint == "common/tether.py":
+        pytest.skip("it takes any command")
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def only_parse(self, *args, **kwargs):
+        _namespace, unknown = parse(self, *args, **kwargs)
+        assert not unknown
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", only_parse)
+    monkeypatch.chdir(ROOT)
+    for command in sum(BLOCKS.values(), []):
+        if entrypoint in command:
+            monkeypatch.setattr(sys, "argv", command[command.index(entrypoint) :])
+            with pytest.raises(Parsed):
+                runpy.run_path(entrypoint, run_name="__main__")
+
+
+def test_a_flag_that_no_entrypoint_has_would_be_found(monkeypatch):
+    monkeypatch.setitem(
+        BLOCKS, "x", [["python", "export/merge_lora.py", "--model_id", "a", "--save_path", "b", "--model", "c"]]
+    )
+    with pytest.raises(AssertionError):
+        test_every_command_line_is_one_that_its_entrypoint_takes("export/merge_lora.py", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (dict(OUTPUT_DIR="-out"), "error: OUTPUT_DIR=-out begins with a dash, which is a flag's: write ./-out"),
+        (dict(NNODES="2", NODE_RANK="0"), "is in use here: set another, the same on all machines"),
+    ],
+)
+def test_scripts_tell_a_mistake(checkout, variables, words):
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        server.listen()
+        port = str(server.getsockname()[1])
+        commands, done = recorded(checkout, "bash scripts/lamra_ret/pretrain.sh", MASTER_PORT=port, **variables)
+    assert not commands and done.returncode == 1
+    assert words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("status", "preempted", "ends"), [(0, False, 0), (3, False, 3), (1, True, 75)])
+def test_slurm_queues_a_preempted_job_again(checkout, status, preempted, ends):
+    run = checkout / "run"
+    run.mkdir()
+    if preempted:  # as a run leaves it; its lock keeps the next start from deleting it
+        (run / "preempted").touch()
+        (run / ".lock").touch()
+    variables = dict(OUTPUT_DIR="run", SLURM_JOB_ID="17", LAMRA_RECORD_STATUS=str(status))
+    (command,), done = recorded(checkout, "bash scripts/slurm/pretrain.sbatch", **variables)
+    assert "--resume" not in command and done.returncode == ends
+    requeued = (checkout / "scontrol.txt").read_text() if (checkout / "scontrol.txt").exists() else ""
+    assert requeued == ("scontrol requeue 17\n" if preempted else "")
+
+
+@pytest.mark.parametrize(
+    ("files", "flags"),
+    [
+        (("checkpoint-5/manifest.json", "run.json"), ["--resume", "auto"]),
+        (("checkpoint-5/optimizer.pt", "run.json"), ["--force", "True"]),  # stopped before its first whole checkpoint
+        (("run.json", "lamra.json"), []),  # finished: the run itself says so
+    ],
+)
+def test_slurm_goes_on_where_there_is_something_to_go_on_from(checkout, files, flags):
+    for file in files:
+        (checkout / "run" / file).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / "run" / file).touch()
+    (command,), _ = recorded(checkout, "bash scripts/slurm/pretrain.sbatch", OUTPUT_DIR="run")
+    assert command[command.index("--save_steps") + 2 :] == flags
+
+
+def main() -> None:
+    text = ""
+    for line in BLOCKS:
+        with tempfile.TemporaryDirectory() as folder:
+            commands, done = recorded(make_checkout(Path(folder)), line)
+        if done.returncode:
+            sys.exit(f"{line}: {done.stderr}")
+        text += f"$ {line}\n"
+        for command in commands:
+            rows = [" "]
+            for word in map(shlex.quote, command):
+                if len(rows[-1]) + len(word) > 110:
+                    rows.append(5 * " ")
+                rows[-1] += f" {word}"
+            text += "\n".join(rows) + "\n"
+        text += "\n"
+    TRANSCRIPT.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -55,34 +55,22 @@ class Corpus:
 
     def sample(self, rng: random.Random, sentences: int, details: int) -> list[Example]:
         """The examples of a step."""
-        tasks = sentences * [self.caption, self.reword] + details * [self.name_in_picture, self.name_in_sentence]
-        return [task(rng, rng.randrange(len(self.pictures))) for task in tasks]
+        tasks = sentences * [(True, False), (False, False)] + details * [(True, True), (False, True)]
+        return [self.example(rng, pictured, naming) for pictured, naming in tasks]
 
-    def caption(self, rng: random.Random, i: int) -> Example:
-        answer = self.tokenizer.encode(CAPTION + self._two_captions(rng, i)[0] + END_OF_TURN)
-        return Example(self.pictures[i]["input_ids"], answer, pixels=self.pictures[i]["pixel_values"])
-
-    def reword(self, rng: random.Random, i: int) -> Example:
-        given, wanted = self._two_captions(rng, i)
-        prompt = self.processor.encode(Item("", text=given))["input_ids"]
-        return Example(prompt, self.tokenizer.encode(REWORDED + wanted + END_OF_TURN))
-
-    def name_in_picture(self, rng: random.Random, i: int) -> Example:
-        prompt = self.tokenizer.decode(self.pictures[i]["input_ids"]).replace(messages.SUMMARIZE_IMAGE, NAME_IMAGE)
-        return self._naming(prompt, self._two_captions(rng, i)[0], self.pictures[i]["pixel_values"])
-
-    def name_in_sentence(self, rng: random.Random, i: int) -> Example:
-        given, wanted = self._two_captions(rng, i)
-        prompt = self.processor.render(messages.embedding_messages(Item("", text=given)))
-        return self._naming(prompt.replace(messages.SUMMARIZE_TEXT, NAME_TEXT), wanted)
-
-    def _naming(self, prompt: str, caption: str, pixels: Tensor | None = None) -> Example:
-        details = [word for word in re.findall(r"[a-z]+", caption) if word in DETAILS]
-        answers = self.tokenizer.convert_tokens_to_ids(details)
-        return Example(self.tokenizer.encode(prompt), answers, alternatives=True, pixels=pixels)
-
-    def _two_captions(self, rng: random.Random, i: int) -> list[str]:
-        return rng.sample(self.captions[i * CAPTIONS : (i + 1) * CAPTIONS], 2)
+    def example(self, rng: random.Random, pictured: bool, naming: bool) -> Example:
+        """Of a picture or else of a sentence about it: its details, or else a caption or another wording."""
+        i = rng.randrange(len(self.pictures))
+        given, wanted = rng.sample(self.captions[i * CAPTIONS : (i + 1) * CAPTIONS], 2)
+        source, wanted = (self.pictures[i], given) if pictured else (self.processor.encode(Item("", given)), wanted)
+        prompt, pixels = source["input_ids"], source["pixel_values"]
+        if not naming:
+            answer = (CAPTION if pictured else REWORDED) + wanted + END_OF_TURN
+            return Example(prompt, self.tokenizer.encode(answer), pixels=pixels)
+        summarize, name = (messages.SUMMARIZE_IMAGE, NAME_IMAGE) if pictured else (messages.SUMMARIZE_TEXT, NAME_TEXT)
+        prompt = self.tokenizer.encode(self.tokenizer.decode(prompt).replace(summarize, name))
+        details = [word for word in re.findall(r"[a-z]+", wanted) if word in DETAILS]
+        return Example(prompt, self.tokenizer.convert_tokens_to_ids(details), alternatives=True, pixels=pixels)
 
 
 def next_token_loss(model: nn.Module, examples: list[Example], pad_id: int) -> Tensor:

@@ -158,7 +158,7 @@ def test_model_loads_whole_and_embeds(built):
 def test_loss_of_alternatives_is_the_mean_over_single_answers(built):
     _, world, folder = built
     model, corpus = load_model(folder, dtype=torch.float32), Corpus([world / "train"], Processor(folder))
-    example = corpus.name_in_picture(random.Random(0), 0)
+    example = corpus.example(random.Random(0), pictured=True, naming=True)
     assert example.alternatives and len(example.answer) >= 3
     pad = corpus.tokenizer.pad_token_id
     with torch.no_grad():

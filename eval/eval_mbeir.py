@@ -29,7 +29,7 @@ from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows
 from lamra.eval import upstream_files
 from lamra.eval.inference import Retriever, RetrieverArguments, load_retriever
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.report import write_made_by, write_metrics, write_ranking
+from lamra.eval.reporting.files import write_metrics, write_provenance, write_ranking
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards, encode_to_shards, made_by
 from lamra.eval.zeroshot import output_folder
@@ -176,7 +176,7 @@ def _evaluate(args: MBEIRArguments, together: bool, state: PartialState) -> None
     if state.is_main_process:
         chosen = [data.task for data in tasks]
         metrics["average"] = average(metrics, chosen)
-        write_made_by(folder, {**encoder.made_by, "files": encoder.files, "seed": args.seed})
+        write_provenance(folder, {**encoder.made_by, "files": encoder.files, "seed": args.seed})
         write_metrics(folder, metrics)
         show(args, chosen, metrics)
         print(f"written to {folder}/")

@@ -36,11 +36,11 @@ from lamra.eval.eval_mbeir import DATA_NAME, TaskData, average, open_tasks
 from lamra.eval.inference import RetrieverArguments
 from lamra.eval.judge import STYLES, Judge, RankingTask, judge_ranking, load_judge, read_ranking, reranked
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.report import write_made_by, write_metrics, write_ranking
+from lamra.eval.reporting.files import write_metrics, write_provenance, write_ranking
+from lamra.eval.reporting.tables import KS
 from lamra.eval.shards import made_by
 from lamra.eval.zeroshot import output_folder
 
-KS = (1, 5, 10)
 DEPTHS = {"pointwise": 50, "listwise": 5}  # LamRA's on M-BEIR
 DEPTH_ZEROSHOT = 10
 # Weight of P(Yes) where it is not 1: LamRA's for COCO.
@@ -135,7 +135,7 @@ def _evaluate(args: RerankArguments, folder: Path, state: PartialState) -> None:
         if state.is_main_process:
             save(folder / f"ranking_{one.name}.jsonl", after)
     if state.is_main_process:
-        write_made_by(folder, {**asked_by, "rankings": {one.name: one.manifest for one in opened}})
+        write_provenance(folder, {**asked_by, "rankings": {one.name: one.manifest for one in opened}})
         write_metrics(folder, metrics)
         show(args, opened, metrics)
         if judge.queries:

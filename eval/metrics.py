@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from lamra.eval.reporting.tables import KS
 from lamra.eval.search import top_k
 
 
@@ -32,7 +33,7 @@ def retrieval_recalls(
     image_embeddings: Tensor,
     text_embeddings: Tensor,
     image_of_text: Sequence[int],
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = KS,
     *,
     image_query: Tensor | None = None,
     text_query: Tensor | None = None,

@@ -28,7 +28,7 @@ from lamra.datasets.mbeir.pairs import MBEIRPairs, open_pairs
 from lamra.datasets.mbeir.rows import MODALITIES, dataset_of
 from lamra.eval.eval_mbeir import Encoder
 from lamra.eval.inference import RetrieverArguments, load_retriever
-from lamra.eval.report import write_made_by, write_ranking
+from lamra.eval.reporting.files import write_provenance, write_ranking
 from lamra.eval.search import Blocks, search
 from lamra.eval.shards import Shards
 from lamra.eval.zeroshot import output_folder
@@ -127,7 +127,7 @@ def _mine_files(args: MineArguments, state: PartialState) -> Path:
     embeddings = encoder.encode(queries, pairs.queries.path, drawn_by)
     found = mine(pairs, queries, embeddings, gallery, args, state)
     if state.is_main_process:
-        write_made_by(encoder.folder, {**encoder.made_by, "files": encoder.files, **drawn_by})
+        write_provenance(encoder.folder, {**encoder.made_by, "files": encoder.files, **drawn_by})
         write(encoder.folder, pairs, queries, found)
     return encoder.folder
 

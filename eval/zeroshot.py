@@ -17,7 +17,8 @@ from lamra.datasets.caption import CaptionedImages, load_captioned_images
 from lamra.datasets.items import Item
 from lamra.eval.inference import RetrieverArguments, load_retriever
 from lamra.eval.metrics import retrieval_recalls
-from lamra.eval.report import PRACTICE_STAGE1_FLICKR30K, print_table, write_made_by, write_metrics, write_ranking
+from lamra.eval.reporting.files import write_metrics, write_provenance, write_ranking
+from lamra.eval.reporting.tables import PRACTICE_STAGE1_FLICKR30K, print_recalls
 from lamra.eval.search import top_k
 from lamra.eval.shards import made_by
 
@@ -84,7 +85,7 @@ def _evaluate(args: ZeroshotArguments, data_name: str, folder: Path) -> None:
     )
     write_metrics(folder, metrics | ({"protocol": protocol} if protocol else {}))
     if args.save_for_rerank:
-        write_made_by(folder, {**made, "mode": args.mode})
+        write_provenance(folder, {**made, "mode": args.mode})
         save_ranking(folder / "ranking_image_retrieval.jsonl", text_query, data.texts, image_gallery, data.images)
         save_ranking(folder / "ranking_text_retrieval.jsonl", image_query, data.images, text_gallery, data.texts)
     show(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
@@ -107,7 +108,7 @@ def with_instruction(items: list[Item], instruction: str | None) -> list[Item]:
 
 
 def save_ranking(path: Path, query: Tensor, queries: list[Item], gallery: Tensor, candidates: list[Item]) -> None:
-    """Each query's best candidates, see report.write_ranking."""
+    """Each query's best candidates, see write_ranking."""
     scores, indices = top_k(query, gallery, RERANK_DEPTH)  # (Q, k)
     rows = zip(queries, indices.tolist(), scores.tolist())
     write_ranking(path, ((query.id, [candidates[i].id for i in best], score) for query, best, score in rows))
@@ -118,4 +119,4 @@ def show(data_name: str, data: CaptionedImages, metrics: dict[str, float], proto
     rows = {"this model": metrics}
     if not protocol and data_name == "Flickr30K" and (len(data.images), len(data.texts)) == (1000, 5000):
         rows["the practice's Qwen2-VL-7B"] = PRACTICE_STAGE1_FLICKR30K
-    print_table(rows)
+    print_recalls(rows)

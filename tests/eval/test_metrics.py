@@ -11,6 +11,7 @@ import torch
 from lamra.eval import compare_mbeir, compare_rerank, eval_rerank, report
 from lamra.eval.judge import RankingTask
 from lamra.eval.metrics import recall_at_k, retrieval_recalls
+from lamra.eval.reporting import figures, files, tables
 from lamra.eval.search import top_k
 
 
@@ -131,7 +132,7 @@ def test_retrieval_recalls_by_hand():
     }
     assert retrieval_recalls(images, texts, image_of_text, ks=(1, 2)) == expected
     recalls = retrieval_recalls(images, texts, torch.tensor(image_of_text))  # k beyond both galleries
-    assert list(recalls) == list(report.PRACTICE_STAGE1_FLICKR30K)
+    assert list(recalls) == list(tables.PRACTICE_STAGE1_FLICKR30K)
     assert recalls["image_retrieval_recall@10"] == recalls["text_retrieval_recall@10"] == 1.0
 
 
@@ -152,21 +153,40 @@ def test_retrieval_recalls_refuses_captions_that_do_not_fit():
 
 
 def test_report_writes_equal_files_and_a_picture(tmp_path, capsys):
-    row = report.PRACTICE_STAGE1_FLICKR30K
-    report.print_table({"base model": dict.fromkeys(row, 0.1), "paper (7B, Flickr30K 1K)": row})
+    row = tables.PRACTICE_STAGE1_FLICKR30K
+    tables.print_recalls({"base model": dict.fromkeys(row, 0.1), "paper (7B, Flickr30K 1K)": row})
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].split()[-6:] == ["0.8056", "0.9536", "0.9732", "0.9140", "0.9910", "0.9970"]
     assert len({len(line) for line in lines}) == 1
 
-    first = report.write_metrics(tmp_path / "a", {"b": 1 / 3, "a": 2}).read_bytes()
-    assert first == report.write_metrics(tmp_path / "b", {"a": 2, "b": 1 / 3}).read_bytes()
+    first = files.write_metrics(tmp_path / "a", {"b": 1 / 3, "a": 2}).read_bytes()
+    assert first == files.write_metrics(tmp_path / "b", {"a": 2, "b": 1 / 3}).read_bytes()
     assert json.loads(first) == {"a": 2, "b": 1 / 3}
     with pytest.raises(ValueError, match="JSON"):
-        report.write_metrics(tmp_path / "a", {"a": float("nan")})
+        files.write_metrics(tmp_path / "a", {"a": float("nan")})
     assert (tmp_path / "a" / "metrics.json").read_bytes() == first
 
-    report.plot_recalls(tmp_path / "plots" / "recall.png", {"paper": row})
+    figures.plot_recalls(tmp_path / "plots" / "recall.png", {"paper": row})
     assert (tmp_path / "plots" / "recall.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_columns_are_as_wide_as_their_widest_cell(capsys):
+    tables.print_table(["", "a head", "b"], [["name", "1", "22222"]])
+    assert capsys.readouterr().out == "      a head      b\nname       1  22222\n"
+    tables.print_table(["", "b"], [["name", "1"]], name_width=6, cell_width=4)
+    assert capsys.readouterr().out == "         b\nname     1\n"
+
+
+def test_report_of_two_runs(tmp_path, capsys, monkeypatch):
+    for name, recall in (("before", 0.25), ("after", 0.75)):
+        content = dict.fromkeys(tables.PRACTICE_STAGE1_FLICKR30K, recall) | {"protocol": "clean"}
+        files.write_json(tmp_path / f"{name}.json", content)
+    runs = [f"{name}={tmp_path / name}.json" for name in ("before", "after")]
+    monkeypatch.setattr("sys.argv", ["report", "--output_dir", str(tmp_path / "out"), *runs])
+    report.main()
+    assert ["after", *6 * ["0.7500"]] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["before"]["image_retrieval_recall@5"] == 0.25
+    assert (tmp_path / "out/recall.png").stat().st_size > 1000
 
 
 def mbeir_run(folder, name, average, **recalls) -> str:
@@ -190,13 +210,62 @@ def test_runs_are_compared_on_the_tasks_that_all_have(tmp_path, monkeypatch, cap
     other = mbeir_run(tmp_path, "other", 1.0, webqa_task1=1.0)
     assert "less, other have no task of M-BEIR in common" in fails(compare_mbeir.main, less, other)
     assert 'is not "name=metrics.json" with a name of its own' in fails(compare_mbeir.main, less, less)
-    assert "none.json of 'a' cannot be read" in fails(compare_mbeir.main, "a=none.json")
+    assert "none.json does not exist: name a file that eval_mbeir.py wrote" in fails(compare_mbeir.main, "a=none.json")
     bare = ("--output_dir", tmp_path)
-    assert "the metrics of 'less' lack image_retrieval_recall@1: name" in fails(report.main, *bare, less)
+    assert "less.json has no number for image_retrieval_recall@1: name" in fails(report.main, *bare, less)
     assert "7 runs: the figure tells at most 6 apart" in fails(report.main, *bare, *"abcdefg")
     assert "6 runs: the figure tells at most 5 apart" in fails(
         compare_rerank.main, *bare, *(f"{name}={tmp_path}" for name in "abcdef")
     )
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("{", "is no json"),
+        ("\udcff", "is no json"),
+        ("[1]", "holds no json object but a list"),
+        ("null", "holds no json object but a NoneType"),
+        ('{"cirr_task7": NaN}', "is no json (NaN is no number)"),
+        ('{"cirr_task7": 0.5}', "has no number for"),
+        ('{"cirr_task7": {"recall@5": "0.5"}}', "has no number for"),
+        ('{"cirr_task7": {"before": {"recall@1": true}}}', "has no number for"),
+        ('{"cirr_task7": {"before": {"recall@1": 0.5}}}', "has no number for"),
+    ],
+)
+def test_a_file_that_is_no_result_is_one_sentence(content, sentence, tmp_path, fails):
+    path = tmp_path / "metrics.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    bare = ("--output_dir", tmp_path / "out")
+    for error in (
+        fails(report.main, *bare, f"a={path}"),
+        fails(compare_mbeir.main, f"a={path}"),
+        fails(compare_rerank.main, *bare, f"a={tmp_path}"),
+    ):
+        assert f"{path} {sentence}" in error and ": name a f" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_and_flags_that_are_wrong_are_one_sentence(tmp_path, fails):
+    bare = ("--output_dir", tmp_path / "out")
+    (tmp_path / "metrics.json").mkdir()
+    folder = f"a={tmp_path / 'metrics.json'}"
+    assert "metrics.json cannot be read (Is a directory): name" in fails(report.main, *bare, folder)
+    assert "metrics.json cannot be read (Is a directory): name" in fails(compare_mbeir.main, folder)
+    assert "metrics.json cannot be read (Is a directory): name" in fails(compare_rerank.main, *bare, f"a={tmp_path}")
+    assert "the following arguments are required: --output_dir" in fails(report.main, folder)
+    assert "the following arguments are required: name=metrics.json" in fails(compare_mbeir.main)
+    assert "unrecognized arguments: --output" in fails(compare_rerank.main, *bare, "a=b", "--output", "c")
+
+
+def test_reranked_tasks_stand_in_the_first_runs_order(tmp_path, capsys, monkeypatch):
+    tasks = ("text_retrieval", "cirr_task7", "image_retrieval", "mscoco_task0_test")
+    recalls = {when: {"recall@1": 0.5} for when in ("before", "after")}
+    files.write_metrics(tmp_path, dict.fromkeys(tasks, recalls))  # sorts its keys
+    monkeypatch.setattr("sys.argv", ["compare", "--output_dir", str(tmp_path), f"a={tmp_path}"])
+    compare_rerank.main()
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:5]]
+    assert rows == ["mscoco_task0_test", "cirr_task7", "image_retrieval", "text_retrieval"]
 
 
 def test_recall_after_reranking_is_over_all_queries():

@@ -24,7 +24,7 @@ from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, id_key
 from lamra.datasets.rerank import RerankExamples
 from lamra.eval import compare_rerank, eval_mbeir, eval_rerank, mine_rerank
 from lamra.eval.judge import Judge, reranked
-from lamra.eval.report import write_ranking
+from lamra.eval.reporting.files import write_ranking
 from lamra.miniature.build_mbeir import build_mbeir
 from lamra.models.digests import model_sha256
 from lamra.models.loading import load_reranker, settings_to_rerank, settings_to_train

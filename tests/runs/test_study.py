@@ -12,7 +12,8 @@ from conftest import ROOT, run_script
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lamra.eval import study
+from lamra.common.errors import UserError
+from lamra.eval.reporting import study
 from lamra.miniature.world import distinct_scenes, draw, edited
 
 
@@ -80,6 +81,9 @@ def test_the_mean_is_over_the_galleries_that_all_runs_have(results):
 
 def test_nothing_to_report(tmp_path):
     with pytest.raises(ValueError, match="holds no finished run"):
+        study.read_results(tmp_path)
+    write_run(tmp_path, "text-100-seed0", 0.5, "half")
+    with pytest.raises(UserError, match="has no number for text_retrieval_recall@1: delete it"):
         study.read_results(tmp_path)
 
 

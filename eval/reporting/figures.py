@@ -1,0 +1,80 @@
+"""Figures of recall as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lamra.common.errors import UserError
+from lamra.common.files import whole_file
+from lamra.eval.reporting.tables import DIRECTIONS, KS, Recalls
+
+# Okabe and Ito's palette, told apart with any colour vision: blue, orange, green, purple, sky blue, vermilion.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+
+
+def require_colours(runs: int, others: int = 0) -> None:
+    """Refuse more runs than a figure has colours for, where `others` are taken already."""
+    if runs + others > len(COLOURS):
+        raise UserError(f"{runs} runs: the figure tells at most {len(COLOURS) - others} apart; name fewer")
+
+
+def plot_recalls(path: str | Path, rows: Recalls) -> None:
+    """Draw recall@1, 5 and 10 of up to six runs: a panel a direction, a colour a run."""
+    figure, panels = figure_of(len(DIRECTIONS))
+    for panel, (direction, title) in zip(panels, DIRECTIONS.items()):
+        positions, width = bar_positions(len(KS), len(rows))
+        for left, colour, (name, recalls) in zip(positions, COLOURS, rows.items()):
+            bars = panel.bar(left, [recalls[f"{direction}@{k}"] for k in KS], 0.94 * width, color=colour, label=name)
+            panel.bar_label(bars, fmt="%.3f", fontsize=8 if len(rows) < 3 else 6.5, padding=2)
+        panel.set(title=title, xlabel="k (candidates looked at)", ylim=(0, 1.08), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
+        panel.set_xticks(range(len(KS)), KS)
+        panel.tick_params(axis="x", length=0)
+        open_frame(panel)
+    panels[0].set_ylabel("recall@k")
+    save_figure(path, figure, panels[0])
+
+
+def plot_percent(path: str | Path, columns: Mapping[str, Sequence[float]], names: Sequence[str]) -> None:
+    """Draw recall@1 in percent as horizontal bars: a group for each of `names`, a colour a column of up to six."""
+    figure, (panel,) = figure_of(1)
+    figure.set_size_inches(7, 1.2 + 0.22 * len(columns) * len(names))
+    positions, width = bar_positions(len(names), len(columns))
+    for left, colour, (name, recalls) in zip(positions, COLOURS, columns.items()):
+        bars = panel.barh(left, [100 * recall for recall in recalls], 0.9 * width, color=colour, label=name)
+        panel.bar_label(bars, fmt="%.1f", fontsize=8, padding=3)
+    panel.set(xlabel="recall@1 in percent", xlim=(0, 108), ylim=(len(names) - 0.45, -0.55))  # the first name on top
+    panel.set_yticks(range(len(names)), names)
+    panel.tick_params(axis="y", length=0)
+    open_frame(panel)
+    save_figure(path, figure, panel)
+
+
+def figure_of(panels: int) -> tuple[Figure, list[Axes]]:
+    """Panels side by side that share their y axis."""
+    figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+
+
+def bar_positions(groups: int, bars: int, share: float = 0.84) -> tuple[list[list[float]], float]:
+    """For each bar its centre in each group, and a bar's width; a group is 1 wide, of which bars fill `share`."""
+    width = share / max(bars, 1)
+    return [[x - share / 2 + (i + 0.5) * width for x in range(groups)] for i in range(bars)], width
+
+
+def open_frame(panel: Axes) -> None:
+    """Leave out the lines above and to the right of a panel."""
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(path: str | Path, figure: Figure, panel: Axes) -> None:
+    """Write a PNG, whole or not at all, with one legend below all panels, that of `panel`."""
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    with whole_file(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=200)

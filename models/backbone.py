@@ -12,8 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from lamra.common.gather import all_gather_with_grad
 from lamra.common.processes import several_processes
 from lamra.models.packing import ATTENTION, KeysAndValues, Packing
-
-POSITION_IDS = ("sequential", "mrope")
+from lamra.models.settings import POSITION_IDS
 
 MATRIX_PRODUCTS = {torch.ops.aten.mm.default: (0, 1), torch.ops.aten.addmm.default: (1, 2)}  # op -> its two factors
 LOW_RANK = 128  # products with LoRA's matrices are cheap to repeat, and as large to keep as those with the weights

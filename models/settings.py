@@ -11,6 +11,8 @@ from lamra.common.errors import UserError
 FILE_NAME = "lamra.json"
 RUN_FILE = "run.json"  # what a training writes before its first step
 
+POSITION_IDS = ("sequential", "mrope")  # see backbone.Backbone
+
 
 @dataclass(frozen=True)
 class Settings:

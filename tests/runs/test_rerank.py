@@ -21,10 +21,12 @@ from lamra.datasets.mbeir.layout import INSTRUCTIONS, TRAIN_QUERIES, global_pool
 from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.qrels import read_qrels
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, id_key
+from lamra.datasets.rankings import RankedQuery, write_ranking
 from lamra.datasets.rerank import RerankExamples
 from lamra.eval import compare_rerank, eval_mbeir, eval_rerank, mine_rerank
-from lamra.eval.judge import Judge, reranked
-from lamra.eval.reporting.files import write_ranking
+from lamra.eval.mining import same
+from lamra.eval.rerank.fusion import reranked
+from lamra.eval.rerank.judge import Judge
 from lamra.miniature.build_mbeir import build_mbeir
 from lamra.models.digests import model_sha256
 from lamra.models.loading import load_reranker, settings_to_rerank, settings_to_train
@@ -108,8 +110,8 @@ def test_mined_candidates_are_wrong_and_of_the_positives_kind(mbeir, mined):
     # One scene's picture under another name is no wrong answer.
     copy = shutil.copy(mbeir / "mbeir_images/train/0.png", mbeir / "mbeir_images/train/copy.png")
     original = Item("a", None, (mbeir / "mbeir_images/train/0.png",))
-    assert mine_rerank.same(original, Item("b", None, (copy,)))
-    assert not mine_rerank.same(original, Item("c", None, (mbeir / "mbeir_images/train/1.png",)))
+    assert same(original, Item("b", None, (copy,)))
+    assert not same(original, Item("c", None, (mbeir / "mbeir_images/train/1.png",)))
 
 
 def test_draws_repeat_and_change_with_seed_and_epoch(mbeir, mined):
@@ -219,9 +221,9 @@ def test_a_picture_is_looked_at_once(tiny_model, mbeir):
     for one, kept in ((judge, 4), (forgetful, 0), (little, 2)):
         queries = shown[0], shown[4], shown[1]
         answers.append([(one.pointwise(query, shown[1:4]), one.listwise(query, shown[1:4])) for query in queries])
-        assert len(one.pictures._kept) == kept
+        assert len(one.features._kept) == kept
     assert answers[0] == answers[1] == answers[2]
-    assert judge.pictures.computed == 4 < little.pictures.computed < forgetful.pictures.computed == 24
+    assert judge.features.computed == 4 < little.features.computed < forgetful.features.computed == 24
 
     # And as the stock model sees the pixels.
     prompt = judge.prompts.pointwise(shown[0], shown[1])
@@ -340,10 +342,8 @@ def rankings(mbeir, tmp_path_factory):
         for row, right in enumerate(answers):
             wrong = [place for place in range(len(pool)) if place not in right][:5]
             found = [*wrong[:row], right[0], *wrong[row:]][: 3 if row == len(answers) - 1 else 6]
-            rows.append(
-                (queries.id(row), [pool.id(place) for place in found], [0.5 - i / 50 for i in range(len(found))])
-            )
-        write_ranking(folder / f"ranking_{task}.jsonl", rows)
+            rows.append(RankedQuery(row, found, [0.5 - i / 50 for i in range(len(found))]))
+        write_ranking(folder / f"ranking_{task}.jsonl", queries, pool, rows)
     return folder
 
 
@@ -470,7 +470,7 @@ def test_what_is_refused(fails, trained, mbeir, rankings, mined, tiny_model, tmp
 
     good = json.loads(first)
     whole = json.dumps(good | {"qid": "6:99999"}) + "\n" + first
-    monkeypatch.setattr(eval_rerank, "load_judge", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("lamra.eval.rerank.judge.load_judge", lambda *_: pytest.fail("a model was loaded"))
     for change, words in (
         ({"depth": 8}, "have at most 6 candidates a query; give 6 or less"),
         ({"style": "setwise"}, "--style setwise: expected pointwise or listwise"),

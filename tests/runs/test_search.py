@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from search_worker import KS, SIZES, found_in
 from test_metrics import full_sort, with_ties
 
+from lamra.eval.cache.shards import Shards
 from lamra.eval.search import Blocks, search
-from lamra.eval.shards import Shards
 
 
 def test_equal_to_a_full_sort_on_one_and_two_processes(tmp_path):

@@ -11,9 +11,8 @@ from pathlib import Path
 from lamra.common.cli import parse, run
 from lamra.common.errors import UserError
 from lamra.datasets.items import Item
-from lamra.eval.inference import RetrieverArguments, load_retriever
-from lamra.eval.judge import load_judge, reranked
-from lamra.eval.search import top_k
+from lamra.eval.flags import RetrieverArguments
+from lamra.eval.rerank.fusion import reranked
 from lamra.models.folders import local_folder
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -44,10 +43,12 @@ def main() -> None:
     paths = sorted(path for path in Path(args.folder).rglob("*") if path.suffix.lower() in PICTURES)
     if not paths:
         raise UserError(f"--folder {args.folder} holds no picture ({', '.join(sorted(PICTURES))})")
+    from lamra.eval.inference import load_retriever  # torch and transformers, which --help does not wait for
+    from lamra.eval.search import top_k
+
     retriever = load_retriever(args)
-    gallery = retriever.encode([Item(str(path), images=(path,)) for path in paths], "pictures")  # (N, D)
     query = Item("query", args.text, (args.image,) if args.image else ())
-    scores, indices = top_k(retriever.encode([query], "query"), gallery, args.top)  # (1, top) each
+    scores, indices = top_k(retriever.embed([query]), retriever.embed(paths), args.top)  # (1, top) each
     found = [(score, paths[index]) for score, index in zip(scores[0].tolist(), indices[0].tolist())]
     if args.rerank:
         show_reranked(args, query, found)
@@ -57,15 +58,19 @@ def main() -> None:
 
 
 def show_reranked(args: DemoArguments, query: Item, found: list[tuple[float, Path]]) -> None:
-    """Both scores of each picture, and the place that it had before."""
+    """Both scores of each picture, and the rank that it had before."""
+    from lamra.eval.rerank.judge import load_judge
+
     judge = load_judge(replace(args, model_id=args.rerank, original_model_id=None))
     shown = [judge.prompts.shown(Item(str(path), images=(path,))) for _, path in found]
     yes = judge.pointwise(judge.prompts.shown(query), shown)
     scores = [score for score, _ in found]
     order, fused = reranked(scores, yes, "pointwise", weight=1.0)
     print("rank  was   score = similarity + P(Yes)")
-    for rank, (place, score) in enumerate(zip(order, fused), start=1):
-        print(f"{rank:4d} {place + 1:4d}  {score:.4f} = {scores[place]:10.4f} + {yes[place]:.4f}  {found[place][1]}")
+    for rank, (before, score) in enumerate(zip(order, fused), start=1):
+        print(
+            f"{rank:4d} {before + 1:4d}  {score:.4f} = {scores[before]:10.4f} + {yes[before]:.4f}  {found[before][1]}"
+        )
 
 
 if __name__ == "__main__":

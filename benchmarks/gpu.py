@@ -46,7 +46,7 @@ from lamra.collators.rerank import IGNORED, RankPrompts
 from lamra.common.processes import default_workers
 from lamra.datasets.items import Item
 from lamra.eval.encode import encode
-from lamra.eval.judge import Judge
+from lamra.eval.rerank.judge import Judge
 from lamra.eval.search import Blocks, search
 from lamra.miniature.model import build_tokenizer
 from lamra.models.embedder import Embedder

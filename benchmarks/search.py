@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lamra.eval.cache.shards import Shards
 from lamra.eval.search import Blocks, search
-from lamra.eval.shards import Shards
 
 GLOBAL_POOL = 5_600_000
 SHARD_BYTES = 2**26

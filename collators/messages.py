@@ -11,10 +11,6 @@ SUMMARIZE_TEXT = "\nSummarize above sentence in one word: "
 SUMMARIZE_IMAGE = "\nSummarize above image in one word: "
 SUMMARIZE_BOTH = "\nSummarize above image and sentence in one word: "
 
-# Flickr30K and COCO retrieval with an instruction-tuned model (`--mode finetuned`).
-INSTRUCTION_TEXT_TO_IMAGE = "Find me an everyday image that matches the given caption."
-INSTRUCTION_IMAGE_TO_TEXT = "Find an image caption describing the following everyday image."
-
 # LamRA-Rank. "released" is what the published weights were trained with: a backslash in upstream's source continued its
 # strings over a line's indentation, 24 blanks, and "responed" is spelt so. "clean" is the same without.
 RANK_STYLES = ("released", "clean")

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from lamra.common import cli
 from lamra.common.errors import UserError
 
-DATA_PATH = "data/M-BEIR"  # where --data_path points by default
 BELOW_DATA_PATH = ("queries", "pool", "instructions")
 BATCHES = "batches are filled to --max_tokens_per_batch"
 POSITIVES = "what a query looks for is read from its own candidates"
@@ -64,11 +63,16 @@ ZEROSHOT = Flags({}, {"batch_size": BATCHES})
 
 def parse(flags: Flags, *dataclasses):
     """common.cli.parse for a command line that may have upstream's flags."""
-    return cli.parse(*dataclasses, command_line=translated(sys.argv[1:], flags), epilog=flags.describe())
+    defaults = {of.name: of.default for dataclass in dataclasses for of in fields(dataclass)}
+    command_line = translated(sys.argv[1:], flags, defaults.get("data_path", ""))
+    return cli.parse(*dataclasses, command_line=command_line, epilog=flags.describe())
 
 
-def translated(command_line: Sequence[str], flags: Flags) -> list[str]:
+def translated(command_line: Sequence[str], flags: Flags, data_path: str = "") -> list[str]:
     """The command line with this project's flags only.
+
+    Args:
+        data_path: where --data_path points by default.
 
     Raises:
         UserError: a flag of upstream's has no value, or contradicts ours for the same thing; names both.
@@ -92,7 +96,7 @@ def translated(command_line: Sequence[str], flags: Flags) -> list[str]:
             cli.note(f"--{name} is ignored: {flags.ignored[name]}")
         elif not given[name]:
             raise UserError(f"--{name} needs a path")
-    root = given.get("image_path_prefix") or given.get("data_path") or DATA_PATH
+    root = given.get("image_path_prefix") or given.get("data_path") or data_path
     for name, ours in flags.paths.items():
         if name not in given:
             continue

@@ -7,15 +7,23 @@ Karpathy:   one json, images[].{filename, filepath?, split, sentences[].raw}; th
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lamra.common.errors import UserError
 from lamra.common.files import path_inside
 from lamra.datasets.items import Item
+from lamra.datasets.tasks import ItemList, Reported, RetrievalTask
 
 CAPTIONS_PER_IMAGE = 5  # LamRA_Eval's layout says it nowhere else
+
+PROTOCOLS = ("released", "clean")
+INSTRUCTION_TEXT_TO_IMAGE = "Find me an everyday image that matches the given caption."
+INSTRUCTION_IMAGE_TO_TEXT = "Find an image caption describing the following everyday image."
+# R@1 of LamRA-Ret and with LamRA-Rank on Flickr30K, in percent (arXiv 2412.01720).
+PAPER = {"Flickr30K": (Reported("the paper's", 82.8, 88.1), Reported("the paper's", 92.7, 97.6))}
+RERANK_WEIGHTS = {"COCO": (0.5, 0.1)}  # LamRA's; 1 for all others
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,55 @@ def load_captioned_images(image_folder: str | Path, text_path: str | Path) -> Ca
         images=[Item(name, images=(image_folder / name,)) for name in captions],
         texts=[Item(f"{name}#{i}", text) for name, texts in captions.items() for i, text in enumerate(texts)],
         image_of_text=[image for image, texts in enumerate(captions.values()) for _ in texts],
+    )
+
+
+def captioned_tasks(
+    data: CaptionedImages, name: str, captions: str | Path, protocol: str | None = None
+) -> tuple[RetrievalTask, RetrievalTask]:
+    """Image retrieval (captions search pictures) and text retrieval (pictures search any of their captions).
+
+    Args:
+        name: of the data; the paper has numbers of "Flickr30K", and weights of P(Yes) for "COCO".
+        captions: the file that they were read from.
+        protocol: None: no instructions. "released": pictures have theirs as queries and as candidates, captions have
+            none, as the paper's numbers were measured. "clean": all queries have one, and no candidate.
+    """
+
+    def items(found: list[Item], what: str, instruction: str | None = None) -> ItemList:
+        found = [replace(item, instruction=instruction) for item in found] if instruction else found
+        return ItemList(found, f"{name} {what}", captions)
+
+    pictures = items(data.images, "pictures", INSTRUCTION_IMAGE_TO_TEXT if protocol == "released" else None)
+    texts = items(data.texts, "captions")
+    picture_queries, caption_queries = pictures, texts
+    if protocol == "clean":
+        picture_queries = items(data.images, "picture queries", INSTRUCTION_IMAGE_TO_TEXT)
+        caption_queries = items(data.texts, "caption queries", INSTRUCTION_TEXT_TO_IMAGE)
+    captions_of: list[list[int]] = [[] for _ in data.images]
+    for caption, picture in enumerate(data.image_of_text):
+        captions_of[picture].append(caption)
+    files = {"captions": Path(captions)}
+    reported, weights = PAPER.get(name, (None, None)), RERANK_WEIGHTS.get(name, (1.0, 1.0))
+    return (
+        RetrievalTask(
+            "image_retrieval",
+            caption_queries,
+            pictures,
+            [[picture] for picture in data.image_of_text],
+            weight=weights[0],
+            reported=reported[0],
+            files=files,
+        ),
+        RetrievalTask(
+            "text_retrieval",
+            picture_queries,
+            texts,
+            captions_of,
+            weight=weights[1],
+            reported=reported[1],
+            files=files,
+        ),
     )
 
 

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 
 from lamra.common.cli import parse, run
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
 from lamra.common.lock import folder_lock
-from lamra.common.processes import start_processes
+from lamra.common.processes import is_first_process
 from lamra.datasets.items import Item
 from lamra.datasets.jsonl import load_items
-from lamra.eval.inference import RetrieverArguments, load_retriever
+from lamra.eval.flags import RetrieverArguments
 
 
 @dataclass
@@ -38,14 +37,19 @@ class EmbedArguments(RetrieverArguments):
 def main() -> None:
     (args,) = parse(EmbedArguments)
     items = load_items(args.input, args.image_root)
-    state, output = start_processes(), Path(args.output)
+    from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
+
+    start(args)
+    output = Path(args.output)
     with folder_lock(output.parent, "output", f".{output.name}.lock"):
-        embed(args, items, state)
+        embed(args, items)
 
 
-def embed(args: EmbedArguments, items: list[Item], state: PartialState) -> None:
+def embed(args: EmbedArguments, items: list[Item]) -> None:
+    from lamra.eval.inference import load_retriever
+
     embeddings = load_retriever(args).encode(items, "embed")  # (N, D)
-    if state.is_main_process:
+    if is_first_process():
         with whole_file(args.output, "wb") as file:
             np.savez(file, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy())
         print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")

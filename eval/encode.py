@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from lamra.collators.processing import Processor
 from lamra.common.errors import UserError
 from lamra.common.gather import all_gather_with_grad
-from lamra.common.processes import process_rank
+from lamra.common.processes import process_rank, world_size
 from lamra.datasets.items import Item
 from lamra.models.embedder import Embedder
 
@@ -34,7 +33,7 @@ class _Batches(Dataset):
             return error, None
 
 
-def one_thread(_worker_id: int) -> None:
+def single_thread(_worker_id: int) -> None:
     torch.set_num_threads(1)
 
 
@@ -47,9 +46,9 @@ def encode(
     max_tokens_per_batch: int,
     num_workers: int = 0,
     share_prefix: bool = True,
-    description: str = "encode",
+    description: str | None = "encode",
 ) -> Tensor:
-    """Embed all items, each different one once.
+    """Embed all items; of items that look the same, the first.
 
     Batches are formed from all items sorted by length and dealt out to the processes, so that the embeddings do not
     depend on how many processes there are.
@@ -58,6 +57,7 @@ def encode(
         max_tokens_per_batch: bound on the tokens of a forward, padding counted where there is any. A longer item is a
             forward of its own, with a note.
         share_prefix: compute the prompt's constant beginning once; the embeddings stay the same.
+        description: of the progress bar; None shows none.
 
     Returns:
         (len(items), D) float32 unit embeddings on the CPU, in the order of `items`, the same on every process.
@@ -65,15 +65,18 @@ def encode(
     Raises:
         UserError: a picture cannot be read, or the model makes no embedding of an item; names it.
     """
-    different: dict[Hashable, int] = {}  # what an item shows -> its row in the embeddings
+    different: dict[Hashable, int] = {}  # content of an item -> its row in the embeddings
     row_of_item = [different.setdefault(item.content, len(different)) for item in items]
     first = {row: item for item, row in zip(reversed(items), reversed(row_of_item))}
     unique = [first[row] for row in range(len(different))]
 
-    world, rank = (dist.get_world_size() if dist.is_initialized() else 1), process_rank()
+    world, rank = world_size(), process_rank()
     lengths = _lengths(processor, unique, world, rank, embedder.device)
     if rank == 0 and max(lengths) > max_tokens_per_batch:
-        print(f"note: {description}: the longest item has {max(lengths)} tokens, a forward of its own", flush=True)
+        print(
+            f"note: {description or 'encode'}: the longest item has {max(lengths)} tokens, a forward of its own",
+            flush=True,
+        )
     batches = token_batches(lengths, max_tokens_per_batch, embedder.padding_free)
     # Every process makes the same number of forwards (ZeRO-3 gathers weights in each): the last may be a repetition.
     steps = -(-len(batches) // world)
@@ -88,11 +91,11 @@ def encode(
         _Batches(unique, mine, processor),
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=one_thread,
-        generator=torch.Generator(),  # without one it draws from the global generator, and shifts training's dropout
+        worker_init_fn=single_thread,
+        generator=torch.Generator(),  # the global generator is training's: a draw would shift its dropout
     )
     parts = []
-    with tqdm(total=len(unique), desc=description, unit="item", disable=rank > 0) as progress:
+    with tqdm(total=len(unique), desc=description, unit="item", disable=rank > 0 or description is None) as progress:
         for indices, inputs in loader:
             if inputs is None:
                 progress.close()
@@ -137,7 +140,7 @@ def require_unit(rows: Tensor, embeddings: Tensor, items: Sequence[Item]) -> Non
     """Raise UserError unless all embeddings (n, D) have unit norm: NaN, infinity and a zero vector have not.
 
     Args:
-        rows: (n,) whose they are, -1 for nobody's. Every process holds the same, so that all raise.
+        rows: (n,) the item of each, -1 for padding. Every process holds the same, so that all raise.
     """
     wrong = rows[(rows >= 0) & ~((embeddings.norm(dim=1) - 1).abs() < 1e-3)].unique().tolist()
     if wrong:

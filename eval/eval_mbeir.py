@@ -6,36 +6,35 @@ With upstream's flags it evaluates one file of queries, and writes upstream's re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
-import torch
-from accelerate import PartialState
+from typing import TYPE_CHECKING
 
 from lamra.common import upstream
 from lamra.common.cli import note, require, run
 from lamra.common.errors import UserError
-from lamra.common.files import sha256
 from lamra.common.lock import folder_lock
-from lamra.common.processes import start_processes
-from lamra.datasets.items import Item
-from lamra.datasets.mbeir.instructions import Instructions
-from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, PAPER_AVERAGE, TASKS, Task, choose_tasks, task_of_file
-from lamra.datasets.mbeir.qrels import read_qrels
-from lamra.datasets.mbeir.queries import InstructedQueries
-from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows
+from lamra.datasets.mbeir.layout import (
+    DATA_NAME,
+    DATA_PATH,
+    INSTRUCTIONS,
+    PAPER_AVERAGE,
+    TASKS,
+    choose_tasks,
+    task_of_file,
+)
+from lamra.datasets.mbeir.tasks import TaskFiles, open_tasks, task_files
+from lamra.datasets.rankings import write_ranking
+from lamra.datasets.tasks import RetrievalTask
 from lamra.eval import upstream_files
-from lamra.eval.inference import Retriever, RetrieverArguments, load_retriever
-from lamra.eval.metrics import recall_at_k
-from lamra.eval.reporting.files import write_metrics, write_provenance, write_ranking
-from lamra.eval.search import Blocks, search
-from lamra.eval.shards import Shards, encode_to_shards, made_by
-from lamra.eval.zeroshot import output_folder
+from lamra.eval.flags import RetrieverArguments, output_folder
+from lamra.eval.reporting.files import write_metrics, write_provenance
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 KS = (1, 5, 10, 20, 50)
-DATA_NAME = "M-BEIR"
 
 
 @dataclass
@@ -79,7 +78,12 @@ class MBEIRArguments(RetrieverArguments):
         if not self.query_data_path:
             choose_tasks(self.tasks)
 
-    def upstream_files(self, task: Task) -> tuple[Path, Path] | None:
+    @property
+    def of_paper(self) -> bool:
+        """Whether the paper has numbers of this data."""
+        return self.data_name == DATA_NAME and self.split == "test"
+
+    def upstream_files(self, task: str) -> tuple[Path, Path] | None:
         """Where upstream's evaluation writes a task's ranking (a prefix) and its recalls; None where it has no say."""
         if not self.query_data_path:
             return None
@@ -88,227 +92,83 @@ class MBEIRArguments(RetrieverArguments):
         return prefix, folder / f"{model}_results.txt"
 
 
-class Pools(Sequence[Item]):
-    """Several pools as one, without a file of its own."""
-
-    def __init__(self, parts: Iterable[Rows]):
-        self.parts = list(parts)
-        self.path, self.root = " and ".join(str(part.path) for part in self.parts), self.parts[0].root
-        self._starts = np.cumsum([0, *map(len, self.parts)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def _place(self, row: int) -> tuple[Rows, int]:
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self.parts[number], row - int(self._starts[number])
-
-    def __getitem__(self, row: int) -> Item:
-        part, row = self._place(row)
-        return part[row]
-
-    def id(self, row: int) -> str:
-        part, row = self._place(row)
-        return part.id(row)
-
-    def modality(self, row: int) -> str:
-        part, row = self._place(row)
-        return part.modality(row)
-
-    def rows_of(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n,) rows of integer keys; -1 where there is none."""
-        found = np.full(len(keys), -1)
-        for part, start in zip(self.parts, self._starts):
-            rows = part.rows_of(keys)
-            found = np.where((found < 0) & (rows >= 0), rows + start, found)
-        return found
-
-
-@dataclass
-class TaskData:
-    """A task's files, opened and checked against each other."""
-
-    task: Task
-    queries: Rows
-    pool: Rows | Pools
-    instructed: InstructedQueries
-    answers: list[list[int]]  # for each query the rows of the pool that answer it
-    qrels: Path | None = None
-
-
 def main() -> None:
     (args,) = upstream.parse(upstream.EVALUATION, MBEIRArguments)
-    evaluate(args)
+    evaluate_mbeir(args)
 
 
-def evaluate(args: MBEIRArguments, *, together: bool = False) -> None:
+def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
     """Encode, search, write rankings and metrics, print the table; `together` joins the local pools to a global one."""
-    state = start_processes()
+    from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
+
+    state = start(args)
     with folder_lock(output_folder(args, "mbeir")):
-        _evaluate(args, together, state)
+        _evaluate_mbeir(args, together, state)
 
 
-def _evaluate(args: MBEIRArguments, together: bool, state: PartialState) -> None:
+def _evaluate_mbeir(args: MBEIRArguments, together: bool, state: PartialState) -> None:
+    from lamra.eval.cache.embeddings import EmbeddingsCache
+    from lamra.eval.cache.manifest import provenance
+    from lamra.eval.evaluate import evaluate
+    from lamra.eval.inference import load_retriever
+    from lamra.eval.metrics import average
+
+    files = files_of(args, "local" if together else args.pool)
     with state.main_process_first():  # it writes the indexes
-        tasks = open_tasks(args, files_of(args, "local" if together else args.pool), together=together)
+        tasks = open_tasks(
+            files,
+            args.data_path,
+            Path(args.data_path, args.instructions),
+            seed=args.seed,
+            ks=KS,
+            together=together,
+            with_paper=args.of_paper and args.pool == "local",
+            tell=note,
+        )
     retriever = load_retriever(args)
-    encoder = Encoder(args, retriever)
+    made_by = provenance(args, retriever.settings, retriever.embedder)
+    output = output_folder(args, "mbeir")
+    cache = EmbeddingsCache(output / "embeddings", retriever, made_by, args.shard_size)
 
-    folder, metrics = encoder.folder / f"{args.split}_{args.pool}", {}
+    folder, metrics = output / f"{args.split}_{args.pool}", {}
     if args.query_data_path:  # a folder for each file: a table of one task must not replace that of all
-        folder = encoder.folder / Path(args.query_data_path).stem / Path(args.cand_pool_path).stem
-    for pool in dict.fromkeys(data.pool for data in tasks):
-        sharing = [data for data in tasks if data.pool is pool]
-        gallery = encoder.candidates(pool)
-        parts = [encoder.queries(data) for data in sharing]
-        queries = Shards([file for part in parts for file in part.files])
-        blocks = Blocks.within(args.search_memory * 2**30, gallery.shape[1], args.depth)
-        scores, ranking = search(queries, gallery, args.depth, blocks, state.device)  # (Q, depth) each
-        if not state.is_main_process:
-            continue
-        sizes = [len(part) for part in parts]
-        for data, score, best in zip(sharing, scores.split(sizes), ranking.split(sizes)):
-            metrics[data.task.name] = recalls(best, data.answers)
-            save_ranking(folder / f"ranking_{data.task.name}.jsonl", data, score, best)
-            if paths := args.upstream_files(data.task):
-                upstream_files.write_retrieved(paths[0], ranked_ids(data, score, best), nested=not together)
-                upstream_files.append_recalls(paths[1], data.qrels, metrics[data.task.name])
+        folder = output / Path(args.query_data_path).stem / Path(args.cand_pool_path).stem
+    qrels = {task.name: of.qrels for task, of in zip(tasks, files)}
+    options = dict(depth=args.depth, search_memory=args.search_memory, device=state.device)
+    for task, ranking, recalls in evaluate(tasks, cache.embed, **options):
+        metrics[task.name] = recalls
+        write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
+        if paths := args.upstream_files(task.name):
+            upstream_files.write_retrieved(paths[0], task.queries, task.gallery, ranking, nested=not together)
+            upstream_files.append_recalls(paths[1], qrels[task.name], recalls)
     if state.is_main_process:
-        chosen = [data.task for data in tasks]
-        metrics["average"] = average(metrics, chosen)
-        write_provenance(folder, {**encoder.made_by, "files": encoder.files, "seed": args.seed})
+        metrics["average"] = average(tasks, metrics)
+        write_provenance(folder, {**made_by, "files": cache.files, "seed": args.seed})
         write_metrics(folder, metrics)
-        show(args, chosen, metrics)
+        print_table(args, tasks, metrics)
         print(f"written to {folder}/")
 
 
-def files_of(args: MBEIRArguments, pool: str) -> list[tuple[Task, Path, Path, Path]]:
-    """Each chosen task with its queries, its candidates and its qrels."""
-    if args.query_data_path:
-        paths = (args.query_data_path, args.cand_pool_path, args.qrels_path)
-        return [(task_of_file(args.query_data_path)[0], *map(Path, paths))]
-    return layout(args, pool)
+def files_of(args: MBEIRArguments, pool: str) -> list[TaskFiles]:
+    """The files of each chosen task."""
+    if not args.query_data_path:
+        return task_files(args.data_path, args.tasks, args.split, pool)
+    task, _ = task_of_file(args.query_data_path)
+    paths = map(Path, (args.query_data_path, args.cand_pool_path, args.qrels_path))
+    return [TaskFiles(task, *paths, Path(args.data_path, task.pool(args.split, "global")))]
 
 
-def layout(args: MBEIRArguments, pool: str) -> list[tuple[Task, Path, Path, Path]]:
-    root, split = Path(args.data_path), args.split
-    return [
-        (task, root / task.queries(split), root / task.pool(split, pool), root / task.qrels(split))
-        for task in choose_tasks(args.tasks)
-    ]
-
-
-def open_tasks(
-    args: MBEIRArguments, files: Sequence[tuple[Task, Path, Path, Path]] | None = None, *, together: bool = False
-) -> list[TaskData]:
-    """Everything but the pictures, so that a mistake in the files is told before a model is loaded.
-
-    Args:
-        files: see files_of; by default those that the flags choose of M-BEIR's own.
-        together: all tasks search in the pools of all.
-    """
-    root = Path(args.data_path)
-    files = files or layout(args, args.pool)
-    instructions = Instructions(root / args.instructions)
-    pools = {path: Rows(path, root, CANDIDATE) for path in dict.fromkeys(path for _, _, path, _ in files)}
-    if together:
-        pools = dict.fromkeys(pools, Pools(pools.values()))
-    found = []
-    for task, queries_path, pool_path, qrels_path in files:
-        queries, pool = Rows(queries_path, root, QUERY), pools[pool_path]
-        answers = read_qrels(qrels_path, queries, pool, root / task.pool(args.split, "global"), note)
-        candidate = task.candidate or modality_of(queries, pool, answers)
-        instructed = InstructedQueries(queries, instructions, candidate, args.seed)
-        found.append(TaskData(task, queries, pool, instructed, answers, qrels_path))
-    return found
-
-
-def modality_of(queries: Rows, pool: Rows | Pools, answers: list[list[int]]) -> str:
-    """What the queries of a file look for: the modality of their answers.
-
-    Raises:
-        UserError: they are of several.
-    """
-    found = sorted({pool.modality(row) for rows in answers for row in rows})
-    if len(found) != 1:
-        raise UserError(
-            f"the answers to {queries.path} are of {len(found)} modalities ({'; '.join(found)}): "
-            "evaluate the queries of each from a file of their own"
-        )
-    return found[0]
-
-
-class Encoder:
-    """Embeddings of pools and queries, from this run or an earlier one."""
-
-    def __init__(self, args: RetrieverArguments, retriever: Retriever, default: str = "mbeir"):
-        self.args, self.retriever = args, retriever
-        self.folder = output_folder(args, default)
-        self.made_by = made_by(args, retriever.settings, retriever.embedder)
-        self.files: dict[str, str] = {}  # name of each encoded file -> its sha256
-
-    def candidates(self, pool: Rows | Pools) -> Shards:
-        if isinstance(pool, Pools):
-            return Shards([file for part in pool.parts for file in self.candidates(part).files])
-        return self.encode(pool, pool.path, {})
-
-    def queries(self, data: TaskData) -> Shards:
-        instructions = sha256(data.instructed.instructions.path)
-        return self.encode(
-            data.instructed, data.queries.path, {"instructions": instructions, "seed": data.instructed.seed}
-        )
-
-    def encode(self, items: Sequence[Item], path: Path, manifest: dict) -> Shards:
-        """Embeddings of the items of a file; the manifest says what else decides them."""
-        self.files[path.name] = sha256(path)
-        return encode_to_shards(
-            self.retriever,
-            items,
-            self.folder / "embeddings" / path.stem,
-            {**self.made_by, **manifest, "file": self.files[path.name]},
-            shard_size=self.args.shard_size,
-            description=path.stem,
-        )
-
-
-def recalls(ranking: torch.Tensor, answers: list[list[int]]) -> dict[str, float]:
-    """Recall at each of KS; a k beyond the pool counts all of it."""
-    return {f"recall@{k}": recall_at_k(ranking, answers, min(k, ranking.shape[1])) for k in KS}
-
-
-def average(metrics: dict[str, dict[str, float]], tasks: Sequence[Task] = TASKS) -> float:
-    """Mean over the tasks of the recall that the paper counts: R@5, R@10 for Fashion200K and FashionIQ."""
-    counted = [metrics[task.name][f"recall@{task.k}"] for task in tasks if task.name in metrics]
-    return sum(counted) / len(counted)
-
-
-def save_ranking(path: Path, data: TaskData, scores: torch.Tensor, ranking: torch.Tensor) -> None:
-    write_ranking(path, ranked_ids(data, scores, ranking))
-
-
-def ranked_ids(
-    data: TaskData, scores: torch.Tensor, ranking: torch.Tensor
-) -> Iterator[tuple[str, list[str], list[float]]]:
-    """Each query's id, its candidates' ids, best first, and their scores."""
-    for i, (best, score) in enumerate(zip(ranking.tolist(), scores.tolist())):
-        yield data.queries.id(i), [data.pool.id(row) for row in best], score
-
-
-def show(args: MBEIRArguments, tasks: Sequence[Task], metrics: dict) -> None:
+def print_table(args: MBEIRArguments, tasks: Sequence[RetrievalTask], metrics: Mapping) -> None:
     """One line a task, in percent; the recall that counts in the average stands beside the paper's."""
-    paper = args.data_name == DATA_NAME and args.split == "test"
     print(f"\n{args.data_name} {args.split}, {args.pool} pool, recall@k in percent")
     header = f"{'':<20}" + "".join(f"{f'R@{k}':>8}" for k in KS) + f"{'counted':>12}"
-    print(header + ("   the paper's LamRA-Ret 7B" if paper else ""))
+    print(header + ("   the paper's LamRA-Ret 7B" if args.of_paper else ""))
     for task in tasks:
         cells = "".join(f"{100 * metrics[task.name][f'recall@{k}']:8.1f}" for k in KS)
-        counted = f"{100 * metrics[task.name][f'recall@{task.k}']:7.1f} @{task.k:<3}"
-        print(
-            f"{task.name:<20}{cells}{counted}"
-            + (f"{task.paper:12.1f}" if paper and task.paper and args.pool == "local" else "")
-        )
-    shown = f"{PAPER_AVERAGE[args.pool]:12.1f}" if paper and len(tasks) == len(TASKS) else ""
-    print(f"{f'average of {len(tasks)}':<20}{'':{8 * len(KS)}}{100 * metrics['average']:7.1f}     {shown}")
+        counted = f"{100 * metrics[task.name][f'recall@{task.counted}']:7.1f} @{task.counted:<3}"
+        print(f"{task.name:<20}{cells}{counted}" + (f"{task.reported.retrieved:12.1f}" if task.reported else ""))
+    paper = f"{PAPER_AVERAGE[args.pool]:12.1f}" if args.of_paper and len(tasks) == len(TASKS) else ""
+    print(f"{f'average of {len(tasks)}':<20}{'':{8 * len(KS)}}{100 * metrics['average']:7.1f}     {paper}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from lamra.common import upstream
 from lamra.common.cli import require, run
-from lamra.datasets.mbeir.layout import Task
-from lamra.eval.eval_mbeir import MBEIRArguments, evaluate
+from lamra.eval.eval_mbeir import MBEIRArguments, evaluate_mbeir
 from lamra.eval.upstream_files import RETRIEVED_GLOBAL
 
 
@@ -27,14 +26,14 @@ class GlobalArguments(MBEIRArguments):
         super().__post_init__()
         require(self.pool == "global", "pool", self.pool, "global; eval_mbeir.py has the others")
 
-    def upstream_files(self, task: Task) -> tuple[Path, Path]:
-        name = task.name.removesuffix("_test")
+    def upstream_files(self, task: str) -> tuple[Path, Path]:
+        name = task.removesuffix("_test")
         return RETRIEVED_GLOBAL / name, RETRIEVED_GLOBAL / "mbeir_eval_global_results.txt"
 
 
 def main() -> None:
     (args,) = upstream.parse(upstream.EVALUATION, GlobalArguments)
-    evaluate(args, together=True)
+    evaluate_mbeir(args, together=True)
 
 
 if __name__ == "__main__":

@@ -1,57 +1,28 @@
-"""What every evaluation entrypoint needs first: the flags that choose a model, and the model on its device."""
+"""From the flags to a model on its device, ready to embed or to answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
 
 from lamra.collators.processing import Processor
-from lamra.common.cli import note, require
+from lamra.common.errors import UserError
 from lamra.common.processes import check_devices, default_workers, start_processes
+from lamra.datasets.items import Item
 from lamra.eval.encode import encode
-from lamra.models.base_model import base_under
+from lamra.eval.flags import RetrieverArguments
 from lamra.models.embedder import Embedder
-from lamra.models.folders import is_adapter, local_folder
+from lamra.models.folders import is_adapter
 from lamra.models.loading import load_embedder
-from lamra.models.settings import POSITION_IDS, Settings
+from lamra.models.settings import Settings
 
-
-@dataclass
-class RetrieverArguments:
-    model_id: str = field(metadata={"help": "folder, or published name, of an adapter or a whole model"})
-    original_model_id: str | None = field(
-        default=None, metadata={"help": "base model under an adapter, where the one it was trained on is gone"}
-    )
-    max_tokens_per_batch: int | None = field(
-        default=None, metadata={"help": "tokens in a forward; default: 32768 on CUDA, 4096 elsewhere"}
-    )
-    padding_free: bool = field(default=True, metadata={"help": "one row of tokens instead of a padded rectangle"})
-    share_prefix: bool = field(default=True, metadata={"help": "compute the prompts' constant beginning once"})
-    bf16: bool | None = field(default=None, metadata={"help": "default: True where the GPU has it, else float32"})
-    model_max_length: int | None = field(default=None, metadata={"help": "ignored with a note: nothing is cut"})
-    position_ids: str | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
-    max_pixels: int | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "flash_attention_2, sdpa, eager; of packed text: chosen by models/packing.py"}
-    )
-    num_workers: int | None = field(default=None, metadata={"help": "processes that prepare inputs"})
-
-    def __post_init__(self):
-        self.model_id = local_folder(self.model_id, "model_id")
-        if self.original_model_id and is_adapter(self.model_id):
-            self.original_model_id = base_under(self.model_id, self.original_model_id)
-        elif self.original_model_id:  # upstream's commands name it for every model
-            note(f"--original_model_id {self.original_model_id} is ignored: {self.model_id} is a whole model")
-            self.original_model_id = None
-        budget = self.max_tokens_per_batch
-        require(budget is None or budget > 0, "max_tokens_per_batch", budget, "1 or more")
-        require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
-        if self.model_max_length is not None:
-            note(f"--model_max_length {self.model_max_length} is ignored: evaluation cuts nothing, as LamRA's does not")
-        if torch.cuda.is_available():
-            check_devices(bool(self.bf16))
+FEW = 64  # items that are embedded before a worker or a progress bar is worth its start
 
 
 @dataclass
@@ -65,27 +36,66 @@ class Retriever:
     num_workers: int
     share_prefix: bool
 
-    def encode(self, items, description: str) -> torch.Tensor:
+    def embed(self, items: Sequence[str | Path | Image.Image | Item]) -> Tensor:
+        """Embed texts (str), pictures (Path or PIL image), and items, which may be both and have an instruction.
+
+        Returns:
+            (N, D) float32 embeddings of unit norm on the CPU, in order: their products are cosines.
+
+        Raises:
+            UserError: a picture cannot be read, or there is nothing to embed.
+            TypeError: an entry is none of these.
+        """
+        if not items:
+            raise UserError("there is nothing to embed: give a text, a picture or an item")
+        few = len(items) <= FEW
+        found = [as_item(entry, str(number)) for number, entry in enumerate(items)]
+        return self.encode(found, None if few else "embed", num_workers=0 if few else None)
+
+    def encode(self, items: Sequence[Item], description: str | None, num_workers: int | None = None) -> Tensor:
         """(N, D) float32 unit embeddings on the CPU; see eval.encode."""
         return encode(
             self.embedder,
             self.processor,
             items,
             max_tokens_per_batch=self.max_tokens_per_batch,
-            num_workers=self.num_workers,
+            num_workers=self.num_workers if num_workers is None else num_workers,
             share_prefix=self.share_prefix,
             description=description,
         )
 
 
+def as_item(entry: str | Path | Image.Image | Item, identifier: str) -> Item:
+    """A text, a picture or an item as an item."""
+    match entry:
+        case Item():
+            return entry
+        case str():
+            return Item(identifier, entry)
+        case Path() | Image.Image():
+            return Item(identifier, images=(entry,))
+    raise TypeError(f"{type(entry).__name__}: a text is a str, a picture a Path or a PIL image, both together an Item")
+
+
 def load_retriever(args: RetrieverArguments) -> Retriever:
-    """The model that the flags choose; starts the process group if a launcher asked for one."""
+    """The model that the flags choose; starts the process group if a launcher asked for it."""
     return Retriever(*load_with_processor(args, load_embedder), args.share_prefix)
+
+
+def start(args: RetrieverArguments) -> PartialState:
+    """This process among those that a launcher started, each on a device of its own.
+
+    Raises:
+        UserError: there are more processes than GPUs, or bf16 is asked of a GPU without it.
+    """
+    if torch.cuda.is_available():
+        check_devices(bool(args.bf16))
+    return start_processes()
 
 
 def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple:
     """What `load` (load_embedder or load_reranker) makes of the flags, its processor, settings, budget and workers."""
-    state = start_processes()
+    state = start(args)
     on_cuda = state.device.type == "cuda"
     in_hardware = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = in_hardware if args.bf16 is None else args.bf16

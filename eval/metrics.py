@@ -2,76 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-import torch
-from torch import Tensor
-
-from lamra.eval.reporting.tables import KS
-from lamra.eval.search import top_k
+from lamra.datasets.rankings import RankedQuery, Ranking
+from lamra.datasets.tasks import RetrievalTask
 
 
-def recall_at_k(ranking: Tensor, relevant: Sequence[Collection[int]], k: int) -> float:
+def recall_at_k(ranking: Sequence[Sequence[int]], relevant: Sequence[Collection[int]], k: int) -> float:
     """Share of queries with at least one relevant candidate among their first k: M-BEIR's recall and Flickr's.
 
     Args:
-        ranking: (Q, K) gallery indices, best first, K >= k.
-        relevant: for each query the gallery indices that answer it. A query without any is a miss, as in M-BEIR.
+        ranking: for each query gallery rows, best first. A k beyond them counts all.
+        relevant: for each query the gallery rows that answer it. A query without any is a miss, as in M-BEIR.
 
     Raises:
         ValueError: sizes that do not fit, or no query.
     """
-    if len(ranking) != len(relevant) or not 1 <= k <= ranking.shape[1]:
-        raise ValueError(f"recall@{k} of a {tuple(ranking.shape)} ranking with relevant candidates of {len(relevant)}")
+    if len(ranking) != len(relevant) or k < 1:
+        raise ValueError(f"recall@{k} of {len(ranking)} ranked queries with relevant candidates of {len(relevant)}")
     if len(relevant) == 0:
         raise ValueError("recall of no queries is undefined")
-    hits = (not set(answers).isdisjoint(found) for answers, found in zip(relevant, ranking[:, :k].tolist()))
-    return sum(hits) / len(relevant)
+    return sum(not set(answers).isdisjoint(found[:k]) for answers, found in zip(relevant, ranking)) / len(relevant)
 
 
-def retrieval_recalls(
-    image_embeddings: Tensor,
-    text_embeddings: Tensor,
-    image_of_text: Sequence[int],
-    ks: Sequence[int] = KS,
-    *,
-    image_query: Tensor | None = None,
-    text_query: Tensor | None = None,
-) -> dict[str, float]:
-    """Recall in both directions between pictures and their captions.
-
-    Args:
-        image_embeddings: (I, D).
-        text_embeddings: (T, D).
-        image_of_text: (T,) index of the picture that each caption describes; every picture has a caption.
-        image_query, text_query: (I, D) and (T, D) where they are embedded otherwise as queries than as candidates,
-            with an instruction for example; by default the embeddings above.
-
-    Returns:
-        image_retrieval_recall@k (captions look for their picture), then text_retrieval_recall@k (pictures look for any
-        of their captions), for each of ks. A k beyond the gallery counts the whole gallery.
+def recalls(task: RetrievalTask, ranking: Ranking) -> dict[str, float]:
+    """{"recall@k": share of the task's queries that are answered among their first k} for each of its ks.
 
     Raises:
-        ValueError: sizes that do not fit, a picture without caption, or NaN in the embeddings.
+        ValueError: the ranking is not of each query once.
     """
-    picture = torch.as_tensor(image_of_text).tolist()
-    texts_of_image: list[list[int]] = [[] for _ in image_embeddings]
-    if len(picture) != len(text_embeddings) or not all(0 <= i < len(texts_of_image) for i in picture):
+    if sorted(ranked.query for ranked in ranking) != list(range(len(task.queries))):
         raise ValueError(
-            f"image_of_text must give each of {len(text_embeddings)} captions one of {len(texts_of_image)} pictures"
+            f"the ranking is of {len({ranked.query for ranked in ranking})} of the {len(task.queries)} queries: recall "
+            "is over all of them"
         )
-    for text, image in enumerate(picture):
-        texts_of_image[image].append(text)
-    if not all(texts_of_image):
-        bare = [image for image, texts in enumerate(texts_of_image) if not texts]
-        raise ValueError(f"{len(bare)} pictures have no caption, the first is {bare[0]}: leave them out")
+    answers = [task.answers[ranked.query] for ranked in ranking]
+    found = [ranked.candidates for ranked in ranking]
+    if task.tie_is_miss:
+        found = [_answers_last_of_ties(ranked, right) for ranked, right in zip(ranking, answers)]
+    return {f"recall@{k}": recall_at_k(found, answers, k) for k in task.ks}
 
-    recalls = {}
-    for name, query, gallery, relevant in (
-        ("image", text_embeddings if text_query is None else text_query, image_embeddings, [[i] for i in picture]),
-        ("text", image_embeddings if image_query is None else image_query, text_embeddings, texts_of_image),
-    ):
-        _, ranking = top_k(query, gallery, max(ks))  # (queries, K)
-        for k in ks:
-            recalls[f"{name}_retrieval_recall@{k}"] = recall_at_k(ranking, relevant, min(k, ranking.shape[1]))
-    return recalls
+
+def _answers_last_of_ties(ranked: RankedQuery, answers: Collection[int]) -> list[int]:
+    """The candidates again, each answer behind the wrong candidates of its score."""
+    order = sorted(zip(ranked.candidates, ranked.scores), key=lambda pair: (-pair[1], pair[0] in answers))
+    return [row for row, _ in order]
+
+
+def average(tasks: Iterable[RetrievalTask], metrics: Mapping[str, Mapping[str, float]]) -> float:
+    """Mean over tasks of the recall that counts: on M-BEIR R@5, R@10 for Fashion200K and FashionIQ."""
+    counted = [metrics[task.name][f"recall@{task.counted}"] for task in tasks]
+    return sum(counted) / len(counted)

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lamra.common.errors import UserError
 from lamra.common.gather import all_gather_with_grad
-from lamra.common.processes import process_rank
+from lamra.common.processes import process_rank, world_size
 from lamra.models.float32 import full_float32
 
 
@@ -30,7 +29,7 @@ def top_k(
 
     Scores are float32, on the query's device. Beside the result, memory holds one block of the gallery and one of
     scores, query_block_size * block_size; each part of the gallery is read once. (A matrix product may round equal
-    embeddings differently at different places of a block: such a pair differs in its last bit and is no tie.)
+    embeddings differently at different positions of a block: such a pair differs in its last bit and is no tie.)
 
     Args:
         query: (Q, D).
@@ -54,8 +53,8 @@ def top_k(
     indices = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
     with torch.no_grad(), full_float32():
         for start in range(rows.start, rows.stop, block_size):
-            block = _as_float32(gallery[start : min(start + block_size, rows.stop)], query.device)  # (n, D)
-            parts = [_block_top_k(q.float() @ block.T, k) for q in query.split(query_block_size)]
+            block = as_float32(gallery[start : min(start + block_size, rows.stop)], query.device)  # (n, D)
+            parts = [block_top_k(q.float() @ block.T, k) for q in query.split(query_block_size)]
             # What was kept so far has the lower indices and stands first: the stable sort leaves ties to it.
             merged = torch.cat([scores, torch.cat([s for s, _ in parts])], dim=1)  # (Q, up to 2k)
             merged_indices = torch.cat([indices, torch.cat([i for _, i in parts]) + start], dim=1)
@@ -100,11 +99,11 @@ def search(
     Returns:
         (Q, k) float32 scores and (Q, k) int64 gallery indices on the CPU, the same on every process.
     """
-    world, rank = (dist.get_world_size() if dist.is_initialized() else 1), process_rank()
+    world, rank = world_size(), process_rank()
     part = range(len(gallery) * rank // world, len(gallery) * (rank + 1) // world)
     found = []
     for start in range(0, len(query), blocks.queries):
-        together = _as_float32(query[start : start + blocks.queries], device)  # (q, D)
+        together = as_float32(query[start : start + blocks.queries], device)  # (q, D)
         best = top_k(together, gallery, k, blocks.block_size, blocks.query_block_size, part)
         found.append([column.cpu() for column in _merge_ranks(*best, k)])
     scores, indices = (torch.cat(column)[:, : len(gallery)] for column in zip(*found))
@@ -123,13 +122,13 @@ def _merge_ranks(scores: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tenso
     return scores[:, :k], indices.gather(1, order[:, :k])
 
 
-def _block_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def block_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores (q, n) to the best k of each row and their columns, (q, min(k, n)) each, ties by the lower column."""
     if scores.isnan().any():
         raise UserError("a score is NaN: the query or gallery embeddings hold NaN or infinity; embed them again")
     scores = scores + 0.0  # -0.0 becomes 0.0: a radix sort could tell them apart
     k = min(k, scores.shape[1])
-    # One more than k shows which rows have a tie across the k-th place, where torch.topk may keep any of the tied.
+    # One more than k shows which rows have a tie across the k-th position, where torch.topk may keep any of the tied.
     values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if values.shape[1] > k:
         tied = values[:, k - 1] == values[:, k]  # (q,)
@@ -141,13 +140,13 @@ def _block_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _lowest_columns(scores: Tensor, kth: Tensor, k: int) -> Tensor:
-    """Columns (t, k) of all scores (t, n) above the k-th best, kth (t, 1), and of the first ones equal to it."""
+    """Columns (t, k) of all scores (t, n) above the k-th best, kth (t, 1), and of the first that equal it."""
     above, equal = scores > kth, scores == kth
     chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= k - above.sum(dim=1, keepdim=True)))
     return chosen.nonzero()[:, 1].view(-1, k)  # exactly k in each row
 
 
-def _as_float32(block: Tensor | np.ndarray, device: torch.device) -> Tensor:
+def as_float32(block: Tensor | np.ndarray, device: torch.device | str) -> Tensor:
     if not isinstance(block, Tensor):
         block = torch.from_numpy(np.array(block, dtype=np.float32))  # a copy: a read-only memmap cannot be a tensor
     return block.to(device, torch.float32)

@@ -1,18 +1,18 @@
 """The result files of LamRA's published code ("upstream"), where its next command looks for them.
 
-Rankings are three files; datasets.rerank.ranked_candidates, which reads them, describes them. Upstream's .pth files of
+Rankings are three files; datasets.rankings.ranking_lines, which reads them, describes them. Upstream's .pth files of
 embeddings are not written: they are pickles, and results/<model>/mbeir/embeddings holds the same.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
-from lamra.datasets.rerank import QUERY_NAMES, ranking_files
+from lamra.datasets.rankings import QUERY_NAMES, Ranking, ranking_files
+from lamra.datasets.tasks import Items
 
 RETRIEVED = Path("LamRA_Ret_eval_results")
 RETRIEVED_GLOBAL = Path("LamRA_Ret_eval_global_results")
@@ -44,10 +44,11 @@ def read_json(path: str | Path, kind: type, command: str):
     return content
 
 
-def write_retrieved(prefix: Path, ranking: Iterable[tuple[str, list[str], list[float]]], *, nested: bool) -> None:
+def write_retrieved(prefix: Path, queries: Items, gallery: Items, ranking: Ranking, *, nested: bool) -> None:
     """A ranking; its scores are cosines, one level deeper where a task has a pool of its own."""
-    qids, dids, scores = map(list, zip(*ranking))
-    scores = [[row] for row in scores] if nested else scores
+    qids = [queries.id(ranked.query) for ranked in ranking]
+    dids = [[gallery.id(row) for row in ranked.candidates] for ranked in ranking]
+    scores = [[ranked.scores] if nested else ranked.scores for ranked in ranking]
     for path, content in zip(ranking_files(f"{prefix}{QUERY_NAMES}"), (qids, dids, scores)):
         write_json(path, content)
 

@@ -1,4 +1,4 @@
-"""Upstream's two commands for reranking M-BEIR: ask a reranker about one task's ranking, then compute the recall.
+"""Upstream's two commands for reranking M-BEIR: a reranker's answers about one task's ranking, then the recall.
 
 What they exchange are upstream's files (eval/upstream_files.py); the work is that of eval_rerank.py, which does both in
 one run, for all tasks.
@@ -8,29 +8,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from accelerate import PartialState
+from typing import TYPE_CHECKING
 
 from lamra.collators.messages import listwise_answer
 from lamra.common import upstream
-from lamra.common.cli import parse, require
+from lamra.common.cli import note, parse, require
 from lamra.common.errors import UserError
 from lamra.common.files import sha256
 from lamra.common.lock import folder_lock
-from lamra.common.processes import start_processes
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TASKS, Task, task_of_file
 from lamra.datasets.mbeir.queries import InstructedQueries
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, id_key
-from lamra.datasets.rerank import QUERY_NAMES, ranking_files
-from lamra.eval import eval_rerank, upstream_files
-from lamra.eval.eval_mbeir import TaskData, modality_of, open_tasks
-from lamra.eval.inference import RetrieverArguments
-from lamra.eval.judge import RankingTask, judge_ranking, load_judge
-from lamra.eval.shards import made_by
-from lamra.eval.zeroshot import output_folder
+from lamra.datasets.mbeir.tasks import modality_of, open_tasks, task_files
+from lamra.datasets.rankings import QUERY_NAMES, RankedQuery, ranking_files, read_ranking
+from lamra.datasets.tasks import RetrievalTask
+from lamra.eval import upstream_files
+from lamra.eval.flags import RetrieverArguments, output_folder
+from lamra.eval.metrics import recalls
+from lamra.eval.rerank.fusion import rerank
 
-KS = {"pointwise": (1, 5, 10, 20), "listwise": (1,)}
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+DEPTHS = {"pointwise": 50, "listwise": 10}
+KS = (1, 5, 10, 20)
+PRINTED = {"pointwise": KS, "listwise": KS[:1]}
 # Style -> what upstream's next command expects at the end of --save_name, and the rest of the file's name.
 ANSWERS = {
     "pointwise": ("top50", "test_queryid2rerank_score"),
@@ -39,7 +42,7 @@ ANSWERS = {
 
 
 @dataclass
-class AskArguments(RetrieverArguments):
+class AnswerArguments(RetrieverArguments):
     query_data_path: str = field(default="", metadata={"help": "queries"})
     cand_pool_path: str = field(default="", metadata={"help": "a pool that holds the ranking's candidates"})
     instructions_path: str = field(default="", metadata={"help": "query_instructions.tsv"})
@@ -65,46 +68,50 @@ class AskArguments(RetrieverArguments):
         require(self.rank_num >= 0, "rank_num", self.rank_num, "1 or more")
 
 
-def ask(style: str) -> None:
-    """Parse the command line, ask, and write upstream's file of answers."""
-    (args,) = upstream.parse(upstream.RERANKING, AskArguments)
-    depth = args.rank_num or {"pointwise": 50, "listwise": 10}[style]
-    state = start_processes()
-    folder = output_folder(args, args.save_name) / style
+def write_answers(style: str) -> None:
+    """Parse the command line, compute the answers, and write upstream's file of them."""
+    (args,) = upstream.parse(upstream.RERANKING, AnswerArguments)
+    from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
+
+    state, folder = start(args), output_folder(args, args.save_name) / style
     with folder_lock(folder):
-        _ask(args, style, depth, folder, state)
+        _write_answers(args, style, folder / "answers", state)
 
 
-def _ask(args: AskArguments, style: str, depth: int, folder: Path, state: PartialState) -> None:
+def _write_answers(args: AnswerArguments, style: str, folder: Path, state: PartialState) -> None:
+    from lamra.eval.cache.manifest import provenance
+    from lamra.eval.rerank.answers import answers_of
+    from lamra.eval.rerank.judge import load_judge
+
     with state.main_process_first():  # it writes the indexes
-        task = open_ranking(args)
+        task, ranking = open_ranking(args)
     judge = load_judge(args)
-    folder = folder / "answers"
-    files = {name: sha256(getattr(args, name)) for name in vars(args) if name.endswith("_path") and getattr(args, name)}
-    asked_by = {**made_by(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
-    answers = judge_ranking(judge, task, style, depth, folder, asked_by | files | {"seed": args.seed}, args.save_name)
+    files = {name: sha256(path) for name, path in vars(args).items() if name.endswith("_path") and path}
+    made_by = {**provenance(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
+    manifest, depth = made_by | files | {"seed": args.seed}, args.rank_num or DEPTHS[style]
+    answers = answers_of(judge, task, ranking, style, depth, folder, manifest, args.save_name)
     if state.is_main_process:
         if style == "listwise":
             answers = [listwise_answer(order[0] + 1) for order in answers]
         path = upstream_files.RERANKED / f"{args.save_name}_{ANSWERS[style][1]}.json"
-        qids = [task.queries.queries.id(row) for row in task.asked]
+        qids = [task.queries.id(ranked.query) for ranked in ranking]
         upstream_files.write_json(path, dict(zip(qids, answers)))
         print(f"answers about {len(qids)} queries in {path}")
 
 
-def open_ranking(args: AskArguments) -> RankingTask:
+def open_ranking(args: AnswerArguments) -> tuple[RetrievalTask, list[RankedQuery]]:
     """Everything but the pictures, so that a mistake in the files is told before a model is loaded."""
     root = Path(args.image_path_prefix)
     queries, pool = Rows(args.query_data_path, root, QUERY), Rows(args.cand_pool_path, root, CANDIDATE)
-    task, _ = task_of_file(args.query_data_path)
-    candidate = task.candidate
+    of_file, _ = task_of_file(args.query_data_path)
+    candidate = of_file.candidate
     if candidate is None:
         listed = [queries.record(row).get("pos_cand_list") or [] for row in range(len(queries))]
         rows = [[row for row in pool.rows_of([id_key(did) for did in dids]).tolist() if row >= 0] for dids in listed]
         candidate = modality_of(queries, pool, rows)
     instructed = InstructedQueries(queries, Instructions(args.instructions_path), candidate, args.seed)
-    data = TaskData(task, queries, pool, instructed, [[]] * len(queries))
-    return eval_rerank.mbeir_ranking(Path(args.ret_query_data_path), data)
+    task = RetrievalTask(of_file.name, instructed, pool, answers=[[]] * len(queries))
+    return task, read_ranking(args.ret_query_data_path, instructed, pool)
 
 
 @dataclass
@@ -112,15 +119,9 @@ class ReportArguments:
     task_name: str = field(metadata={"help": "such as cirr_task7"})
     retriever: str = field(default="qwen2-vl-7b_LamRA-Ret", metadata={"help": "whose rankings: its folder's name"})
     data_path: str = field(default=DATA_PATH, metadata={"help": "M-BEIR's folder"})
-    # What open_tasks reads besides.
-    tasks: str = field(default="", init=False)
-    split: str = field(default="test", init=False)
-    pool: str = field(default="local", init=False)
-    instructions: str = field(default=INSTRUCTIONS, init=False)
-    seed: int = field(default=0, init=False)
 
     def __post_init__(self):
-        self.tasks = task_named(self.task_name).name
+        task_named(self.task_name)
 
 
 def task_named(name: str) -> Task:
@@ -140,21 +141,22 @@ def task_named(name: str) -> Task:
 def report(style: str) -> None:
     """Parse the command line, and print the recall that follows from upstream's files."""
     (args,) = parse(ReportArguments)
-    (data,) = open_tasks(args)
+    files = task_files(args.data_path, task_named(args.task_name).name, "test", "local")
+    (task,) = open_tasks(files, args.data_path, Path(args.data_path, INSTRUCTIONS), ks=KS, tell=note)
     retrieved = upstream_files.RETRIEVED / f"mbeir_{args.task_name}_test_{args.retriever}{QUERY_NAMES}"
-    ranking = eval_rerank.mbeir_ranking(retrieved, data)
+    ranking = read_ranking(retrieved, task.queries, task.gallery)
     depth, kind = ANSWERS[style]
     path = upstream_files.RERANKED / f"{args.task_name}_{depth}_{kind}.json"
     said = upstream_files.read_json(path, dict, f"eval/eval_mbeir_rerank_{style}.py")
     answers = []
-    for row, found in zip(ranking.asked, ranking.found):
-        qid = data.queries.id(row)
+    for query, candidates, _ in ranking:
+        qid, most = task.queries.id(query), len(candidates)
         if qid not in said:
-            raise UserError(f"{path} has no answer about the query {qid} of {retrieved}: ask about that ranking again")
-        answers.append(said[qid][: len(found)] if style == "pointwise" else order_of(said[qid], len(found), path))
-    after = eval_rerank.rerank(ranking, answers, style, eval_rerank.WEIGHTS.get(data.task.name, 1.0))
-    before, after = (eval_rerank.recalls(one, KS[style]) for one in (ranking, after))
-    for k in KS[style]:
+            raise UserError(f"{path} has no answer about the query {qid} of {retrieved}: answer that ranking again")
+        answers.append(said[qid][:most] if style == "pointwise" else order_of(said[qid], most, path))
+    after = recalls(task, rerank(ranking, answers, style, task.weight))
+    before = recalls(task, ranking)
+    for k in PRINTED[style]:
         print(f"recall_at_{k} = {after[f'recall@{k}']} (retrieved: {before[f'recall@{k}']})")
 
 
@@ -164,7 +166,7 @@ def order_of(answer: str, candidates: int, path: Path) -> list[int]:
     Raises:
         UserError: it names none.
     """
-    for place in range(candidates):
-        if answer == listwise_answer(place + 1):
-            return [place, *(other for other in range(candidates) if other != place)]
-    raise UserError(f"{path}: {answer!r} names none of {candidates} candidates: ask again")
+    for position in range(candidates):
+        if answer == listwise_answer(position + 1):
+            return [position, *(other for other in range(candidates) if other != position)]
+    raise UserError(f"{path}: {answer!r} names none of {candidates} candidates: answer that ranking again")

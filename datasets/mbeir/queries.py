@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +37,25 @@ class InstructedQueries(Sequence[Item]):
         kinds = np.stack([dataset_of(queries.keys), queries.modalities])  # (2, N)
         for dataset, modality in np.unique(kinds, axis=1).T:
             instructions.prompts(int(dataset), MODALITIES[modality], candidate_modality)
+
+    @property
+    def name(self) -> str:
+        return self.queries.name
+
+    @property
+    def path(self) -> Path:
+        return self.queries.path
+
+    @property
+    def drawn_by(self) -> dict[str, Path | int]:
+        """What decides the items beside the file."""
+        return {"instructions": self.instructions.path, "seed": self.seed}
+
+    def id(self, row: int) -> str:
+        return self.queries.id(row)
+
+    def find(self, ids: Sequence[str]) -> list[int]:
+        return self.queries.find(ids)
 
     def __len__(self) -> int:
         return len(self.queries)

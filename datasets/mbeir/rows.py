@@ -1,10 +1,10 @@
 """M-BEIR's files of queries and of candidates (Wei et al., arXiv 2311.17136): an item for each row.
 
 A pool has up to 5.6 million rows. Its json is never held in memory: `Rows` keeps an index of 32 bytes a row in a file
-beside it, and decodes a row when it is asked for.
+beside it, and decodes a row when it is taken.
 
-The files are read as they are published: with or without a byte-order mark, blank lines anywhere, fields that nobody
-asks for, and null or absent texts and pictures. Training queries may stand several times: M-BEIR samples its small data
+The files are read as they are published: with or without a byte-order mark, blank lines anywhere, fields that nothing
+reads, and null or absent texts and pictures. Training queries may stand several times: M-BEIR samples its small data
 sets up by repeating their rows.
 """
 
@@ -32,7 +32,7 @@ NUMBER_BITS = 40  # an id "dataset:number" is one int64
 
 
 class Fields(NamedTuple):
-    """How a kind of row calls its parts."""
+    """The names of a row's fields."""
 
     id: str
     text: str
@@ -131,7 +131,7 @@ class Rows(Sequence[Item]):
         return json.loads(os.pread(self._file, end - start, start).split(b"\n", 1)[0])
 
     def item(self, row: int, instruction: str | None = None) -> Item:
-        """What the row shows. With an instruction the text rule is applied to both as one, as upstream does."""
+        """The item of a row. With an instruction the text rule is applied to both as one, as upstream does."""
         record = self.record(row)
         raw, picture = record.get(self.fields.text) or "", record.get(self.fields.picture)
         text = sentence(raw)
@@ -146,6 +146,18 @@ class Rows(Sequence[Item]):
     def id(self, row: int) -> str:
         return key_id(self.keys[row])
 
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def find(self, ids: Sequence[str]) -> list[int]:
+        """The row of each id, the first where a query is repeated; -1 where there is none.
+
+        Raises:
+            UserError: an id is none of M-BEIR's.
+        """
+        return self.rows_of([id_key(identifier) for identifier in ids]).tolist()
+
     def line(self, row: int) -> str:
         """Where a row stands, for a sentence: its file and line."""
         with open(self.path, "rb") as file:
@@ -159,8 +171,8 @@ class Rows(Sequence[Item]):
     def rows_of(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n,) rows of integer keys, the first where a query is repeated; -1 where there is none."""
         keys = np.asarray(keys, dtype=np.int64)
-        place = np.searchsorted(self.keys, keys, sorter=self._by_key)
-        rows = self._by_key[np.minimum(place, len(self) - 1)]
+        position = np.searchsorted(self.keys, keys, sorter=self._by_key)
+        rows = self._by_key[np.minimum(position, len(self) - 1)]
         return np.where(self.keys[rows] == keys, rows, -1)
 
     def repetitions(self, row: int) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""The files of an evaluation: metrics.json, made_by.json and rankings. Each is written whole or not at all."""
+"""The files of an evaluation: metrics.json and made_by.json. Each is written whole or not at all."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from lamra.common.files import whole_file
@@ -27,18 +27,5 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
 
 
 def write_provenance(folder: str | Path, provenance: Mapping[str, object]) -> Path:
-    """Write made_by.json beside rankings: the digests of what was really used (see shards.made_by)."""
+    """Write made_by.json beside rankings: the digests of what was really used (see cache.manifest.provenance)."""
     return write_json(Path(folder) / "made_by.json", provenance)
-
-
-def write_ranking(path: str | Path, rows: Iterable[tuple[str, Sequence[str], Sequence[float]]]) -> None:
-    """Write one line {qid, did, score, rank} for each candidate of each query, rank 1 first.
-
-    Args:
-        rows: for each query its id, its candidates' ids, best first, and their scores.
-    """
-    with whole_file(path) as file:
-        for qid, dids, scores in rows:
-            for rank, (did, score) in enumerate(zip(dids, scores), start=1):
-                line = {"qid": qid, "did": did, "score": score, "rank": rank}
-                file.write(json.dumps(line, allow_nan=False) + "\n")

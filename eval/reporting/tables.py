@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-Recalls = Mapping[str, Mapping[str, float]]  # name of a run -> what metrics.retrieval_recalls returns
+from lamra.datasets.tasks import KS
+
+Recalls = Mapping[str, Mapping[str, float]]  # name of a run -> content of its metrics.json
 
 DIRECTIONS = {"image_retrieval_recall": "image retrieval", "text_retrieval_recall": "text retrieval"}
-KS = (1, 5, 10)
 
 # Qwen2-VL-7B after stage 1 on the Flickr30K 1K test split, zero-shot, as the practice this project starts from reports.
 PRACTICE_STAGE1_FLICKR30K = {

@@ -18,7 +18,7 @@ from lamra.collators.processing import NOTES_IN_TRAINING, Processor
 from lamra.collators.rerank import RankPrompts
 from lamra.datasets.items import Item
 from lamra.eval import embed
-from lamra.eval.zeroshot import evaluate
+from lamra.eval.zeroshot import evaluate_captions
 from lamra.export import merge_lora
 from lamra.models.loading import load_embedder, load_reranker
 
@@ -183,7 +183,7 @@ def test_an_adapter_of_transformers_4_and_its_merged_folder_give_one_result(publ
     found = []
     for name, model in (("adapter", adapter), ("merged", tmp_path / "merged"), ("base", base)):
         data = dict(image_data_path=pictures, text_data_path=tmp_path / "captions.json")
-        call(lambda: evaluate("Flickr30K"), model_id=model, output_dir=tmp_path / name, **data)
+        call(lambda: evaluate_captions("Flickr30K"), model_id=model, output_dir=tmp_path / name, **data)
         call(embed.main, model_id=model, input=tmp_path / "items.jsonl", image_root=pictures, output=tmp_path / "e.npz")
         vectors = np.load(tmp_path / "e.npz")["embeddings"]
         found.append(((tmp_path / name / "metrics.json").read_bytes(), vectors))

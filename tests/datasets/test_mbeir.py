@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from mbeir_pairs import pairs_of
 from torch.utils.data import DataLoader
 
@@ -21,6 +20,7 @@ from lamra.datasets.mbeir.qrels import read_qrels
 from lamra.datasets.mbeir.queries import InstructedQueries
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, sentence
 from lamra.eval import eval_mbeir
+from lamra.eval.metrics import recall_at_k
 from lamra.miniature.mbeir import TASKS, build_mbeir
 
 SCENES = 20
@@ -157,8 +157,8 @@ def test_qrels_by_hand_and_bad_ones(tmp_path):
     qrels.write_text("1:1 0 1:2 1 0\n1:0 0 1:0 1 0\n1:0 0 1:1 0 0\n1:1 0 1:0 1 0\n")
     assert read_qrels(qrels, queries, pool) == [[0], [2, 0]]
     # Rankings: query 0 finds its answer second, query 1 first. R@1 1/2, R@5 (all 3) 2/2.
-    recalls = eval_mbeir.recalls(torch.tensor([[2, 0, 1], [2, 1, 0]]), read_qrels(qrels, queries, pool))
-    assert recalls == {"recall@1": 0.5, "recall@5": 1.0, "recall@10": 1.0, "recall@20": 1.0, "recall@50": 1.0}
+    ranking = [[2, 0, 1], [2, 1, 0]]
+    assert [recall_at_k(ranking, read_qrels(qrels, queries, pool), k) for k in eval_mbeir.KS] == [0.5, 1, 1, 1, 1]
     for content, words in (
         ("1:0 0 1:9 1\n1:1 0 1:8 1\n", "qrels.txt: no query has an answer in .*pool.jsonl: give the pool that"),
         ("1:7 0 1:0 1\n", "qrels.txt line 1 names the query 1:7, not in .*queries.jsonl"),

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from lamra.collators.messages import embedding_messages
 from lamra.common.cli import run
@@ -22,10 +21,12 @@ from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.qrels import read_qrels
 from lamra.datasets.mbeir.queries import InstructedQueries
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, id_key, key_id
-from lamra.datasets.rerank import RerankExamples, mined_candidates, ranking_of
+from lamra.datasets.rankings import mined_candidates, ranked_ids, ranking_of
+from lamra.datasets.rerank import RerankExamples
 from lamra.eval import eval_mbeir, eval_rerank, mine_rerank
-from lamra.eval.judge import read_ranking, reranked
 from lamra.eval.metrics import recall_at_k
+from lamra.eval.mining import same
+from lamra.eval.rerank.fusion import reranked
 from lamra.miniature.mbeir import build_mbeir
 from lamra.train import train_mbeir, train_rerank
 
@@ -156,7 +157,7 @@ def test_nothing_to_show_but_an_instruction(published, tmp_path):
     row = next(row for row in range(ROWS) if not (queries.record(row).get("query_txt") or queries[row].images))
     bare = queries.item(row, "Show the picture.")
     assert (bare.text, embedding_messages(bare)[0]["content"][0]["text"]) == ("", "Show the picture." + prompt)
-    assert mine_rerank.same(*empty) and not mine_rerank.same(empty[0], Item("a", "A."))
+    assert same(*empty) and not same(empty[0], Item("a", "A."))
     items = tmp_path / "items.jsonl"  # your own file is still told
     items.write_text('{"id": "a", "text": ""}\n')
     with pytest.raises(ValueError, match="line 1 has neither text nor picture"):
@@ -185,7 +186,7 @@ def test_qrels_of_another_pool(published, tmp_path):
     with pytest.raises(ValueError, match=rf"that are in no pool, neither in .*, 12 of them \({first}, ...\): remove"):
         read_qrels(wrong, queries, pool, union)
     # One line a query as upstream's recall: an answer first, an answer second, none at all.
-    ranking = torch.tensor([[4, 0], [0, 3], [0, 1]])
+    ranking = [[4, 0], [0, 3], [0, 1]]
     assert [recall_at_k(ranking, [[3, 4], [3], []], k) for k in (1, 2)] == [1 / 3, 2 / 3]
 
 
@@ -278,7 +279,7 @@ def test_from_training_to_reranking(published, runs, tmp_path, capsys):
     assert before["infoseek_task6"]["recall@50"] <= 5 / 6  # one of six queries cannot be answered
 
     # The same ranking in upstream's three files gives the same answers, and the cache knows it.
-    ranking = read_ranking(rankings / "ranking_infoseek_task6.jsonl")
+    ranking = ranked_ids(rankings / "ranking_infoseek_task6.jsonl")
     upstream = tmp_path / "upstream"
     upstream.mkdir()
     write_upstream(upstream / "mbeir_infoseek_task6_test_7b_LamRA-Ret", ranking)
@@ -303,7 +304,7 @@ def test_rankings_of_upstream(tmp_path):
         theirs = {qid: (dids, s if cosines else [2 - 2 * x for x in s]) for qid, (dids, s) in ranking.items()}
         write_upstream(tmp_path / folder / name, theirs, nested=cosines)
         path = ranking_of(tmp_path / folder, "cirr_task7", "cirr_task7")
-        assert path.name == f"{name}_query_names.json" and read_ranking(path, list(ranking)) == ranking
+        assert path.name == f"{name}_query_names.json" and ranked_ids(path) == ranking
         assert ranking_of(tmp_path / folder, "nights_task4", "nights_task4").name == "ranking_nights_task4.jsonl"
     write_upstream(tmp_path / "local/mbeir_cirr_task7_test_other", ranking)
     with pytest.raises(ValueError, match=r"several rankings of cirr_task7 \(.*_m_query.*, .*other_query_names.json\)"):
@@ -320,7 +321,7 @@ def test_rankings_of_upstream(tmp_path):
     ):
         scores.unlink() if content is None else scores.write_text(content)
         with pytest.raises(ValueError, match=words):
-            read_ranking(path)
+            ranked_ids(path)
 
 
 def test_mined_files_of_other_pools_and_of_upstream(published, tmp_path):
@@ -426,7 +427,7 @@ def test_upstreams_own_files(shared, tmp_path):
         fusion = ranked["fusion"][task]
         ranking = {str(q): (d, s) for q, d, s in zip(fusion["query_names"], fusion["cand_names"], fusion["scores"])}
         write_upstream(tmp_path / f"mbeir_{task}_test_m", ranking)
-        read = read_ranking(ranking_of(tmp_path, task, task))
+        read = ranked_ids(ranking_of(tmp_path, task, task))
         for qid, yes, wanted in zip(ranking, fusion["p_yes"], fusion["reranked"]):
             dids, scores = read[qid]
             order, _ = reranked(scores, yes, "pointwise", fusion["weight"])

@@ -18,9 +18,12 @@ from lamra.collators import messages
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import RankPrompts
 from lamra.datasets.items import Item
-from lamra.eval import shards
-from lamra.eval.inference import RetrieverArguments
-from lamra.eval.judge import RankingTask, divided, joined, judge_ranking
+from lamra.datasets.rankings import RankedQuery
+from lamra.datasets.tasks import ItemList, RetrievalTask
+from lamra.eval.cache.embeddings import encode_to_shards
+from lamra.eval.cache.manifest import VERSION, provenance
+from lamra.eval.flags import RetrieverArguments
+from lamra.eval.rerank.answers import answers_of, divided, joined
 from lamra.models import digests
 from lamra.models.digests import KEPT, MODEL_FILES, model_sha256
 from lamra.models.loading import load_trained
@@ -120,7 +123,7 @@ def encoded(items, folder, manifest) -> np.ndarray:
         return torch.tensor([[float(Image.open(item.images[0]).getpixel((0, 0))[0])] for item in part])
 
     retriever = SimpleNamespace(encode=encode)
-    found = shards.encode_to_shards(retriever, items, folder, manifest, shard_size=2, description="")
+    found = encode_to_shards(retriever, items, folder, manifest, shard_size=2, description="")
     return found[: len(found)][:, 0].tolist()
 
 
@@ -129,34 +132,34 @@ def test_a_cache_is_not_another_models_prompts_or_pictures(tiny_model, pictures,
     settings, module = Settings(str(model), "mrope"), torch.nn.Linear(1, 1)
 
     def manifest(**more) -> dict:
-        return shards.made_by(RetrieverArguments(str(model)), settings, module, **more)
+        return provenance(RetrieverArguments(str(model)), settings, module, **more)
 
     items = [Item(str(i), None, (pictures / f"{i}.bmp",)) for i in range(3)]
-    cache, made_by = tmp_path / "cache", manifest()
-    assert encoded(items, cache, made_by) == [0, 80, 160] == encoded(items, cache, manifest())
+    cache, before = tmp_path / "cache", manifest()
+    assert encoded(items, cache, before) == [0, 80, 160] == encoded(items, cache, manifest())
     exchange(pictures / "0.bmp", pictures / "1.bmp")
-    assert encoded(items, cache, made_by) == [0, 80, 160]  # sizes and times tell, and these were restored
+    assert encoded(items, cache, before) == [0, 80, 160]  # sizes and times tell, and these were restored
     times = [path.stat().st_mtime_ns for path in sorted(pictures.iterdir())]
     os.utime(pictures / "0.bmp", ns=(times[0], times[0] + 1000))
     with pytest.raises(ValueError, match=r"made otherwise \(not the same: pictures\): choose another --output_dir"):
-        encoded(items, cache, made_by)
-    assert encoded(items, tmp_path / "fresh", made_by) == [80, 0, 160]
+        encoded(items, cache, before)
+    assert encoded(items, tmp_path / "fresh", before) == [80, 0, 160]
     (pictures / "0.bmp").unlink()
     with pytest.raises(ValueError, match="not the same: pictures"):
-        encoded(items, cache, made_by)
+        encoded(items, cache, before)
 
-    assert {name: manifest(protocol="clean")[name] != made_by[name] for name in ("protocol", "model")} == {
+    assert {name: manifest(protocol="clean")[name] != before[name] for name in ("protocol", "model")} == {
         "protocol": True,
         "model": False,
     }
     with monkeypatch.context() as patch:
         patch.setattr(messages, "SUMMARIZE_IMAGE", "\nSummarize above image in one word:")  # a blank less
-        assert {name for name, value in manifest().items() if value != made_by[name]} == {"prompts"}
+        assert {name for name, value in manifest().items() if value != before[name]} == {"prompts"}
     for name in ("tokenizer_config.json", "preprocessor_config.json"):
         (model / name).write_text((model / name).read_text() + " ")
         changed = manifest()
-        assert {name for name, value in changed.items() if value != made_by[name]} == {"model"}
-        made_by = changed
+        assert {name for name, value in changed.items() if value != before[name]} == {"model"}
+        before = changed
 
 
 def test_a_cache_of_an_earlier_version_is_made_anew_with_a_note(pictures, tmp_path, capsys):
@@ -165,11 +168,11 @@ def test_a_cache_of_an_earlier_version_is_made_anew_with_a_note(pictures, tmp_pa
     np.save(tmp_path / "cache" / "00000.npy", np.zeros((2, 1), np.float32))
     (tmp_path / "cache" / "manifest.json").write_text(json.dumps({"model": "a", "items": 3, "shard_size": 2}))
     for noted in (True, False):
-        assert encoded(items, tmp_path / "cache", {"version": shards.VERSION}) == [0, 80, 160]
+        assert encoded(items, tmp_path / "cache", {"version": VERSION}) == [0, 80, 160]
         assert ("holds embeddings of an earlier version, which are made anew" in capsys.readouterr().out) is noted
     (tmp_path / "cache" / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="made otherwise"):
-        encoded(items, tmp_path / "cache", {"version": shards.VERSION})
+        encoded(items, tmp_path / "cache", {"version": VERSION})
 
 
 class Answering:
@@ -181,17 +184,20 @@ class Answering:
         self.prompts = RankPrompts(Processor(folder), "released")
 
     def answer(self, _style, _query, candidates):
-        return [None if one.pixel_values is None else round(float(one.pixel_values[0, 0]), 3) for one in candidates]
+        pixels = (shown.pixel_values for shown in candidates)
+        return [None if of_item is None else round(float(of_item[0, 0]), 3) for of_item in pixels]
 
 
 def test_a_reranked_query_needs_few_file_handles_and_sees_exchanged_pictures(tiny_model, pictures, tmp_path):
     many = [Item(str(i), None, (pictures / f"{i % 3}.bmp",)) for i in range(200)] + [Item("text", "a")]
-    task = RankingTask([Item("q", "a"), Item("p", None, (pictures / "2.bmp",))], many, [0, 1], [[*range(201)]] * 2, [])
+    queries = [Item("q", "a"), Item("p", None, (pictures / "2.bmp",))]
+    task = RetrievalTask("task", ItemList(queries, "queries", ""), ItemList(many, "gallery", ""), [[], []])
+    ranking = [RankedQuery(query, [*range(201)], [0.0] * 201) for query in (0, 1)]
     judge = Answering(tiny_model)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 60, limit[1]))
     try:
-        answers = judge_ranking(judge, task, "pointwise", 300, tmp_path / "answers", {"version": 2}, "ask")
+        answers = answers_of(judge, task, ranking, "pointwise", 300, tmp_path / "answers", {"version": 2}, "ask")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
     shown = [judge.prompts.shown(item) for item in many]
@@ -204,4 +210,4 @@ def test_a_reranked_query_needs_few_file_handles_and_sees_exchanged_pictures(tin
 
     os.utime(pictures / "1.bmp", ns=(0, 0))
     with pytest.raises(ValueError, match=r"holds answers made otherwise \(not the same: pictures\)"):
-        judge_ranking(judge, task, "pointwise", 300, tmp_path / "answers", {"version": 2}, "ask")
+        answers_of(judge, task, ranking, "pointwise", 300, tmp_path / "answers", {"version": 2}, "ask")

@@ -15,7 +15,7 @@ from lamra.collators.processing import Processor
 from lamra.datasets.items import Item
 from lamra.eval import embed
 from lamra.eval.encode import encode, token_batches
-from lamra.eval.judge import Judge
+from lamra.eval.rerank.judge import Judge
 from lamra.models.loading import load_embedder, load_reranker
 
 

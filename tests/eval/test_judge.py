@@ -13,8 +13,9 @@ from mbeir_pairs import pairs_of
 from lamra.collators.processing import Processor
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.rows import id_key
-from lamra.eval import mine_rerank
-from lamra.eval.judge import Judge, reranked
+from lamra.eval.mining import same
+from lamra.eval.rerank.fusion import reranked
+from lamra.eval.rerank.judge import Judge
 from lamra.models.loading import load_reranker
 from lamra.models.reranker import Reranker
 
@@ -36,8 +37,8 @@ def test_mined_candidates_are_wrong_and_of_the_positives_kind(mbeir, mined):
     # One scene's picture under another name is no wrong answer.
     copy = shutil.copy(mbeir / "mbeir_images/train/0.png", mbeir / "mbeir_images/train/copy.png")
     original = Item("a", None, (mbeir / "mbeir_images/train/0.png",))
-    assert mine_rerank.same(original, Item("b", None, (copy,)))
-    assert not mine_rerank.same(original, Item("c", None, (mbeir / "mbeir_images/train/1.png",)))
+    assert same(original, Item("b", None, (copy,)))
+    assert not same(original, Item("c", None, (mbeir / "mbeir_images/train/1.png",)))
 
 
 def judge_of(folder, position_ids="mrope", **options) -> Judge:
@@ -91,9 +92,9 @@ def test_a_picture_is_looked_at_once(tiny_model, mbeir):
     for one, kept in ((judge, 4), (forgetful, 0), (little, 2)):
         queries = shown[0], shown[4], shown[1]
         answers.append([(one.pointwise(query, shown[1:4]), one.listwise(query, shown[1:4])) for query in queries])
-        assert len(one.pictures._kept) == kept
+        assert len(one.features._kept) == kept
     assert answers[0] == answers[1] == answers[2]
-    assert judge.pictures.computed == 4 < little.pictures.computed < forgetful.pictures.computed == 24
+    assert judge.features.computed == 4 < little.features.computed < forgetful.features.computed == 24
 
     # And as the stock model sees the pixels.
     prompt = judge.prompts.pointwise(shown[0], shown[1])

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from full_sort import full_sort, with_ties
 
-from lamra.eval import compare_mbeir, compare_rerank, eval_rerank, report
-from lamra.eval.judge import RankingTask
-from lamra.eval.metrics import recall_at_k, retrieval_recalls
+from lamra.datasets.caption import CaptionedImages, captioned_tasks
+from lamra.datasets.items import Item
+from lamra.datasets.rankings import RankedQuery
+from lamra.datasets.tasks import ItemList, RetrievalTask
+from lamra.eval import compare_mbeir, compare_rerank, report
+from lamra.eval.evaluate import evaluate
+from lamra.eval.metrics import average, recall_at_k, recalls
 from lamra.eval.reporting import figures, files, tables
 from lamra.eval.search import top_k
 
@@ -81,36 +86,47 @@ def test_top_k_leaves_the_matmul_precision_as_it_was():
 
 
 def test_recall_at_k_by_hand():
-    ranking = torch.tensor([[2, 0, 1], [1, 2, 0], [0, 1, 2], [1, 0, 2]])
+    ranking = [[2, 0, 1], [1, 2, 0], [0, 1, 2], [1, 0, 2]]
     relevant = [[2], [0], [1, 2], {0, 2}]
-    # First relevant place of each query: 1, 3, 2, 2.
+    # First relevant candidate of each query: rank 1, 3, 2, 2.
     assert recall_at_k(ranking, relevant, 1) == 1 / 4
     assert recall_at_k(ranking, relevant, 2) == 3 / 4
-    assert recall_at_k(ranking, relevant, 3) == 1.0
+    assert recall_at_k(ranking, relevant, 3) == recall_at_k(ranking, relevant, 9) == 1.0
 
 
 def test_recall_at_k_of_what_has_no_answer():
-    ranking = torch.tensor([[0, 1]])
-    assert recall_at_k(ranking.expand(2, 2), [[], [0]], 1) == 1 / 2  # M-BEIR's queries without an answer are misses
-    with pytest.raises(ValueError, match="recall@3"):
-        recall_at_k(ranking, [[0]], 3)
+    assert recall_at_k(2 * [[0, 1]], [[], [0]], 1) == 1 / 2  # M-BEIR's queries without an answer are misses
+    for ranking, relevant, k in (([[0]], [[0]], 0), ([[0]], [[0], [0]], 1)):
+        with pytest.raises(ValueError, match=f"recall@{k} of 1 ranked queries"):
+            recall_at_k(ranking, relevant, k)
     with pytest.raises(ValueError, match="no queries"):
-        recall_at_k(ranking[:0], [], 1)
+        recall_at_k([], [], 1)
 
 
-def test_retrieval_recalls_by_hand():
+def caption_recalls(images: torch.Tensor, texts: torch.Tensor, image_of_text: list[int], **changes) -> dict[str, float]:
+    """Recall in both directions between pictures and captions with these embeddings."""
+    pictures = [Item(f"{i}.png", images=(f"{i}.png",)) for i in range(len(images))]
+    captions = [Item(f"{i}", f"caption {i}") for i in range(len(texts))]
+    tasks = captioned_tasks(CaptionedImages(pictures, captions, image_of_text), "data", "captions.json")
+    embeddings = {id(tasks[0].gallery): images, id(tasks[0].queries): texts}
+    tasks = [replace(task, **changes) for task in tasks]
+    found = evaluate(tasks, lambda items: embeddings.pop(id(items)), depth=10)  # each is embedded once
+    return {f"{task.name}_{name}": recall for task, _, of_task in found for name, recall in of_task.items()}
+
+
+def test_caption_recalls_by_hand():
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, -1.0]])
     image_of_text = [0, 0, 1, 2]
-    # Scores, a caption a row:   picture 0   1   2    ranking of pictures      place of the right one
+    # Scores, a caption a row:   picture 0   1   2    ranking of pictures      rank of the right picture
     #   caption 0 (picture 0)            1   0  -1    0 1 2                    1
     #   caption 1 (picture 0)            0   1   0    1 0 2 (0 and 2 tie)      2
     #   caption 2 (picture 1)            1   1  -1    0 1 2 (0 and 1 tie)      2
     #   caption 3 (picture 2)            0  -1   0    0 2 1 (0 and 2 tie)      2
     # image retrieval: R@1 1/4, R@2 4/4.
-    # picture 0: captions 1 0 1 0 -> 0 2 1 3, its captions 0 and 1: place 1
-    # picture 1: captions 0 1 1 -1 -> 1 2 0 3, its caption 2: place 2
-    # picture 2: captions -1 0 -1 0 -> 1 3 0 2, its caption 3: place 2
+    # picture 0: captions 1 0 1 0 -> 0 2 1 3, its captions 0 and 1: rank 1
+    # picture 1: captions 0 1 1 -1 -> 1 2 0 3, its caption 2: rank 2
+    # picture 2: captions -1 0 -1 0 -> 1 3 0 2, its caption 3: rank 2
     # text retrieval: R@1 1/3, R@2 3/3.
     expected = {
         "image_retrieval_recall@1": 1 / 4,
@@ -118,26 +134,19 @@ def test_retrieval_recalls_by_hand():
         "text_retrieval_recall@1": 1 / 3,
         "text_retrieval_recall@2": 1.0,
     }
-    assert retrieval_recalls(images, texts, image_of_text, ks=(1, 2)) == expected
-    recalls = retrieval_recalls(images, texts, torch.tensor(image_of_text))  # k beyond both galleries
-    assert list(recalls) == list(tables.PRACTICE_STAGE1_FLICKR30K)
-    assert recalls["image_retrieval_recall@10"] == recalls["text_retrieval_recall@10"] == 1.0
+    assert caption_recalls(images, texts, image_of_text, ks=(1, 2)) == expected
+    found = caption_recalls(images, texts, image_of_text)  # k beyond both galleries
+    assert list(found) == list(tables.PRACTICE_STAGE1_FLICKR30K)
+    assert found["image_retrieval_recall@10"] == found["text_retrieval_recall@10"] == 1.0
 
 
 def test_a_model_that_gives_one_embedding_to_everything_scores_by_chance():
     # All scores tie, so every ranking is 0, 1, 2, ...: exactly the first gallery item's queries are answered.
-    recalls = retrieval_recalls(torch.ones(20, 4), torch.ones(100, 4), [i // 5 for i in range(100)])
-    assert recalls["image_retrieval_recall@1"] == 1 / 20
-    assert recalls["image_retrieval_recall@10"] == 10 / 20
-    assert recalls["text_retrieval_recall@1"] == 1 / 20
-    assert recalls["text_retrieval_recall@10"] == 2 / 20
-
-
-def test_retrieval_recalls_refuses_captions_that_do_not_fit():
-    with pytest.raises(ValueError, match="each of 3 captions one of 2 pictures"):
-        retrieval_recalls(torch.ones(2, 2), torch.ones(3, 2), [0, 1, 2])
-    with pytest.raises(ValueError, match="1 pictures have no caption, the first is 1"):  # picture 1 has no caption
-        retrieval_recalls(torch.ones(2, 2), torch.ones(1, 2), [0])
+    found = caption_recalls(torch.ones(20, 4), torch.ones(100, 4), [i // 5 for i in range(100)])
+    assert found["image_retrieval_recall@1"] == 1 / 20
+    assert found["image_retrieval_recall@10"] == 10 / 20
+    assert found["text_retrieval_recall@1"] == 1 / 20
+    assert found["text_retrieval_recall@10"] == 2 / 20
 
 
 def test_report_writes_equal_files_and_a_picture(tmp_path, capsys):
@@ -256,10 +265,52 @@ def test_reranked_tasks_stand_in_the_first_runs_order(tmp_path, capsys, monkeypa
     assert rows == ["mscoco_task0_test", "cirr_task7", "image_retrieval", "text_retrieval"]
 
 
-def test_recall_after_reranking_is_over_all_queries():
-    task = RankingTask("ab", "cd", [0, 1], [[0, 1], [1, 0]], [[1, 0], [1, 0]], [[0], [0]])
-    assert eval_rerank.recalls(task)["recall@1"] == 0.5
-    for asked in ([0], [0, 0]):
-        part = RankingTask("ab", "cd", asked, [[0, 1]], [[1, 0]], [[0]])
+def task_of(queries: int, gallery: int, answers, **options) -> RetrievalTask:
+    items = [ItemList([Item(str(i), "a") for i in range(n)], "items", "items.jsonl") for n in (queries, gallery)]
+    return RetrievalTask("task", *items, answers, **options)
+
+
+def test_recall_is_over_all_queries():
+    task = task_of(2, 2, [[0], [0]])
+    found = [RankedQuery(0, [0, 1], [1, 0]), RankedQuery(1, [1, 0], [1, 0])]
+    assert recalls(task, found)["recall@1"] == recalls(task, found[::-1])["recall@1"] == 0.5
+    for part in (found[:1], [found[0], found[0]]):
         with pytest.raises(ValueError, match="the ranking is of 1 of the 2 queries: recall is over all of them"):
-            eval_rerank.recalls(part)
+            recalls(task, part)
+
+
+def test_a_tie_is_a_miss_where_the_task_says_so():
+    own = dict(candidates=[[0, 1, 2]] * 4, ks=(1, 2))
+    answers = [[0], [0], [0, 1], [2]]
+    ranking = [
+        RankedQuery(0, [0, 1, 2], [0.5, 0.5, 0.1]),  # the answer ties with a wrong candidate: rank 1, or 2
+        RankedQuery(1, [0, 1, 2], [0.5, 0.5, 0.5]),  # with two: rank 1, or 3
+        RankedQuery(2, [0, 1, 2], [0.5, 0.5, 0.1]),  # two answers tie: rank 1
+        RankedQuery(3, [2, 1, 0], [0.5, 0.4, 0.4]),  # wrong candidates tie: rank 1
+    ]
+    assert recalls(task_of(4, 3, answers, **own), ranking) == {"recall@1": 1.0, "recall@2": 1.0}
+    assert recalls(task_of(4, 3, answers, tie_is_miss=True, **own), ranking) == {"recall@1": 0.5, "recall@2": 0.75}
+
+
+def test_the_average_is_of_the_recall_that_counts():
+    tasks = [replace(task_of(1, 1, [[0]], ks=(1, 5), counted=k), name=f"at {k}") for k in (1, 5)]
+    metrics = {"at 1": {"recall@1": 0.2, "recall@5": 1.0}, "at 5": {"recall@1": 0.0, "recall@5": 0.6}}
+    assert average(tasks, metrics) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(answers=[[0]]), "answers of 1 queries, and there are 2"),
+        (dict(answers=[[0], [3]]), "answers beyond the 3 rows"),
+        (dict(candidates=[[0], [-1]]), "candidates beyond the 3 rows"),
+        (dict(candidates=[[0], [1, 1]]), "names a candidate twice"),
+        (dict(candidates=[[0], [1]], excluded=[[], []]), "exclude by not naming"),
+        (dict(excluded=[[]]), "excluded of 1 queries"),
+        (dict(tie_is_miss=True), "only ties among the candidates of a query's own"),
+        (dict(counted=3), r"recall@3 counts and is not measured \(\(1, 5, 10\)\)"),
+    ],
+)
+def test_a_task_whose_parts_do_not_fit_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        task_of(2, 3, **{"answers": [[0], [1]], **options})

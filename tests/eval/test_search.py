@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lamra.eval.cache.shards import Shards
 from lamra.eval.search import Blocks, search
-from lamra.eval.shards import Shards
 
 
 def test_a_slice_of_shards_is_a_slice_of_the_whole(tmp_path):

@@ -31,20 +31,20 @@ from stage2_inputs import (
     upstream_text,
 )
 
-from lamra.collators.messages import INSTRUCTION_IMAGE_TO_TEXT
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import IGNORED
 from lamra.collators.retrieval import RetrievalCollator, in_batch_order
+from lamra.datasets.caption import captioned_tasks
 from lamra.datasets.items import Item, Pair
 from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.rows import Rows
-from lamra.datasets.rerank import mined_candidates
+from lamra.datasets.rankings import mined_candidates
 from lamra.eval import mine_rerank
-from lamra.eval.inference import RetrieverArguments, load_retriever
+from lamra.eval.flags import RetrieverArguments
+from lamra.eval.inference import load_retriever
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.mine_rerank import TrainingQueries, same
+from lamra.eval.mining import TrainingQueries, same
 from lamra.eval.search import top_k
-from lamra.eval.zeroshot import with_instruction
 from lamra.models.losses import info_nce
 from lamra.models.settings import settings_to_train
 
@@ -246,7 +246,7 @@ class Stage2:
         for sentence in expected["results"]:
             k = int(sentence.split(" = ")[0].removeprefix("recall_at_"))
             # Of upstream's own ranking: equal pictures tie, and one of them may be the answer.
-            results.append(f"recall_at_{k} = {recall_at_k(torch.tensor(theirs), answers, k)}")
+            results.append(f"recall_at_{k} = {recall_at_k(theirs, answers, k)}")
         found = {
             "query_names": [mbeir.test_queries.id(row) for row in range(len(mbeir.test_queries))],
             "cand_names": ranking.tolist(),
@@ -260,7 +260,7 @@ class Stage2:
         """What mine_rerank.py writes of the whole pool.
 
         Upstream keeps the positives in its file and drops them when training reads it; mining here drops them, and
-        candidates that look or read like one (mine_rerank.same), when it writes. So these are dropped from upstream's
+        candidates that look or read like one (mining.same), when it writes. So these are dropped from upstream's
         lists, and ours are as long as those.
         """
         queries, pool, expected = self.mbeir.train_queries, self.mbeir.train_pool, self.values.json["mined"]
@@ -302,12 +302,11 @@ class Stage2:
         values = self.values.json["recall"]
         dids = [did for ids in (*values["ranking"].values(), *values["qrels"].values()) for did in ids]
         number = {did: i for i, did in enumerate(dict.fromkeys(dids))}
-        ranking = torch.tensor([[number[did] for did in values["ranking"][qid]] for qid in values["qrels"]])
+        ranking = [[number[did] for did in values["ranking"][qid]] for qid in values["qrels"]]
         relevant = [[number[did] for did in dids] for dids in values["qrels"].values()]
         found = {
             "recall": {
-                k: [recall_at_k(row.unsqueeze(0), [ids], int(k)) for row, ids in zip(ranking, relevant)]
-                for k in values["recall"]
+                k: [recall_at_k([row], [ids], int(k)) for row, ids in zip(ranking, relevant)] for k in values["recall"]
             },
             "mean": {k: recall_at_k(ranking, relevant, int(k)) for k in values["mean"]},
         }
@@ -320,8 +319,8 @@ class Stage2:
         self.values.leave_out_inputs(self.comparison, "flickr.pictures")
         found = {"captions": [item.text for item in data.texts]}
         self.values.compare_json(self.comparison, "flickr", "read by load_captioned_images", found)
-        images = with_instruction(data.images, INSTRUCTION_IMAGE_TO_TEXT)
-        for key, items in (("flickr_finetuned.image", images), ("flickr_finetuned.text", data.texts)):
+        task, _ = captioned_tasks(data, "Flickr30K", "captions.json", "released")
+        for key, items in (("flickr_finetuned.image", task.gallery), ("flickr_finetuned.text", task.queries)):
             encoded = attempts(self.processor.encode, items[: len(self.values.tensors[f"{key}.input_ids"])])
             compare_inputs(self.comparison, self.values, key, encoded, "mode finetuned", tail=self.emb)
             with torch.no_grad():

@@ -26,22 +26,20 @@ from stage2_inputs import (
     upstream_text,
 )
 
-from lamra.collators.messages import (
-    INSTRUCTION_IMAGE_TO_TEXT,
-    INSTRUCTION_TEXT_TO_IMAGE,
-    MOST_CANDIDATES,
-    listwise_answer,
-)
+from lamra.collators.messages import MOST_CANDIDATES, listwise_answer
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import IGNORED, RerankCollator, Shown
+from lamra.datasets.caption import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT_TO_IMAGE
 from lamra.datasets.items import Item
+from lamra.datasets.mbeir.layout import TASKS
 from lamra.datasets.mbeir.pairs import MBEIRPairs
-from lamra.datasets.rerank import RerankExample, RerankExamples, mined_candidates
+from lamra.datasets.rankings import mined_candidates
+from lamra.datasets.rerank import RerankExample, RerankExamples
 from lamra.datasets.usable import UsableBatch
-from lamra.eval.eval_rerank import WEIGHTS
-from lamra.eval.inference import RetrieverArguments
-from lamra.eval.judge import load_judge, reranked
+from lamra.eval.flags import RetrieverArguments
 from lamra.eval.metrics import recall_at_k
+from lamra.eval.rerank.fusion import reranked
+from lamra.eval.rerank.judge import load_judge
 from lamra.models.reranker import Reranker
 from lamra.models.settings import settings_to_rerank
 from lamra.train.flags import RerankTrainingFlags
@@ -334,15 +332,15 @@ def fused(name: str, entry: dict) -> dict:
         did: i for i, did in enumerate(dict.fromkeys(did for dids in entry["cand_names"] + relevant for did in dids))
     }
     relevant = [[number[did] for did in dids] for dids in relevant]
-    weight = WEIGHTS.get(f"{name}_test", 1.0)
+    weight = {task.name: task.weight for task in TASKS}.get(f"{name}_test", 1.0)
 
     def ranking(style: str, answers: Sequence[list]) -> list[list]:
         orders = [reranked(scores, answer, style, weight)[0] for scores, answer in zip(entry["scores"], answers)]
         return [[dids[i] for i in order] for dids, order in zip(entry["cand_names"], orders)]
 
     def recalls(names: list[list], k: int) -> list[float]:
-        table = torch.tensor([[number[did] for did in dids] for dids in names])
-        return [recall_at_k(row.unsqueeze(0), [dids], k) for row, dids in zip(table, relevant)]
+        rows = [[number[did] for did in dids] for dids in names]
+        return [recall_at_k([row], [dids], k) for row, dids in zip(rows, relevant)]
 
     pointwise = ranking("pointwise", entry["p_yes"])
     found = {

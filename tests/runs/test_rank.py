@@ -13,9 +13,9 @@ from conftest import call, run_script
 from lamra.datasets.mbeir.layout import local_pool
 from lamra.datasets.mbeir.qrels import read_qrels
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows
+from lamra.datasets.rankings import RankedQuery, write_ranking
 from lamra.eval import compare_rerank, eval_mbeir, eval_rerank
-from lamra.eval.judge import Judge
-from lamra.eval.reporting.files import write_ranking
+from lamra.eval.rerank.judge import Judge
 from lamra.models.settings import Settings
 from lamra.train import train_rerank
 
@@ -71,10 +71,8 @@ def rankings(mbeir, tmp_path_factory):
         for row, right in enumerate(answers):
             wrong = [place for place in range(len(pool)) if place not in right][:5]
             found = [*wrong[:row], right[0], *wrong[row:]][: 3 if row == len(answers) - 1 else 6]
-            rows.append(
-                (queries.id(row), [pool.id(place) for place in found], [0.5 - i / 50 for i in range(len(found))])
-            )
-        write_ranking(folder / f"ranking_{task}.jsonl", rows)
+            rows.append(RankedQuery(row, found, [0.5 - i / 50 for i in range(len(found))]))
+        write_ranking(folder / f"ranking_{task}.jsonl", queries, pool, rows)
     return folder
 
 
@@ -201,7 +199,7 @@ def test_what_is_refused(fails, trained, mbeir, rankings, mined, tiny_model, tmp
 
     good = json.loads(first)
     whole = json.dumps(good | {"qid": "6:99999"}) + "\n" + first
-    monkeypatch.setattr(eval_rerank, "load_judge", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("lamra.eval.rerank.judge.load_judge", lambda *_: pytest.fail("a model was loaded"))
     for change, words in (
         ({"depth": 8}, "have at most 6 candidates a query; give 6 or less"),
         ({"style": "setwise"}, "--style setwise: expected pointwise or listwise"),

@@ -190,7 +190,7 @@ def test_evaluation_refuses(fails, evaluated, mbeir, trained, stage1, tmp_path, 
     other = evaluation(mbeir, stage1, output)
     differs = "holds embeddings made otherwise (not the same: model, base)"
     assert differs in fails(eval_mbeir.main, **other)
-    monkeypatch.setattr(eval_mbeir, "load_retriever", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("lamra.eval.inference.load_retriever", lambda *_: pytest.fail("a model was loaded"))
     run = evaluation(mbeir, trained, tmp_path)
     root = tmp_path / "mbeir"
     shutil.copytree(mbeir, root, ignore=shutil.ignore_patterns("*.png", "*.npy"))

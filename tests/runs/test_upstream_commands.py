@@ -322,12 +322,12 @@ def test_mistakes_are_one_sentence(workplace, fails, no_model):
         ),
         (train_rerank.main, train | dict(rerank_data_path="no.json"), "no.json is not {qid: {gt_docs, top100_docs}}"),
         (
-            lambda: upstream_rerank.ask("pointwise"),
+            lambda: upstream_rerank.write_answers("pointwise"),
             model | ranking | files_asked,
             "a_query_names.json does not exist",
         ),
         (
-            lambda: upstream_rerank.ask("pointwise"),
+            lambda: upstream_rerank.write_answers("pointwise"),
             model | ranking | files_asked | dict(ret_cand_data_path="b_cand_names.json"),
             "expected the two files .._query_names.json and .._cand_names.json of one ranking",
         ),

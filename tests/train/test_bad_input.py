@@ -159,7 +159,7 @@ def flickr(world):
 
 def test_evaluation_input(fails, no_model, flickr, tiny_model, world, tmp_path):
     def evaluate(**changes):
-        return fails(lambda: zeroshot.evaluate("Flickr30K"), **({"model_id": tiny_model} | flickr | changes))
+        return fails(lambda: zeroshot.evaluate_captions("Flickr30K"), **({"model_id": tiny_model} | flickr | changes))
 
     short = tmp_path / "short.json"
     short.write_text(json.dumps(json.loads((world / "test" / "captions.json").read_text())[:-1]))
@@ -175,7 +175,7 @@ def test_a_truncated_picture_is_named(fails, flickr, tiny_model, world, tmp_path
     victim = pictures / "7.png"
     victim.write_bytes(victim.read_bytes()[:200])
     error = fails(
-        lambda: zeroshot.evaluate("Flickr30K"),
+        lambda: zeroshot.evaluate_captions("Flickr30K"),
         **(flickr | dict(model_id=tiny_model, image_data_path=pictures, num_workers=1, output_dir=tmp_path)),
     )
     assert f"picture {victim} cannot be read" in error
@@ -185,11 +185,13 @@ def test_a_checkpoint_that_contradicts_a_flag(fails, no_model, flickr, tiny_mode
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     Settings(str(tiny_model), "sequential").write(folder)
-    error = fails(lambda: zeroshot.evaluate("Flickr30K"), **(flickr | dict(model_id=folder, position_ids="mrope")))
+    error = fails(
+        lambda: zeroshot.evaluate_captions("Flickr30K"), **(flickr | dict(model_id=folder, position_ids="mrope"))
+    )
     assert f"--position_ids mrope contradicts the checkpoint {folder}, which was trained with sequential" in error
     (folder / "lamra.json").write_text("{")
     assert "lamra.json is not a checkpoint's settings" in fails(
-        lambda: zeroshot.evaluate("Flickr30K"), **(flickr | dict(model_id=folder))
+        lambda: zeroshot.evaluate_captions("Flickr30K"), **(flickr | dict(model_id=folder))
     )
 
 

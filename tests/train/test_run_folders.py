@@ -250,7 +250,7 @@ def test_every_output_is_locked_before_a_model_is_loaded(fails, no_model, world,
     model, captions = dict(model_id=tiny_model), dict(text_data_path=world / "test" / "captions.json")
     data = dict(image_data_path=world / "test" / "images", **captions)
     for main, flags in (
-        (lambda: zeroshot.evaluate("Flickr30K"), dict(data, output_dir=folder)),
+        (lambda: zeroshot.evaluate_captions("Flickr30K"), dict(data, output_dir=folder)),
         (eval_mbeir.main, dict(output_dir=folder)),
         (mine_rerank.main, dict(output_dir=folder)),
         (eval_rerank.main, dict(output_dir=folder, rankings=tmp_path)),

@@ -1,0 +1,231 @@
+"""Rankings and their files: lines {qid, did, score, rank}, or the three files that upstream writes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lamra.common.errors import UserError
+from lamra.common.files import read_jsonl, whole_file
+from lamra.datasets.tasks import Items
+
+QUERY_NAMES = "_query_names.json"
+UPSTREAM_RANKING = (QUERY_NAMES, "_cand_names.json", "_scores.json")
+
+
+class RankedQuery(NamedTuple):
+    """A query and what was found for it, as rows of a task's queries and gallery.
+
+    Attributes:
+        candidates: best first.
+        scores: of the candidates.
+    """
+
+    query: int
+    candidates: list[int]
+    scores: list[float]
+
+
+Ranking = Sequence[RankedQuery]
+
+
+class RankingLine(NamedTuple):
+    """A line of a file."""
+
+    qid: str
+    did: str
+    score: float
+    rank: int
+
+
+def write_ranking(path: str | Path, queries: Items, gallery: Items, ranking: Ranking) -> None:
+    """Write one line {qid, did, score, rank} for each candidate of each query, rank 1 first."""
+    with whole_file(path) as file:
+        for query, candidates, scores in ranking:
+            qid = queries.id(query)
+            for rank, (row, score) in enumerate(zip(candidates, scores), start=1):
+                line = {"qid": qid, "did": gallery.id(row), "score": score, "rank": rank}
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read_ranking(path: str | Path, queries: Items, gallery: Items, *, by_position: bool = False) -> list[RankedQuery]:
+    """A ranking of all queries, in the order of the file.
+
+    Args:
+        by_position: upstream's files name queries and candidates by their rows, not by their ids.
+
+    Raises:
+        UserError: as ranked_ids; or a query or candidate is unknown, or a query is lacking: recall over fewer of them
+            would be another number.
+    """
+    path, found = Path(path), ranked_ids(path)
+    by_position = by_position and path.suffix != ".jsonl"
+    rows = _rows_of(path, "query", list(found), queries, by_position)
+    lacking = sorted(set(range(len(queries))) - set(rows))
+    if lacking:
+        raise UserError(
+            f"{path} lacks {len(lacking)} of the task's {len(queries)} queries, first {queries.id(lacking[0])}: "
+            "evaluate the retriever on all of them"
+        )
+    return [
+        RankedQuery(row, _rows_of(path, "candidate", dids, gallery, by_position), scores)
+        for row, (dids, scores) in zip(rows, found.values())
+    ]
+
+
+def _rows_of(path: Path, kind: str, ids: list[str], items: Items, by_position: bool) -> list[int]:
+    try:
+        if by_position:
+            rows = [int(position) if position.isdecimal() else -1 for position in ids]
+            rows = [row if row < len(items) else -1 for row in rows]
+        else:
+            rows = items.find(ids)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if min(rows, default=0) < 0:
+        raise UserError(f"{path} names the {kind} {ids[rows.index(-1)]}, which is not in {items.path}")
+    return rows
+
+
+def ranked_ids(path: str | Path) -> dict[str, tuple[list[str], list[float]]]:
+    """qid -> the ids of its candidates, best first, and their scores.
+
+    Raises:
+        UserError: as ranking_lines; or a query has a candidate twice, or ranks other than 1, 2, ..., n.
+    """
+    lines: dict[str, list[RankingLine]] = {}
+    for line in ranking_lines(path):
+        lines.setdefault(line.qid, []).append(line)
+    ranking = {}
+    for qid, found in lines.items():
+        found.sort(key=lambda line: line.rank)
+        dids = [line.did for line in found]
+        if len(set(dids)) < len(dids):
+            raise UserError(f"{path} has a candidate of the query {qid} twice: a ranking names each once")
+        wrong = [line.rank for position, line in enumerate(found, start=1) if line.rank != position]
+        if wrong:
+            raise UserError(
+                f"{path}: the {len(found)} candidates of the query {qid} do not have the ranks 1 to {len(found)}, "
+                f"{wrong[0]} is repeated or follows a gap: evaluate the retriever again"
+            )
+        ranking[qid] = dids, [line.score for line in found]
+    return ranking
+
+
+def ranking_of(folder: str | Path, name: str, upstream: str) -> Path:
+    """The ranking of a task in a folder: ranking_<name>.jsonl, or where there is none, upstream's *_query_names.json.
+
+    Args:
+        upstream: what upstream calls the task, "cirr_task7" for example. Its names are
+            mbeir_cirr_task7_test_<model>_query_names.json, cirr_task7_query_names.json for the global pool, and
+            flickr_t2i_query_names.json.
+
+    Raises:
+        UserError: upstream wrote several for this task, with different models; names them.
+    """
+    own = Path(folder, f"ranking_{name}.jsonl")
+    if own.is_file():
+        return own
+    patterns = f"{upstream}{QUERY_NAMES}", f"mbeir_{upstream}_*{QUERY_NAMES}"
+    found = sorted(path for pattern in patterns for path in Path(folder).glob(pattern))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{folder} has several rankings of {upstream} ({names}): leave one there")
+    return found[0] if found else own
+
+
+def ranking_files(path: str | Path) -> tuple[Path, ...]:
+    """All files that a ranking is read from: itself, or upstream's three."""
+    path = Path(path)
+    if not path.name.endswith(QUERY_NAMES):
+        return (path,)
+    return tuple(path.with_name(path.name.removesuffix(QUERY_NAMES) + end) for end in UPSTREAM_RANKING)
+
+
+def ranking_lines(path: str | Path) -> Iterator[RankingLine]:
+    """The lines {qid, did, score, rank} of a jsonl file, or the same from the three files that upstream writes.
+
+    Upstream's are named by the first, *_query_names.json, and stand beside one another:
+        *_query_names.json  [qid, ...]; M-BEIR's ids, or for Flickr30K positions of captions or pictures, from 0
+        *_cand_names.json   [[did, ...], ...], for each query its candidates, best first: ranks 1, 2, ...
+        *_scores.json       [[score, ...], ...], nested once more ([[[score, ...]], ...]) but for the global pool.
+    Scores are cosines and fall. Those of the global pool (eval_mbeir_global.py) are squared distances and rise: with
+    unit vectors, cosine = 1 - distance / 2.
+
+    Raises:
+        UserError: a file is missing or empty, or is malformed; names file and line.
+    """
+    path, empty = Path(path), True
+    if path.name.endswith(QUERY_NAMES):
+        yield from _upstream_lines(path)
+        return
+    if not path.is_file():
+        raise UserError(f"the ranking {path} does not exist: an evaluation writes it, see eval_mbeir.sh")
+    for row in read_jsonl(path):
+        empty = False
+        try:
+            yield RankingLine(str(row["qid"]), str(row["did"]), float(row["score"]), int(row["rank"]))
+        except (ValueError, TypeError):
+            raise UserError(f"{row.location} is not {{qid, did, score, rank}}: {json.dumps(row)!r}") from None
+    if empty:
+        raise UserError(f"the ranking {path} is empty")
+
+
+def _upstream_lines(path: Path) -> Iterator[RankingLine]:
+    queries, candidates, scores = (_read_list(file) for file in ranking_files(path))
+    scores = [row[0] if isinstance(row, list) and len(row) == 1 and isinstance(row[0], list) else row for row in scores]
+    try:
+        sizes = [len(row) for row in candidates]
+        fits = len(queries) == len(candidates) and sizes == [len(row) for row in scores]
+        table = [[float(score) for score in row] for row in scores]
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise UserError(
+            f"{', '.join(file.name for file in ranking_files(path))} in {path.parent} do not fit together: each query "
+            "needs a list of candidates and a list of as many scores"
+        )
+    steps = [after - before for row in table for before, after in itertools.pairwise(row)]
+    if min(steps, default=0) < 0 < max(steps, default=0):
+        raise UserError(f"{ranking_files(path)[2]} has scores that neither only fall nor only rise within the queries")
+    distances = max(steps, default=0) > 0
+    for qid, dids, row in zip(queries, candidates, table):
+        for rank, (did, score) in enumerate(zip(dids, row), start=1):
+            yield RankingLine(str(qid), str(did), 1 - score / 2 if distances else score, rank)
+
+
+def _read_list(path: Path) -> list:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(content, list) or not content:
+            raise UserError("it is no list")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: upstream writes three files for a ranking, copy all") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not upstream's list: {error}") from None
+    return content
+
+
+def mined_candidates(path: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Each query's mined candidates, from a ranking (.jsonl) or from upstream's {qid: {gt_docs, top100_docs}} (.json).
+
+    Upstream's top100_docs hold what the retriever found, right ones among it: those of gt_docs are left out, as its
+    training does. Its rerank_data_all.json is several such files in one.
+
+    Raises:
+        UserError: the file is missing or is neither; names it.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        yield from ((line.qid, [line.did]) for line in ranking_lines(path))
+        return
+    try:
+        mined = json.loads(path.read_text(encoding="utf-8-sig"))
+        for qid, docs in mined.items():
+            right = set(docs["gt_docs"])
+            yield qid, [did for did in docs["top100_docs"] if did not in right]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not {{qid: {{gt_docs, top100_docs}}}}: {error!r}") from None

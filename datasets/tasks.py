@@ -1,0 +1,117 @@
+"""A retrieval task: queries, the gallery that they search, and what counts. Every evaluation runs on these."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lamra.datasets.items import Item
+
+KS = (1, 5, 10)
+
+
+class Items(Protocol):
+    """Items by their row. There may be too many to hold: an item is made when it is taken."""
+
+    @property
+    def name(self) -> str:
+        """What progress bars, and the folder of their embeddings, call them."""
+
+    @property
+    def path(self) -> Path | str:
+        """The file that they are read from."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Item: ...
+
+    def id(self, row: int) -> str: ...
+
+    def find(self, ids: Sequence[str]) -> list[int]:
+        """The row of each id, -1 where there is none."""
+
+
+class ItemList(list[Item]):
+    """Items in memory; of equal ids the last is found."""
+
+    def __init__(self, items: Collection[Item], name: str, path: Path | str):
+        super().__init__(items)
+        self.name, self.path = name, path
+
+    def id(self, row: int) -> str:
+        return self[row].id
+
+    def find(self, ids: Sequence[str]) -> list[int]:
+        row_of = {item.id: row for row, item in enumerate(self)}
+        return [row_of.get(identifier, -1) for identifier in ids]
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The recall that counts, in percent, as somebody else measured it.
+
+    Attributes:
+        label: whose numbers they are.
+        retrieved, reranked: by a retriever, and after a reranker.
+    """
+
+    label: str
+    retrieved: float
+    reranked: float
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalTask:
+    """Queries that search a gallery. Rows are positions in `queries` or in `gallery`, from 0.
+
+    Attributes:
+        name: what its files and metrics are called.
+        queries, gallery: tasks that share a gallery, or any Items, hold the same object: it is embedded once.
+        answers: for each query the rows of the gallery that answer it; a query without answer is a miss.
+        candidates: for each query the rows of a gallery of its own, all of which are ranked; None: all search
+            everything. A picture that stands twice in a query's gallery is two rows.
+        excluded: for each query rows that are left out of its ranking, such as pictures that the query shows.
+        ks: recall is measured at each.
+        counted: the k that counts: in an average, and beside what others report.
+        tie_is_miss: an answer counts as below every wrong candidate of the same score; False leaves ties to the lower
+            row. Only where queries have `candidates`: a ranking that is cut does not show all that tie.
+        weight: of a reranker's P(Yes) beside the retriever's score.
+        reported: what others measured on this task.
+        files: the files that decide its items; a reranker's answers remember their digests.
+
+    Raises:
+        ValueError: the parts do not fit together.
+    """
+
+    name: str
+    queries: Items
+    gallery: Items
+    answers: Sequence[Sequence[int]]
+    candidates: Sequence[Sequence[int]] | None = None
+    excluded: Sequence[Collection[int]] | None = None
+    ks: Sequence[int] = KS
+    counted: int = 1
+    tie_is_miss: bool = False
+    weight: float = 1.0
+    reported: Reported | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self):
+        rows_of_queries = {"answers": self.answers, "candidates": self.candidates, "excluded": self.excluded}
+        for name, rows in rows_of_queries.items():
+            if rows is None:
+                continue
+            if len(rows) != len(self.queries):
+                raise ValueError(f"{self.name}: {name} of {len(rows)} queries, and there are {len(self.queries)}")
+            if not all(0 <= row < len(self.gallery) for of_query in rows for row in of_query):
+                raise ValueError(f"{self.name}: {name} beyond the {len(self.gallery)} rows of the gallery")
+        if self.candidates is not None and self.excluded is not None:
+            raise ValueError(f"{self.name}: queries with candidates of their own exclude by not naming")
+        if any(len(set(rows)) < len(rows) for rows in self.candidates or ()):
+            raise ValueError(f"{self.name}: a query names a candidate twice")
+        if self.tie_is_miss and self.candidates is None:
+            raise ValueError(f"{self.name}: only ties among the candidates of a query's own are all seen")
+        if self.counted not in self.ks:
+            raise ValueError(f"{self.name}: recall@{self.counted} counts and is not measured ({self.ks})")

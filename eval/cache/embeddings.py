@@ -1,0 +1,108 @@
+"""Embeddings of sets too large for memory: encoded part by part into files that a restarted run picks up.
+
+A folder holds manifest.json, which says of what and by what its embeddings are, and 00000.npy, 00001.npy, ... Each file
+is complete or not there. All processes must see the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from accelerate import PartialState
+
+from lamra.common.files import sha256, whole_file
+from lamra.common.processes import is_first_process, on_first_process
+from lamra.datasets.items import Item
+from lamra.datasets.mbeir.tasks import JoinedPools
+from lamra.datasets.tasks import Items
+from lamra.eval.cache.manifest import check_manifest, pictures_sha256
+from lamra.eval.cache.shards import Shards
+from lamra.eval.inference import Retriever
+
+
+class DrawnItems(Items, Protocol):
+    """Items of a file that something else decides too, such as an instruction drawn for each."""
+
+    @property
+    def drawn_by(self) -> Mapping[str, Path | int | str]: ...
+
+
+class EmbeddingsCache:
+    """The embeddings of files of items, from this run or an earlier one, in a folder for each file.
+
+    Args:
+        provenance: by what they are made, see manifest.provenance.
+
+    Attributes:
+        files: name of each file that was embedded -> its sha256.
+    """
+
+    def __init__(self, folder: Path, retriever: Retriever, provenance: Mapping[str, object], shard_size: int):
+        self.folder, self.retriever = folder, retriever
+        self.provenance, self.shard_size = provenance, shard_size
+        self.files: dict[str, str] = {}
+
+    def embed(self, items: Items | DrawnItems | JoinedPools) -> Shards:
+        """(N, D) embeddings; see encode_to_shards. All processes must call this."""
+        if isinstance(items, JoinedPools):
+            return Shards([file for part in items.parts for file in self.embed(part).files])
+        path = Path(items.path)
+        self.files[path.name] = sha256(path)
+        drawn_by = {
+            name: sha256(value) if isinstance(value, Path) else value
+            for name, value in getattr(items, "drawn_by", {}).items()
+        }
+        manifest = {**self.provenance, **drawn_by, "file": self.files[path.name]}
+        return encode_to_shards(
+            self.retriever,
+            items,
+            self.folder / items.name,
+            manifest,
+            shard_size=self.shard_size,
+            description=items.name,
+        )
+
+
+def encode_to_shards(
+    retriever: Retriever,
+    items: Items | Sequence[Item],
+    folder: str | Path,
+    manifest: dict,
+    *,
+    shard_size: int,
+    description: str,
+) -> Shards:
+    """Encode what is not there yet, `shard_size` items at a time, on all processes together.
+
+    Args:
+        manifest: of what and by what; anything that can be json.
+
+    Raises:
+        UserError: the folder holds embeddings with another manifest; says what differs.
+    """
+    folder = Path(folder)
+    manifest = {**manifest, "items": len(items), "shard_size": shard_size, "pictures": pictures_sha256(items)}
+    check_manifest(folder, manifest, "embeddings")
+    parts = [range(start, min(start + shard_size, len(items))) for start in range(0, len(items), shard_size)]
+    files = [folder / f"{number:05d}.npy" for number in range(len(parts))]
+    # One process looks: on a network disk another may remember for a while that a file was not there.
+    complete = on_first_process(lambda: [_is_complete(file, len(rows)) for file, rows in zip(files, parts)])
+    for number in [i for i, there in enumerate(complete) if not there]:
+        rows, file = parts[number], files[number]
+        part = f"{description} {number + 1}/{len(files)}" if len(files) > 1 else description
+        embeddings = retriever.encode([items[row] for row in rows], part)  # (n, D), the same on every process
+        if is_first_process():
+            with whole_file(file, "wb") as out:
+                np.save(out, embeddings.numpy())
+    PartialState().wait_for_everyone()
+    return Shards(files)
+
+
+def _is_complete(file: Path, rows: int) -> bool:
+    try:
+        return len(np.load(file, mmap_mode="r")) == rows
+    except (OSError, ValueError, EOFError):
+        return False

@@ -1,0 +1,111 @@
+"""The one evaluation: tasks to embeddings, to rankings, to recall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamra.common.processes import is_first_process
+from lamra.datasets.rankings import RankedQuery
+from lamra.datasets.tasks import Items, RetrievalTask
+from lamra.eval.cache.shards import RowsOf, Shards
+from lamra.eval.metrics import recalls
+from lamra.eval.search import Blocks, as_float32, block_top_k, search
+
+Embeddings = Tensor | Shards  # (N, D) float32 of unit norm, sliced by rows
+
+SEARCH_MEMORY = 4.0  # GiB
+
+
+def evaluate(
+    tasks: Sequence[RetrievalTask],
+    embed: Callable[[Items], Embeddings],
+    *,
+    depth: int,
+    search_memory: float = SEARCH_MEMORY,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[RetrievalTask, list[RankedQuery], dict[str, float]]]:
+    """Each task's ranking and recalls, see metrics.recalls. Tasks that share a gallery are searched together.
+
+    All processes must iterate; the first process alone receives what is found.
+
+    Args:
+        embed: called once for each different object among queries and galleries, by all processes.
+        depth: candidates of each query in the rankings, at least the largest k; of its own candidates it ranks all.
+        search_memory: GiB that a process's search may use.
+
+    Raises:
+        UserError: the memory is too little, or embeddings are not finite.
+    """
+    known: dict[int, Embeddings] = {}
+
+    def embedded(items: Items) -> Embeddings:
+        if id(items) not in known:
+            known[id(items)] = embed(items)
+        return known[id(items)]
+
+    for gallery in {id(task.gallery): task.gallery for task in tasks}.values():
+        sharing = [task for task in tasks if task.gallery is gallery]
+        of_gallery = embedded(gallery)
+        of_queries = [embedded(task.queries) for task in sharing]
+        whole = [(task, query) for task, query in zip(sharing, of_queries) if task.candidates is None]
+        rankings = _searched(whole, of_gallery, depth, search_memory, device)
+        if not is_first_process():
+            continue
+        for task, query in zip(sharing, of_queries):
+            ranking = next(rankings) if task.candidates is None else _ranked(query, of_gallery, task.candidates, device)
+            yield task, ranking, recalls(task, ranking)
+
+
+def _searched(
+    tasks: Sequence[tuple[RetrievalTask, Embeddings]],
+    gallery: Embeddings,
+    depth: int,
+    search_memory: float,
+    device: torch.device | str,
+) -> Iterator[list[RankedQuery]]:
+    """The rankings of tasks whose queries search the whole gallery, which is read once for all of them."""
+    if not tasks:
+        return iter(())
+    most_excluded = max(len(rows) for task, _ in tasks for rows in task.excluded or ((),))
+    blocks = Blocks.within(search_memory * 2**30, gallery.shape[1], depth + most_excluded)
+    scores, rows = search(_joined([query for _, query in tasks]), gallery, depth + most_excluded, blocks, device)
+    sizes = [len(query) for _, query in tasks]
+    return (
+        [
+            _without(task.excluded[number] if task.excluded else (), number, *found, depth)
+            for number, found in enumerate(zip(rows.tolist(), scores.tolist()))
+        ]
+        for (task, _), rows, scores in zip(tasks, rows.split(sizes), scores.split(sizes))
+    )
+
+
+def _without(excluded: Sequence[int], query: int, rows: list[int], scores: list[float], depth: int) -> RankedQuery:
+    if excluded:
+        kept = [position for position, row in enumerate(rows) if row not in excluded]
+        rows, scores = [rows[position] for position in kept], [scores[position] for position in kept]
+    return RankedQuery(query, rows[:depth], scores[:depth])
+
+
+def _ranked(
+    queries: Embeddings, gallery: Embeddings, candidates: Sequence[Sequence[int]], device: torch.device | str
+) -> list[RankedQuery]:
+    """The ranking of each query's own candidates; ties go to the lower row."""
+    found = []
+    for number, own in enumerate(candidates):
+        rows = np.sort(np.array(own, dtype=np.int64))  # (n,)
+        query = as_float32(queries[number : number + 1], device)  # (1, D)
+        # Summed row by row: a matrix product may round equal embeddings differently, and their tie would be lost.
+        products = (query * as_float32(RowsOf(gallery, rows)[:], device)).sum(dim=1)  # (n,)
+        scores, columns = block_top_k(products[None], len(rows))  # (1, n) each
+        found.append(RankedQuery(number, rows[columns[0].cpu().numpy()].tolist(), scores[0].tolist()))
+    return found
+
+
+def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+    if all(isinstance(part, Shards) for part in parts):
+        return Shards([file for part in parts for file in part.files])
+    return torch.cat([torch.as_tensor(part[:]) for part in parts])

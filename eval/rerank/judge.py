@@ -1,0 +1,149 @@
+"""A reranker's answers about one query and its candidates, from the logits of one token: nothing is generated.
+
+A query's answer comes from forwards that hold no other query, so that it is the same on any number of processes and
+after a restart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lamra.collators.messages import MOST_CANDIDATES, NO, YES, listwise_answer
+from lamra.collators.processing import Processor
+from lamra.collators.rerank import RankPrompts, Shown
+from lamra.common.errors import UserError
+from lamra.eval.encode import named, token_batches
+from lamra.eval.flags import RetrieverArguments
+from lamra.eval.inference import load_with_processor
+from lamra.eval.rerank.pictures import PictureFeatures
+from lamra.models.loading import load_reranker
+from lamra.models.reranker import Reranker
+from lamra.models.settings import Settings
+
+
+@dataclass
+class Judge:
+    """A reranker that answers about one query at a time."""
+
+    model: Reranker
+    processor: Processor
+    settings: Settings
+    max_tokens_per_batch: int
+    num_workers: int
+    share_prefix: bool
+    picture_memory: float = 4.0  # GiB
+
+    def __post_init__(self):
+        self.features = PictureFeatures(self.model, self.picture_memory * 2**30)
+        self.prompts = RankPrompts(self.processor, self.settings.rank_style)
+        self.yes_no = self.prompts.choices([YES, NO])
+        self.numbers = self.prompts.choices([listwise_answer(n + 1) for n in range(MOST_CANDIDATES)])
+        self.tokens = self.queries = 0  # computed and answered so far
+        self.seconds = 0.0
+
+    def answer(self, style: str, query: Shown, candidates: Sequence[Shown]) -> list:
+        """P(Yes) of each candidate for "pointwise", the candidates' positions best first for "listwise"."""
+        return (self.pointwise if style == "pointwise" else self.listwise)(query, candidates)
+
+    @torch.no_grad()
+    def pointwise(self, query: Shown, candidates: Sequence[Shown]) -> list[float]:
+        """P(Yes) of each candidate, over the two answers. The query's part of the prompts is computed once.
+
+        That is exact, pictures and all: causal attention never looks ahead, so the tokens that all prompts begin with
+        have the same keys and values in each.
+
+        Raises:
+            UserError: an answer is not finite; names query and candidates.
+        """
+        common, deciding = self.yes_no
+        prompts = [self.prompts.pointwise(query, candidate) for candidate in candidates]
+        ids = [prompt["input_ids"] + common for prompt in prompts]
+        share = self.share_prefix and self.model.padding_free and len(ids) > 1
+        known = self._shared_tokens(ids, query) if share else 0
+        prefix = None
+        if known:
+            begin, grids = self._on_device(torch.tensor(ids[0][:known]), query.image_grid_thw)
+            prefix = self.model.prefix_of(begin, None, grids, self.features.of([query]))
+            self.tokens += known
+        scores = torch.empty(len(ids))
+        for batch in token_batches([len(prompt) - known for prompt in ids], self.max_tokens_per_batch, True):
+            rows = [{**prompts[i], "input_ids": ids[i]} for i in batch]
+            shown = [item for i in batch for item in (() if known else (query,)) + (candidates[i],)]
+            logits = self._last_logits(rows, shown, deciding, prefix)  # (b, 2)
+            scores[batch] = logits.softmax(dim=1)[:, 0].cpu()
+            self._require_finite(scores[batch], query, [candidates[i] for i in batch])
+            self.tokens += sum(len(ids[i]) - known for i in batch)
+        return scores.tolist()
+
+    @torch.no_grad()
+    def listwise(self, query: Shown, candidates: Sequence[Shown]) -> list[int]:
+        """Positions of the candidates, best first, by the logits of their numbers in the answer.
+
+        A list holds MOST_CANDIDATES. Deeper, a window slides from the last candidates to the first, and the best of
+        each joins the next: the first is then the winner of all, the others are sorted within their window.
+
+        Raises:
+            UserError: an answer is not finite; names query and candidates.
+        """
+        common, deciding = self.numbers
+        order = list(range(len(candidates)))
+        start = max(0, len(order) - MOST_CANDIDATES)
+        while True:
+            window = order[start : start + MOST_CANDIDATES]
+            prompt = self.prompts.listwise(query, [candidates[i] for i in window])
+            prompt["input_ids"] = prompt["input_ids"] + common
+            shown = [query, *(candidates[i] for i in window)]
+            logits = self._last_logits([prompt], shown, deciding[: len(window)])[0]  # (window,)
+            self._require_finite(logits, query, [candidates[i] for i in window])
+            self.tokens += len(prompt["input_ids"])
+            best_first = logits.argsort(descending=True, stable=True).tolist()
+            order[start : start + MOST_CANDIDATES] = [window[i] for i in best_first]
+            if start == 0:
+                return order
+            start = max(0, start - MOST_CANDIDATES + 1)
+
+    @staticmethod
+    def _require_finite(answers: torch.Tensor, query: Shown, candidates: Sequence[Shown]) -> None:
+        wrong = [shown.item.id for shown, fine in zip(candidates, answers.isfinite().tolist()) if not fine]
+        if wrong:
+            raise UserError(
+                f"the reranker's answers to the query {query.item.id} about {named(wrong)} are not finite: its "
+                "weights, its config.json or its preprocessor_config.json are damaged"
+            )
+
+    def _shared_tokens(self, ids: list[list[int]], query: Shown) -> int:
+        """How many tokens all prompts begin with: those of the query, no picture of a candidate, no prompt's last."""
+        known = min(len(os.path.commonprefix(ids)), min(map(len, ids)) - 1)
+        begins = self.model.config.vision_start_token_id
+        pictures = [position for position, token in enumerate(ids[0][:known]) if token == begins]
+        of_query = len(query.item.images)
+        if len(pictures) < of_query:  # never with LamRA's prompts: the query comes first
+            return 0
+        return pictures[of_query] if len(pictures) > of_query else known
+
+    def _last_logits(
+        self, prompts: list[dict], shown: Sequence[Shown], answers: list[int], prefix=None
+    ) -> torch.Tensor:
+        """(b, n) logits of n tokens that may follow each prompt.
+
+        Args:
+            shown: the items of all prompts, without those in the prefix.
+        """
+        inputs = self.processor.pad([{**prompt, "pixel_values": None} for prompt in prompts])
+        last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
+        inputs["answer_mask"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
+        inputs["answers"] = torch.tensor(answers)
+        inputs = dict(zip(inputs, self._on_device(*inputs.values())))
+        return self.model(**inputs, prefix=prefix, picture_features=self.features.of(shown))
+
+    def _on_device(self, *tensors):
+        return [tensor if tensor is None else tensor.to(self.model.device) for tensor in tensors]
+
+
+def load_judge(args: RetrieverArguments, **options) -> Judge:
+    """The reranker that the flags choose, as eval.inference.load_retriever."""
+    return Judge(*load_with_processor(args, load_reranker), args.share_prefix, **options)

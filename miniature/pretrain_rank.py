@@ -114,7 +114,7 @@ class Teacher:
     def _example(self, parts: list[str | View], answer: str) -> Example:
         content, pictures = [], []
         for part in parts:
-            content += messages.shown(part.item() if isinstance(part, View) else Item("", part))
+            content += messages.item_content(part.item() if isinstance(part, View) else Item("", part))
             if isinstance(part, View) and not part.text:
                 pictures.append(self.pixels(part))
         pixels = torch.cat(pictures) if pictures else None

@@ -1,4 +1,4 @@
-"""What LamRA-Rank is trained and asked on: rankings of candidates, and examples drawn from them."""
+"""What LamRA-Rank is trained and evaluated on: rankings of candidates, and examples drawn from them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def ranked_candidates(path: str | Path) -> Iterator[RankedCandidate]:
     """The lines {qid, did, score, rank} of a jsonl file, or the same from the three files that upstream writes.
 
     Upstream's are named by the first, *_query_names.json, and stand beside one another:
-        *_query_names.json  [qid, ...]; M-BEIR's ids, or for Flickr30K places of captions or pictures, from 0
+        *_query_names.json  [qid, ...]; M-BEIR's ids, or for Flickr30K positions of captions or pictures, from 0
         *_cand_names.json   [[did, ...], ...], for each query its candidates, best first: ranks 1, 2, ...
         *_scores.json       [[score, ...], ...], nested once more ([[[score, ...]], ...]) but for the global pool.
     Scores are cosines and fall. Those of the global pool (eval_mbeir_global.py) are squared distances and rise: with
@@ -164,15 +164,15 @@ class RerankExample(NamedTuple):
 class RerankExamples(Dataset):
     """The rows of queries that mined candidates were found for, each with a negative and a list.
 
-    Candidates are mined once for a query; each of its repetitions draws from them, and no positive of one is a negative
-    of another. What is drawn for a row follows from seed, epoch and row alone, as the query's instruction and positive
-    do.
+    Candidates are mined once for a query; each of its repetitions draws from them, and no positive of a repetition is a
+    negative of another. What is drawn for a row follows from seed, epoch and row alone, as the query's instruction and
+    positive do.
 
     Args:
         mined: files that mined_candidates reads.
 
     Attributes:
-        rows: the rows of `pairs`, one an example.
+        rows: the row of `pairs` of each example.
 
     Raises:
         UserError: a file names a query or candidate that is not there, or no query has a negative.
@@ -187,7 +187,7 @@ class RerankExamples(Dataset):
         queries, starts = np.unique(query, return_index=True)
         for row, group in zip(queries, np.split(np.arange(len(query)), starts[1:])):
             wrong[group] = ~np.isin(candidate[group], pairs.answers(row))
-        queries, starts = np.unique(query[wrong], return_index=True)  # queries with a negative, their first one
+        queries, starts = np.unique(query[wrong], return_index=True)  # queries with a negative, and where it begins
         self._candidates, self._starts = candidate[wrong], np.append(starts, wrong.sum())
         if not len(queries):
             raise UserError(f"--mined {','.join(map(str, mined))}: no query has a candidate but its positives")

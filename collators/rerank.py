@@ -70,7 +70,7 @@ class RankPrompts:
         return self.processor.tokenizer(whole[len(prompt) :].rstrip() + "\n")["input_ids"]
 
     def choices(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
-        """The tokens that all answers begin with, and the one in which each first differs from the others.
+        """The tokens that all answers begin with, and the first token in which each differs from the others.
 
         Raises:
             UserError: the tokenizer does not tell them apart by one token.
@@ -140,7 +140,7 @@ class RerankCollator:
 
         "ids": (B,) the queries' ids.
         "labels": (3 B, L), IGNORED but for the assistant's turns.
-        "faults": those of the batch. A batch without examples is nothing but these.
+        "faults": as in UsableBatch. A batch without examples is nothing else.
         """
         if not batch.pairs:
             return {"faults": batch.faults}

@@ -34,7 +34,7 @@ class RetrievalCollator:
         "ids": (B,) the queries' ids.
         "item_ids": (B + M,) int64, equal where two items are the same: such targets are no negatives.
         "hit_ids": (B + M,) int64, equal where the items' texts and pictures' paths are: such targets count as hits.
-        "faults": those of the batch. A batch without pairs is nothing but these.
+        "faults": as in UsableBatch. A batch without pairs is nothing else.
         """
         if not batch.pairs:
             return {"faults": batch.faults}

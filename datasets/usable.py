@@ -1,4 +1,4 @@
-"""Training pairs without those that cannot be used: another pair of the same source stands in for each."""
+"""Training pairs that can be used: another pair of the same source replaces each that cannot."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class UsablePairs(Generic[Example]):
         return len(self.pairs)
 
     def __getitems__(self, rows: Sequence[int]) -> UsableBatch:
-        """The pairs of these rows, or others in the place of faulty ones.
+        """The pairs of these rows, or the pairs that replace them.
 
         Raises:
             Exception: whatever `pairs` or `encode` raise but ItemError; it is a bug and skips nothing.

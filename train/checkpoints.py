@@ -57,7 +57,7 @@ def load_weights(model: Embedder | Reranker, folder: str | Path) -> None:
     """Load what `save_model` wrote into a model of the same structure.
 
     Raises:
-        UserError: a trained tensor is missing in the folder, or has no place in the model.
+        UserError: a trained tensor is missing in the folder, or does not belong to the model.
     """
     state = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
@@ -74,16 +74,16 @@ def load_weights(model: Embedder | Reranker, folder: str | Path) -> None:
 
 
 def commit_checkpoint(partial: Path, final: Path, *, record: dict, keep: int | None, best: Path | None = None) -> None:
-    """Make a written folder a checkpoint: manifest, fsync, rename; then delete the oldest complete ones beyond `keep`.
+    """Make a written folder a checkpoint: manifest, fsync, rename; then delete the oldest complete beyond `keep`.
 
-    The `best` one is never deleted.
+    The `best` is never deleted.
 
     Until the rename there is no checkpoint, afterwards it is complete, whenever the machine stops. What has its name
-    already, a damaged one or the same state saved before, stands aside until then.
+    already, damaged or the same state saved before, stands aside until then.
 
     Args:
         record: what record.check_unchanged compares when a run goes on from here.
-        keep: so many complete ones; None or 0 keeps all.
+        keep: so many complete checkpoints; None or 0 keeps all.
     """
     follow_umask(partial)
     files = {str(path.relative_to(partial)): path for path in sorted(partial.rglob("*")) if path.is_file()}

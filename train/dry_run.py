@@ -46,7 +46,7 @@ def memory_estimate(trainer: LamRATrainer, size: dict, batch: dict) -> float:
     """Bytes a process needs: weights, gradients and Adam's two moments, activations kept for the backward pass.
 
     Activations are counted as in Korthikanti et al. (arXiv 2205.05198) without the attention matrix that flash
-    attention and SDPA never store: about 34 values a token and hidden unit in a layer, or one with recomputation.
+    attention and SDPA never store: about 34 values a token and hidden unit in a layer, or 1 with recomputation.
     """
     args, config = trainer.args, trainer.model.config.text_config
     shards = args.world_size if args.deepspeed else 1

@@ -8,10 +8,9 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 
-from accelerate import PartialState
-
 from lamra.common import upstream
 from lamra.common.cli import require, run
+from lamra.common.processes import is_first_process
 from lamra.eval.mine_rerank import MineArguments, mine_files
 from lamra.eval.upstream_files import MINED
 
@@ -28,7 +27,7 @@ class UpstreamMineArguments(MineArguments):
 def main() -> None:
     (args,) = upstream.parse(upstream.MINING, UpstreamMineArguments)
     folder = mine_files(args)
-    if PartialState().is_main_process:
+    if is_first_process():
         MINED.mkdir(exist_ok=True)
         path = MINED / f"{args.save_name}_data.json"
         shutil.copyfile(folder / "mined.json", path)

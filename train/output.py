@@ -18,7 +18,7 @@ from lamra.train.checkpoints import PARTIAL, checkpoint_to_resume, checkpoints, 
 from lamra.train.guards.skipped import FILE_NAME as SKIPPED_FILE
 from lamra.train.record import write_run_record
 
-PREEMPTED = "preempted"  # an empty file in the output folder of a run that was asked to stop
+PREEMPTED = "preempted"  # an empty file in the output folder of a run that was told to stop
 
 # What a run writes into its folder, with its checkpoints.
 OF_A_RUN = (

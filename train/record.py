@@ -55,7 +55,7 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
     """
     before = json.loads((Path(checkpoint) / MANIFEST).read_text())
     now = json.loads(json.dumps(record, default=str))
-    before.setdefault("train_position_ids", None)  # the first rerankers were trained as they are asked
+    before.setdefault("train_position_ids", None)  # the first rerankers did not tell the two apart
     unknown = [name for name in now if name not in before]
     if unknown:
         note(f"{checkpoint} is of an older version and does not say its {', '.join(unknown)}: they are not compared")

@@ -61,7 +61,7 @@ class LamRATrainer(Trainer):
             self.skipped_pairs.add(faults, self.step)
 
     def _get_grad_norm(self, model, grad_norm=None):
-        # Called before the update; under DeepSpeed after one that it skipped by itself if a gradient was not finite.
+        # Called before the update; under DeepSpeed after it, which skips by itself where a gradient is not finite.
         norm = super()._get_grad_norm(model, grad_norm)
         if not math.isfinite(norm) and self.nonfinite.skip_update(self.step, norm, self._loss_scale()):
             model.zero_grad()  # without gradients the optimizer changes nothing

@@ -219,6 +219,7 @@ def test_a_target_of_the_same_content_is_a_hit(tiny_model, monkeypatch, picture_
         dataloader_num_workers=0,
     )
     trainer.callback_handler = SimpleNamespace(on_evaluate=lambda *_: None)
+    trainer.throughput = SimpleNamespace(restart_clock=lambda: None)
     trainer.log = lambda _metrics: None
     monkeypatch.setattr(
         "lamra.train.contrastive_trainer.encode", lambda _m, _p, items, **_: embeddings_of_a_perfect_model(items)

@@ -13,21 +13,21 @@ from conftest import ROOT
 SECONDS = 1.5  # of one core, user and system
 HELP = ("--help", 0, "--model_id")
 UNKNOWN = ("--no_such_flag 1", 1, "error: unknown flag --no_such_flag 1: --help lists the flags")
-TRAINING = (
-    HELP,
-    UNKNOWN,
-    ("--adam_beta1 abc", 1, "error: argument --adam_beta1/--adam-beta1: invalid float value: 'abc'"),
-    ("--temperature 0", 1, "error: --temperature 0.0: expected "),
-    ("--fsdp full_shard", 1, "error: --fsdp full_shard: use --deepspeed ds_configs/zero3.json; leave the flag out"),
-    ("--model_id qwen9", 1, "error: --model_id 'qwen9' is unknown: choose one of"),
+NO_NUMBER = ("--adam_beta1 abc", 1, "error: argument --adam_beta1/--adam-beta1: invalid float value: 'abc'")
+REFUSED = (
+    "--fsdp full_shard",
+    1,
+    "error: --fsdp full_shard: use --deepspeed ds_configs/zero3.json; leave the flag",
 )
-MERGING = (HELP, UNKNOWN, ("--dtype fp8", 1, "error: --dtype fp8: expected bf16 or fp32"))
+NO_SENSE = ("--learning_rate 0", 1, "error: --learning_rate 0.0: expected a positive value")
+NO_MODEL = ("--model_id qwen9", 1, "error: --model_id 'qwen9' is unknown: choose one of")
+NO_TYPE = ("--dtype fp8", 1, "error: --dtype fp8: expected bf16 or fp32")
 CASES = {
-    "train/train_nli.py": TRAINING,
-    "train/train_mbeir.py": TRAINING,
-    "train/train_rerank.py --mined mined.jsonl": TRAINING,
-    "export/merge_lora.py --model_id {adapter} --save_path merged": MERGING,
-    "merge_lora/merge.py --model_id {adapter} --save_path merged": MERGING,
+    "train/train_nli.py": (HELP, UNKNOWN, NO_NUMBER, NO_MODEL),
+    "train/train_mbeir.py": (HELP, UNKNOWN, REFUSED),
+    "train/train_rerank.py --mined mined.jsonl": (HELP, UNKNOWN, NO_SENSE),
+    "export/merge_lora.py --model_id {adapter} --save_path merged": (HELP, UNKNOWN, NO_TYPE),
+    "merge_lora/merge.py --model_id {adapter} --save_path merged": (HELP,),
 }
 
 

@@ -1,4 +1,4 @@
-"""A run that is asked to stop ends with a checkpoint: all processes finish the step, save, and exit with one status."""
+"""A run that is told to stop ends with a checkpoint: all processes finish the step, save, and exit alike."""
 
 from __future__ import annotations
 

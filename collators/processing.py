@@ -226,12 +226,12 @@ class Processor:
             ItemError: a text contains the image token; `name` says whose.
         """
         parts = self.render(messages).split(IMAGE_TOKEN)
-        if len(parts) != (0 if image_grid_thw is None else len(image_grid_thw)) + 1:
+        grids = () if image_grid_thw is None else image_grid_thw
+        if len(parts) != len(grids) + 1:
             raise ItemError(f"the text of item {name!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it")
         text = parts[0]
-        for i, part in enumerate(parts[1:]):
-            tokens = int(image_grid_thw[i].prod()) // self.image_processor.merge_size**2
-            text += IMAGE_TOKEN * tokens + part
+        for grid, part in zip(grids, parts[1:]):
+            text += IMAGE_TOKEN * (int(grid.prod()) // self.image_processor.merge_size**2) + part
         return self.tokenizer(text)["input_ids"]
 
     def note_cut(self, name: str, tokens: int) -> None:

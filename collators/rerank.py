@@ -76,7 +76,7 @@ class RankPrompts:
             UserError: the tokenizer does not tell them apart by one token.
         """
         ids = [self.answer_ids(answer) for answer in answers]
-        common = os.path.commonprefix(ids)
+        common = list(os.path.commonprefix(ids))
         deciding = [answer[len(common)] for answer in ids]
         if len(set(deciding)) < len(answers):
             raise UserError(f"the tokenizer does not tell {', '.join(answers)} apart by one token: use Qwen2-VL's own")

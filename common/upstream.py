@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from lamra.common import cli
 from lamra.common.errors import UserError
@@ -61,10 +62,10 @@ RERANKING = Flags({}, {"batch_size": BATCHES})
 ZEROSHOT = Flags({}, {"batch_size": BATCHES})
 
 
-def parse(flags: Flags, *dataclasses):
+def parse(flags: Flags, *dataclasses: type) -> list[Any]:
     """common.cli.parse for a command line that may have upstream's flags."""
     defaults = {of.name: of.default for dataclass in dataclasses for of in fields(dataclass)}
-    command_line = translated(sys.argv[1:], flags, defaults.get("data_path", ""))
+    command_line = translated(sys.argv[1:], flags, str(defaults.get("data_path", "")))
     return cli.parse(*dataclasses, command_line=command_line, epilog=flags.describe())
 
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from PIL import Image
 
 ImageSource = str | Path | Image.Image
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Indexed(Protocol[T_co]):
+    """Items, pairs or examples by their row. There may be too many to hold: each is made when it is taken."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> T_co: ...
 
 
 @dataclass(frozen=True, slots=True)

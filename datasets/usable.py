@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from lamra.common.errors import ItemError
+from lamra.datasets.items import Indexed
 
 Example = TypeVar("Example")
 
@@ -43,7 +44,7 @@ class UsablePairs(Generic[Example]):
         most_faults: after more faulty rows in one batch it gives up.
     """
 
-    def __init__(self, pairs: Sequence[Example], encode: Callable[[Example], list[dict[str, Any]]], most_faults: int):
+    def __init__(self, pairs: Indexed[Example], encode: Callable[[Example], list[dict[str, Any]]], most_faults: int):
         self.pairs, self.encode, self.most_faults = pairs, encode, most_faults
 
     def __len__(self) -> int:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 
 from lamra.common.cli import note, require
 from lamra.common.errors import ItemError, UserError
-from lamra.datasets.items import Pair
+from lamra.datasets.items import Indexed, Pair
 from lamra.train.arguments import TrainingArguments
 
 
-def check_batch(pairs: Sequence, args: TrainingArguments, path: str) -> None:
+def check_batch(pairs: Indexed, args: TrainingArguments, path: str) -> None:
     """Refuse a step of more pairs than there are."""
     require(
         len(pairs) >= args.per_device_train_batch_size * args.world_size,
@@ -21,7 +21,7 @@ def check_batch(pairs: Sequence, args: TrainingArguments, path: str) -> None:
     )
 
 
-def check_negatives(pairs: Sequence[Pair], args: TrainingArguments, path: str) -> None:
+def check_negatives(pairs: Indexed[Pair], args: TrainingArguments, path: str) -> None:
     """Refuse data and batches in which no target is another query's negative: the loss would be constant."""
     if args.per_device_train_batch_size * args.world_size == 1 and not pairs[0].negatives:
         raise UserError("--per_device_train_batch_size 1 on 1 process: a pair alone has no negatives; give 2 or more")
@@ -31,7 +31,7 @@ def check_negatives(pairs: Sequence[Pair], args: TrainingArguments, path: str) -
         raise UserError(f"there is nothing to learn from {path}: its {len(pairs)} targets are all the same")
 
 
-def _targets(pairs: Sequence[Pair]) -> Iterator:
+def _targets(pairs: Indexed[Pair]) -> Iterator:
     """The contents of targets and hard negatives, without rows that cannot be read: training leaves them out."""
     for row in range(len(pairs)):
         with suppress(ItemError):
@@ -39,7 +39,7 @@ def _targets(pairs: Sequence[Pair]) -> Iterator:
             yield from (item.content for item in (pair.target, *pair.negatives))
 
 
-def check_evaluation(eval_pairs: Sequence[Pair] | None, args: TrainingArguments) -> None:
+def check_evaluation(eval_pairs: Indexed[Pair] | None, args: TrainingArguments) -> None:
     """Without pairs to evaluate on: note which flags are ignored, and refuse those that cannot be."""
     if eval_pairs is not None:
         return

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from lamra.common.cli import require
 from lamra.common.errors import UserError
-from lamra.datasets.items import Pair
+from lamra.datasets.items import Indexed, Pair
 from lamra.train.arguments import TrainingArguments
 
 
@@ -80,7 +80,7 @@ class MixtureSampler(Sampler[int]):
         return units[:count]
 
 
-def mixture_sampler(pairs: Sequence[Pair], args: TrainingArguments) -> MixtureSampler | None:
+def mixture_sampler(pairs: Indexed[Pair], args: TrainingArguments) -> MixtureSampler | None:
     """The order of a mixture's rows; None shuffles all rows together."""
     groups = getattr(pairs, "groups", {})
     if args.mixture_weights is None and args.mixture_batches == "mixed":
@@ -89,7 +89,7 @@ def mixture_sampler(pairs: Sequence[Pair], args: TrainingArguments) -> MixtureSa
     require(len(groups) > 1, flag, getattr(args, flag), "several sources, such as --data_path A,B,C")
     return MixtureSampler(
         groups,
-        weights=args.mixture_weights and [float(weight) for weight in args.mixture_weights.split(",")],
+        weights=[float(weight) for weight in args.mixture_weights.split(",")] if args.mixture_weights else None,
         step=args.per_device_train_batch_size * args.world_size,
         homogeneous=args.mixture_batches == "homogeneous",
         seed=args.seed if args.data_seed is None else args.data_seed,

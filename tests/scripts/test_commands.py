@@ -23,7 +23,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TRANSCRIPT = Path(__file__).with_name("commands.txt")
-NO_COMMAND = {"scripts/env.sh", "scripts/setup.sh", "scripts/test.sh", "scripts/study/env.sh"}
+NO_COMMAND = {"scripts/env.sh", "scripts/setup.sh", "scripts/test.sh", "scripts/types.sh", "scripts/study/env.sh"}
 
 
 def blocks() -> dict[str, list[list[str]]]:

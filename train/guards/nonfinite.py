@@ -25,7 +25,8 @@ class NonFinite:
     """
 
     def __init__(self, args: TrainingArguments):
-        self.args, self.rows, self.skipped = args, [], 0
+        self.args, self.skipped = args, 0
+        self.rows: list[str] = []
 
     def is_finite_everywhere(self, value: Tensor) -> bool:
         """Whether it is finite on all processes; always so where updates are skipped: their gradients tell."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.common.processes import is_first_process, of_all_processes, on_first_process
+from lamra.datasets.items import Indexed
 from lamra.train.arguments import TrainingArguments
 
 FILE_NAME = "skipped.jsonl"
@@ -56,7 +56,7 @@ class SkippedPairs:
                 )
 
 
-def count_skipped(pairs: Sequence, args: TrainingArguments, checkpoint: str | None) -> SkippedPairs:
+def count_skipped(pairs: Indexed, args: TrainingArguments, checkpoint: str | None) -> SkippedPairs:
     """The count of pairs that cannot be used; a run that goes on from a checkpoint continues it."""
     return SkippedPairs(
         args.output_dir,

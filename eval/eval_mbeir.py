@@ -108,7 +108,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
 
 def _evaluate_mbeir(args: MBEIRArguments, together: bool, state: PartialState) -> None:
     from lamra.eval.cache.embeddings import EmbeddingsCache
-    from lamra.eval.cache.manifest import provenance
+    from lamra.eval.cache.manifest import provenance_of
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever
     from lamra.eval.metrics import average
@@ -126,9 +126,9 @@ def _evaluate_mbeir(args: MBEIRArguments, together: bool, state: PartialState) -
             tell=note,
         )
     retriever = load_retriever(args)
-    made_by = provenance(args, retriever.settings, retriever.embedder)
+    provenance = provenance_of(args, retriever.settings, retriever.embedder)
     output = output_folder(args, "mbeir")
-    cache = EmbeddingsCache(output / "embeddings", retriever, made_by, args.shard_size)
+    cache = EmbeddingsCache(output / "embeddings", retriever, provenance, args.shard_size)
 
     folder, metrics = output / f"{args.split}_{args.pool}", {}
     if args.query_data_path:  # a folder for each file: a table of one task must not replace that of all
@@ -143,7 +143,7 @@ def _evaluate_mbeir(args: MBEIRArguments, together: bool, state: PartialState) -
             upstream_files.append_recalls(paths[1], qrels[task.name], recalls)
     if state.is_main_process:
         metrics["average"] = average(tasks, metrics)
-        write_provenance(folder, {**made_by, "files": cache.files, "seed": args.seed})
+        write_provenance(folder, {**provenance, "files": cache.files, "seed": args.seed})
         write_metrics(folder, metrics)
         print_table(args, tasks, metrics)
         print(f"written to {folder}/")

@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def _rerank(args: RerankArguments, folder: Path, state: PartialState) -> None:
-    from lamra.eval.cache.manifest import provenance
+    from lamra.eval.cache.manifest import provenance_of
     from lamra.eval.rerank.answers import answers_of
     from lamra.eval.rerank.judge import load_judge
 
@@ -112,10 +112,10 @@ def _rerank(args: RerankArguments, folder: Path, state: PartialState) -> None:
         retrieved = open_rankings(args)
         validation = open_rankings(replace(args, rankings=args.tune_weight, split="val")) if args.tune_weight else []
     judge = load_judge(args, picture_memory=args.picture_memory)
-    made_by = {**provenance(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
+    provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
 
     def answers(of: Retrieved, name: str) -> list[list]:
-        kept_in, manifest = folder / "answers" / name, made_by | of.manifest
+        kept_in, manifest = folder / "answers" / name, provenance | of.manifest
         return answers_of(judge, of.task, of.ranking, args.style, depth_of(args), kept_in, manifest, of.task.name)
 
     weights = {of.task.name: best_weight(of, answers(of, f"val_{of.task.name}")) for of in validation}
@@ -129,7 +129,7 @@ def _rerank(args: RerankArguments, folder: Path, state: PartialState) -> None:
         if state.is_main_process:
             write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, after)
     if state.is_main_process:
-        write_provenance(folder, {**made_by, "rankings": {of.task.name: of.manifest for of in retrieved}})
+        write_provenance(folder, {**provenance, "rankings": {of.task.name: of.manifest for of in retrieved}})
         write_metrics(folder, metrics)
         print_table(args, [of.task for of in retrieved], metrics)
         if judge.queries:

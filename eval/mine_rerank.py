@@ -69,19 +69,19 @@ def mine_files(args: MineArguments) -> Path:
 def _mine_files(args: MineArguments, folder: Path, state: PartialState) -> None:
     from lamra.datasets.mbeir.pairs import open_pairs
     from lamra.eval.cache.embeddings import EmbeddingsCache
-    from lamra.eval.cache.manifest import provenance
+    from lamra.eval.cache.manifest import provenance_of
     from lamra.eval.inference import load_retriever
     from lamra.eval.mining import TrainingQueries, mine
 
     with state.main_process_first():  # it writes the indexes
         pairs = open_pairs(args.data_path, args.queries, args.pool, args.instructions, seed=args.seed, tell=note)
     retriever = load_retriever(args)
-    made_by = provenance(args, retriever.settings, retriever.embedder)
+    provenance = provenance_of(args, retriever.settings, retriever.embedder)
     drawn_by = {"instructions": sha256(pairs.instructions.path), "seed": args.seed}
     if pairs.notes:  # then the pool decides which queries there are, and between which positives they draw
         drawn_by["pool"] = sha256(pairs.pool.path)
     queries = TrainingQueries(pairs, drawn_by)
-    cache = EmbeddingsCache(folder / "embeddings", retriever, made_by, args.shard_size)
+    cache = EmbeddingsCache(folder / "embeddings", retriever, provenance, args.shard_size)
     gallery, embeddings = cache.embed(pairs.pool), cache.embed(queries)
     found = mine(
         queries,
@@ -94,7 +94,7 @@ def _mine_files(args: MineArguments, folder: Path, state: PartialState) -> None:
         device=state.device,
     )
     if state.is_main_process:
-        write_provenance(folder, {**made_by, "files": cache.files, **drawn_by})
+        write_provenance(folder, {**provenance, "files": cache.files, **drawn_by})
         write(folder, queries, found)
 
 

@@ -27,8 +27,8 @@ def top_k(
 ) -> tuple[Tensor, Tensor]:
     """The k gallery items of highest inner product with each query, best first; ties go to the lower gallery index.
 
-    Scores are float32, on the query's device. Beside the result, memory holds one block of the gallery and one of
-    scores, query_block_size * block_size; each part of the gallery is read once. (A matrix product may round equal
+    Scores are float32, on the query's device. Beside the result, memory holds one block of the gallery and one block
+    of scores, query_block_size * block_size; each part of the gallery is read once. (A matrix product may round equal
     embeddings differently at different positions of a block: such a pair differs in its last bit and is no tie.)
 
     Args:
@@ -128,7 +128,7 @@ def block_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise UserError("a score is NaN: the query or gallery embeddings hold NaN or infinity; embed them again")
     scores = scores + 0.0  # -0.0 becomes 0.0: a radix sort could tell them apart
     k = min(k, scores.shape[1])
-    # One more than k shows which rows have a tie across the k-th position, where torch.topk may keep any of the tied.
+    # The k + 1 best show which rows have a tie across the k-th position, where torch.topk may keep any of the tied.
     values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if values.shape[1] > k:
         tied = values[:, k - 1] == values[:, k]  # (q,)

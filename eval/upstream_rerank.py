@@ -79,7 +79,7 @@ def write_answers(style: str) -> None:
 
 
 def _write_answers(args: AnswerArguments, style: str, folder: Path, state: PartialState) -> None:
-    from lamra.eval.cache.manifest import provenance
+    from lamra.eval.cache.manifest import provenance_of
     from lamra.eval.rerank.answers import answers_of
     from lamra.eval.rerank.judge import load_judge
 
@@ -87,8 +87,8 @@ def _write_answers(args: AnswerArguments, style: str, folder: Path, state: Parti
         task, ranking = open_ranking(args)
     judge = load_judge(args)
     files = {name: sha256(path) for name, path in vars(args).items() if name.endswith("_path") and path}
-    made_by = {**provenance(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
-    manifest, depth = made_by | files | {"seed": args.seed}, args.rank_num or DEPTHS[style]
+    provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
+    manifest, depth = provenance | files | {"seed": args.seed}, args.rank_num or DEPTHS[style]
     answers = answers_of(judge, task, ranking, style, depth, folder, manifest, args.save_name)
     if state.is_main_process:
         if style == "listwise":

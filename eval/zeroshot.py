@@ -58,14 +58,14 @@ def evaluate_captions(default_name: str) -> None:
 
 
 def _evaluate_captions(args: ZeroshotArguments, data_name: str, folder: Path, state: PartialState) -> None:
-    from lamra.eval.cache.manifest import provenance
+    from lamra.eval.cache.manifest import provenance_of
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever
 
     data = load_captioned_images(args.image_data_path, args.text_data_path)
     retriever = load_retriever(args)
     protocol = args.protocol if args.mode == "finetuned" else None  # without instructions both are the same
-    made_by = provenance(args, retriever.settings, retriever.embedder, protocol)
+    provenance = provenance_of(args, retriever.settings, retriever.embedder, protocol)
     tasks = captioned_tasks(data, data_name, args.text_data_path, protocol)
     metrics = {}
     found = evaluate(tasks, lambda items: retriever.encode(items, items.name), depth=RERANK_DEPTH, device=state.device)
@@ -75,7 +75,7 @@ def _evaluate_captions(args: ZeroshotArguments, data_name: str, folder: Path, st
             write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
     if state.is_main_process:
         if args.save_for_rerank:
-            write_provenance(folder, {**made_by, "mode": args.mode})
+            write_provenance(folder, {**provenance, "mode": args.mode})
         write_metrics(folder, metrics | ({"protocol": protocol} if protocol else {}))
         print_table(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
         print(f"written to {folder}/")

@@ -25,6 +25,15 @@ def local_pool(name: str) -> str:
     return f"cand_pool/local/mbeir_{name}_cand_pool.jsonl"
 
 
+def queries_of(name: str, split: str) -> str:
+    """The queries of a task, by its name without "_test"."""
+    return f"query/{split}/mbeir_{name}_{split}.jsonl"
+
+
+def qrels_of(name: str, split: str) -> str:
+    return f"qrels/{split}/mbeir_{name}_{split}_qrels.txt"
+
+
 @dataclass(frozen=True)
 class Task:
     """A test task.
@@ -45,20 +54,17 @@ class Task:
     weight: float = 1.0
 
     def queries(self, split: str) -> Path:
-        return Path("query", split, f"mbeir_{self._stem(split)}.jsonl")
+        return Path(queries_of(self.name.removesuffix("_test"), split))
 
     def qrels(self, split: str) -> Path:
-        return Path("qrels", split, f"mbeir_{self._stem(split)}_qrels.txt")
+        return Path(qrels_of(self.name.removesuffix("_test"), split))
 
     def pool(self, split: str, kind: str) -> Path:
         """The task's own candidates, or those of all tasks together for kind "global"."""
         if kind == "global":
             return Path(global_pool(split))
-        own = self._stem(split) if self.name.endswith("_test") else self.name  # one pool for all splits, but for COCO
-        return Path(local_pool(own))
-
-    def _stem(self, split: str) -> str:
-        return f"{self.name.removesuffix('_test')}_{split}"
+        name = self.name.removesuffix("_test")  # COCO's: its splits have pools of their own
+        return Path(local_pool(name if name == self.name else f"{name}_{split}"))
 
 
 TASKS = (

@@ -27,7 +27,7 @@ def read_qrels(
     these: they are no answers here, and a query that has no other counts as a miss (upstream's recall does the same).
 
     Args:
-        union: the pool of all tasks together, which is asked about candidates that `pool` lacks. Where this file is
+        union: the pool of all tasks together, which is searched for candidates that `pool` lacks. Where this file is
             not there, such candidates cannot be told from mistakes, and are taken for another pool's.
         tell: called with a sentence where candidates are in another pool.
 
@@ -82,8 +82,8 @@ def _tell_foreign(
     """Say how many of the qrels' candidates, integer `keys` that `pool` lacks, are in another pool; see read_qrels."""
     if not len(keys):
         return
-    asked = union is not None and Path(union).is_file()
-    if asked:
+    has_union = union is not None and Path(union).is_file()
+    if has_union:
         known = Rows(union, pool.root, CANDIDATE).rows_of(keys) >= 0  # (lines,)
         if not known.all():
             raise UserError(
@@ -95,7 +95,7 @@ def _tell_foreign(
     misses = sum(not relevant for relevant in answers)
     tell(
         f"{path} names candidates that are not in {pool.path} but "
-        f"{f'in {union}' if asked else 'in another pool, which is not at hand'}, {_several(keys)}; "
+        f"{f'in {union}' if has_union else 'in another pool, which is not at hand'}, {_several(keys)}; "
         f"{misses} of {len(answers)} queries have no other answer and count as misses"
     )
 

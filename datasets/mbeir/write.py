@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from lamra.datasets.mbeir.layout import TRAIN_QUERIES
+from lamra.datasets.mbeir.layout import TRAIN_QUERIES, qrels_of, queries_of
 
 
 class MBEIRFiles:
@@ -41,11 +41,10 @@ class MBEIRFiles:
         qid = self._id("qid", dataset)
         row = {"qid": qid, "query_txt": text, "query_img_path": image, "query_modality": modality(text, image)}
         row |= {"pos_cand_list": list(positives), "neg_cand_list": list(negatives)}
-        name = f"mbeir_{task}_{split}"
-        self._rows[TRAIN_QUERIES if split == "train" else f"query/{split}/{name}.jsonl"].append(json.dumps(row))
+        self._rows[TRAIN_QUERIES if split == "train" else queries_of(task, split)].append(json.dumps(row))
         if split != "train":
             number = task.rpartition("task")[2]
-            self._rows[f"qrels/{split}/{name}_qrels.txt"] += [f"{qid} 0 {did} 1 {number}" for did in positives]
+            self._rows[qrels_of(task, split)] += [f"{qid} 0 {did} 1 {number}" for did in positives]
         return qid
 
     def write(self) -> None:

@@ -34,7 +34,7 @@ class EmbeddingsCache:
     """The embeddings of files of items, from this run or an earlier one, in a folder for each file.
 
     Args:
-        provenance: by what they are made, see manifest.provenance.
+        provenance: by what they are made, see manifest.provenance_of.
 
     Attributes:
         files: name of each file that was embedded -> its sha256.

@@ -38,7 +38,7 @@ SETTINGS = ("position_ids", "min_pixels", "max_pixels")
 PICTURES_TOGETHER = 4096  # items whose pictures one process looks up at a time
 
 
-def provenance(args: RetrieverArguments, settings: Settings, model: nn.Module, protocol: str | None = None) -> dict:
+def provenance_of(args: RetrieverArguments, settings: Settings, model: nn.Module, protocol: str | None = None) -> dict:
     """What decides embeddings, or a reranker's answers: weights, tokenizer, prompts, settings and precision.
 
     All processes must call this.

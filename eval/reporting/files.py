@@ -27,5 +27,5 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
 
 
 def write_provenance(folder: str | Path, provenance: Mapping[str, object]) -> Path:
-    """Write made_by.json beside rankings: the digests of what was really used (see cache.manifest.provenance)."""
+    """Write made_by.json beside rankings: the digests of what was really used (see cache.manifest.provenance_of)."""
     return write_json(Path(folder) / "made_by.json", provenance)

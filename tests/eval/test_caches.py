@@ -21,8 +21,9 @@ from lamra.datasets.items import Item
 from lamra.datasets.rankings import RankedQuery
 from lamra.datasets.tasks import ItemList, RetrievalTask
 from lamra.eval.cache.embeddings import encode_to_shards
-from lamra.eval.cache.manifest import VERSION, provenance
+from lamra.eval.cache.manifest import VERSION, prompts_sha256, provenance_of
 from lamra.eval.flags import RetrieverArguments
+from lamra.eval.rerank import answers as rerank_answers
 from lamra.eval.rerank.answers import answers_of, divided, joined
 from lamra.models import digests
 from lamra.models.digests import KEPT, MODEL_FILES, model_sha256
@@ -132,8 +133,10 @@ def test_a_cache_is_not_another_models_prompts_or_pictures(tiny_model, pictures,
     settings, module = Settings(str(model), "mrope"), torch.nn.Linear(1, 1)
 
     def manifest(**more) -> dict:
-        return provenance(RetrieverArguments(str(model)), settings, module, **more)
+        return provenance_of(RetrieverArguments(str(model)), settings, module, **more)
 
+    # Caches that are there hold this digest: another one makes every embedding and answer anew.
+    assert prompts_sha256() == "8e8937eca515689ec511a58dba454373b5215df51fdad0c41d987dfd25cdabd2"
     items = [Item(str(i), None, (pictures / f"{i}.bmp",)) for i in range(3)]
     cache, before = tmp_path / "cache", manifest()
     assert encoded(items, cache, before) == [0, 80, 160] == encoded(items, cache, manifest())
@@ -211,3 +214,25 @@ def test_a_reranked_query_needs_few_file_handles_and_sees_exchanged_pictures(tin
     os.utime(pictures / "1.bmp", ns=(0, 0))
     with pytest.raises(ValueError, match=r"holds answers made otherwise \(not the same: pictures\)"):
         answers_of(judge, task, ranking, "pointwise", 300, tmp_path / "answers", {"version": 2}, "ask")
+
+
+def test_a_candidate_of_many_queries_is_decoded_once(tiny_model, pictures, tmp_path, monkeypatch):
+    """8 queries with the same 3 pictures among their candidates, and one picture that is a query and no candidate."""
+    gallery = [Item(str(i), "a" if i % 2 else None, (pictures / f"{i % 3}.bmp",)) for i in range(6)]
+    Image.new("L", (56, 28), 7).save(pictures / "query.png")  # grey: decoding makes it RGB
+    queries = [Item("picture", None, (pictures / "query.png",)), *(Item(str(i), "a") for i in range(7))]
+    task = RetrievalTask("task", ItemList(queries, "queries", ""), ItemList(gallery, "gallery", ""), 8 * [[]])
+    ranking = [RankedQuery(query, [*range(6)], 6 * [0.0]) for query in range(8)]
+    judge, opened, found = Answering(tiny_model), [], {}
+    judge.num_workers = 0
+    stock = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or stock(path))
+    picture = 3 * 28 * 28  # bytes
+    for kept, decoded in ((0, 8 * 6 + 1), (2 * picture, 8 * 6 + 1), (3 * picture, 3 + 1), (2**20, 3 + 1)):
+        monkeypatch.setattr(rerank_answers, "PIXELS_KEPT", kept)
+        opened.clear()
+        answers_of(judge, task, ranking, "pointwise", 6, tmp_path / str(kept), {"version": 2}, "ask")
+        found[kept] = (tmp_path / str(kept) / "0.jsonl").read_bytes()
+        # The query's picture is of two, and drops what it has no room beside.
+        assert len(opened) == decoded, kept
+    assert len(set(found.values())) == 1

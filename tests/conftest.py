@@ -233,7 +233,7 @@ def script_environment(variables: dict, real: bool = False) -> dict[str, str]:
 
 
 def run_script(
-    *command: str | Path, check: bool = True, timeout: int = 180, real: bool = False, **variables
+    *command: str | Path, check: bool = True, timeout: int = 600, real: bool = False, **variables
 ) -> subprocess.CompletedProcess:
     """Run a command of the project from its root as a user would, with shell variables set.
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import torch
-from conftest import ROOT
+from conftest import run_script
 from safetensors.torch import load_file, save_file
 from test_golden import close, prompts
 
@@ -30,9 +27,7 @@ def test_two_processes_equal_one(tmp_path, golden, golden_folder):
     save_file(equal, tmp_path / "equal.safetensors")
     (tmp_path / "model").symlink_to(golden_folder)
     save_file(batch, tmp_path / "batch.safetensors")
-    worker = ROOT / "tests/support/distributed_worker.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", worker, tmp_path]
-    subprocess.run(list(map(str, command)), check=True, timeout=120)
+    run_script("torchrun", "--standalone", "--nproc_per_node", 2, "tests/support/distributed_worker.py", tmp_path)
     ranks = [load_file(tmp_path / f"rank{r}.safetensors") for r in range(2)]
 
     model = load_model(golden_folder, dtype=torch.float32)

@@ -10,12 +10,12 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import matrix_worker
 import pytest
 import torch
+from conftest import script_environment
 from matrix_worker import CELLS, PARALLEL, QUERIES, TRAINED, WORLD
 from safetensors.torch import save_file
 
@@ -69,10 +69,10 @@ def run_workers(folder: Path) -> dict[str, dict]:
         port = probe.getsockname()[1]
     environment = os.environ | dict(MASTER_ADDR="localhost", MASTER_PORT=str(port), WORLD_SIZE=str(WORLD))
     environment |= dict(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
-    ranks = []
+    ranks, python = [], script_environment({})["PYTHON"]  # forks of the server
     for rank in map(str, range(WORLD)):
         with open(folder / f"output{rank}", "w") as output:
-            command = [sys.executable, matrix_worker.__file__, str(folder)]
+            command = [python, matrix_worker.__file__, str(folder)]
             variables = environment | dict(RANK=rank, LOCAL_RANK=rank)
             ranks.append(subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT))
     try:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from conftest import ROOT
 
 from lamra.common import files, lock, processes
+from lamra.common.errors import UserError
 from lamra.train import checkpoints
 from lamra.train.output import clear_output
 
@@ -53,7 +54,7 @@ def test_files_are_decided_on_by_one_process(tmp_path):
             assert not list(folder.iterdir())
 
         def refuse():
-            raise ValueError(f"asked on {rank}")
+            raise UserError(f"asked on {rank}")
 
         said = [processes.on_first_process(lambda: f"of {rank}")]
         machine = tmp_path / f"machine{rank}" / ".partial" / "checkpoint-1"  # a disk of its own
@@ -82,7 +83,7 @@ def test_files_are_decided_on_by_one_process(tmp_path):
 def gone(pid: int, seconds: float = 5) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if files.start_of(pid) is None:
+        if processes.start_of(pid) is None:
             return True
         time.sleep(0.05)
     return False

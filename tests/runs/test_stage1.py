@@ -113,6 +113,7 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(trained, world, t
         result = run_script(
             *("bash", "scripts/eval/eval_pretrained.sh", "--output_dir", output, "--save_for_rerank", "True"),
             *("--mode", "finetuned", "--protocol", "clean"),  # four sets to encode: with and without instruction
+            real=True,  # accelerate's ways to start one process and several
             MODEL_ID=trained,
             NUM_GPUS=processes,
             MAX_TOKENS_PER_BATCH=200,  # 11 pictures and 55 captions do not divide

@@ -39,7 +39,8 @@ def import_everything() -> None:
     """What a run imports until its first step and what its launcher imports; no thread of torch's starts."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import accelerate.commands.launch  # noqa: F401
-    import deepspeed  # noqa: F401
+    import deepspeed.runtime.zero.stage3
+    import deepspeed.runtime.zero.stage_1_and_2  # noqa: F401
     import pandas  # noqa: F401
     import peft  # noqa: F401
     import torch.distributed.run
@@ -67,6 +68,7 @@ def serve(path: str) -> NoReturn:
 
     end_with(os.getppid())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.signal(signal.SIGCHLD, lambda *_: reap())
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen(64)
@@ -83,18 +85,15 @@ def serve(path: str) -> NoReturn:
                         server.close()
                         end_with(me)
                         answer(connection)
-                while _reap():
-                    pass
         finally:
-            while _reap(0):  # their CPU time becomes this process's
-                pass
+            reap(0)
 
 
-def _reap(options: int = os.WNOHANG) -> bool:
-    try:
-        return os.waitpid(-1, options)[0] > 0
-    except ChildProcessError:
-        return False
+def reap(options: int = os.WNOHANG) -> None:
+    """Take leave of forks that have ended: their CPU time becomes this process's."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, options)[0] > 0:
+            pass
 
 
 def answer(connection: socket.socket) -> NoReturn:
@@ -102,7 +101,8 @@ def answer(connection: socket.socket) -> NoReturn:
     status = 1
     try:
         os.setsid()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
         request = receive(connection)
         os.chdir(request["cwd"])
         os.umask(request["umask"])

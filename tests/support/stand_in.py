@@ -69,7 +69,8 @@ def ask(program: str, arguments: list[str]) -> int:
             return 1
         status = int(answer)
     if status < 0:  # by a signal
-        signal.signal(-status, signal.SIG_DFL)
+        if -status != signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     return status
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import transformers
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from lamra.common.cli import note, require
@@ -38,8 +39,9 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
         for flag, value in self.set_by_user().items():
             if flag in NOTED:
                 note(f"--{flag} {value} is ignored: {NOTED[flag]}")
-        optimizers = [name.value for name in OptimizerNames]
-        require(self.optim in optimizers, "optim", self.optim, f"one of {', '.join(optimizers)}")
+        for flag, names in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
+            choices = [name.value for name in names]
+            require(getattr(self, flag) in choices, flag, getattr(self, flag), f"one of {', '.join(choices)}")
         self._fit_to_this_machine()
         transformers.TrainingArguments.__post_init__(self)
         self._check_made()

@@ -101,6 +101,8 @@ NAN, INF = float("nan"), float("inf")
         ({"max_steps": -2}, "--max_steps -2"),
         ({"weight_decay": -0.1}, "--weight_decay -0.1: expected 0 or more"),
         ({"max_grad_norm": -1.0}, "--max_grad_norm -1.0: expected 0 (off) or more"),
+        ({"optim": "x"}, "--optim x: expected one of adamw_torch, "),
+        ({"lr_scheduler_type": "x"}, "--lr_scheduler_type x: expected one of linear, cosine, "),
         ({"optim": "galore_adamw"}, "--optim galore_adamw --optim_args None: "),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "--lr_scheduler_type reduce_lr_on_plateau: expected another"),

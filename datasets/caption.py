@@ -73,7 +73,7 @@ def load_captioned_images(image_folder: str | Path, text_path: str | Path) -> Ca
 
 def captioned_tasks(
     data: CaptionedImages, name: str, captions: str | Path, protocol: str | None = None
-) -> tuple[RetrievalTask, RetrievalTask]:
+) -> list[RetrievalTask]:
     """Image retrieval (captions search pictures) and text retrieval (pictures search any of their captions).
 
     Args:
@@ -96,28 +96,13 @@ def captioned_tasks(
     captions_of: list[list[int]] = [[] for _ in data.images]
     for caption, picture in enumerate(data.image_of_text):
         captions_of[picture].append(caption)
-    files = {"captions": Path(captions)}
-    reported, weights = PAPER.get(name, (None, None)), RERANK_WEIGHTS.get(name, (1.0, 1.0))
-    return (
-        RetrievalTask(
-            "image_retrieval",
-            caption_queries,
-            pictures,
-            [[picture] for picture in data.image_of_text],
-            weight=weights[0],
-            reported=reported[0],
-            files=files,
-        ),
-        RetrievalTask(
-            "text_retrieval",
-            picture_queries,
-            texts,
-            captions_of,
-            weight=weights[1],
-            reported=reported[1],
-            files=files,
-        ),
+    directions = (
+        ("image_retrieval", caption_queries, pictures, [[picture] for picture in data.image_of_text]),
+        ("text_retrieval", picture_queries, texts, captions_of),
     )
+    known = zip(directions, RERANK_WEIGHTS.get(name, (1.0, 1.0)), PAPER.get(name, (None, None)))
+    files = {"captions": Path(captions)}
+    return [RetrievalTask(*task, weight=weight, reported=paper, files=files) for task, weight, paper in known]
 
 
 def _read_json(path: Path) -> Any:

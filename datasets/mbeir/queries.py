@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +19,9 @@ class InstructedQueries(Sequence[Item]):
     Upstream would count a repeated query as often as it stands there. Here it is refused: it would weigh more than the
     others in the recall, and rankings and a reranker's answers belong to a query by its id.
 
+    Attributes:
+        drawn_by: what decides the items beside the file of queries.
+
     Raises:
         UserError: a query has no instruction, or is repeated.
     """
@@ -27,6 +29,8 @@ class InstructedQueries(Sequence[Item]):
     def __init__(self, queries: Rows, instructions: Instructions, candidate_modality: str, seed: int = 0):
         self.queries, self.instructions, self.seed = queries, instructions, seed
         self.candidate_modality = candidate_modality
+        self.name, self.path, self.id, self.find = queries.name, queries.path, queries.id, queries.find
+        self.drawn_by = {"instructions": instructions.path, "seed": seed}
         first = queries.rows_of(queries.keys)  # (N,)
         (repeated,) = np.nonzero(first != np.arange(len(queries)))
         if len(repeated):
@@ -37,25 +41,6 @@ class InstructedQueries(Sequence[Item]):
         kinds = np.stack([dataset_of(queries.keys), queries.modalities])  # (2, N)
         for dataset, modality in np.unique(kinds, axis=1).T:
             instructions.prompts(int(dataset), MODALITIES[modality], candidate_modality)
-
-    @property
-    def name(self) -> str:
-        return self.queries.name
-
-    @property
-    def path(self) -> Path:
-        return self.queries.path
-
-    @property
-    def drawn_by(self) -> dict[str, Path | int]:
-        """What decides the items beside the file."""
-        return {"instructions": self.instructions.path, "seed": self.seed}
-
-    def id(self, row: int) -> str:
-        return self.queries.id(row)
-
-    def find(self, ids: Sequence[str]) -> list[int]:
-        return self.queries.find(ids)
 
     def __len__(self) -> int:
         return len(self.queries)

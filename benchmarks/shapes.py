@@ -13,7 +13,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from lamra.models.embedder import Embedder
 from lamra.models.lora import add_lora
 
-# Tokens of Qwen2-VL's chat template around a sentence, up to the pooled token, and those that upstream adds after it.
+# Tokens of Qwen2-VL's chat template around a sentence, up to the pooled token, and what upstream adds after it.
 PREFIX, SUFFIX, AFTER = 14, 15, 4
 
 TEXT_TOWERS = {
@@ -23,7 +23,7 @@ TEXT_TOWERS = {
 }
 
 
-# Qwen2-VL's vision tower at every size but the tiny one. Stage 1 never runs it: there the smallest stands in.
+# Qwen2-VL's vision tower at every size but "tiny". Stage 1 never runs it: there the smallest stands in.
 VISION_TOWER = dict(depth=32, embed_dim=1280, num_heads=16, mlp_ratio=4)
 SMALLEST_VISION_TOWER = dict(depth=1, embed_dim=32, num_heads=2, mlp_ratio=1)
 

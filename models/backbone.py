@@ -21,7 +21,7 @@ from lamra.models.packing import ATTENTION, KeysAndValues, Packing, prefix_lengt
 from lamra.models.settings import POSITION_IDS
 
 MATRIX_PRODUCTS = {torch.ops.aten.mm.default: (0, 1), torch.ops.aten.addmm.default: (1, 2)}  # op -> its two factors
-LOW_RANK = 128  # products with LoRA's matrices are cheap to repeat, and as large to keep as those with the weights
+LOW_RANK = 128  # products with LoRA's matrices are cheap to repeat, and as large to keep as the weights'
 
 
 def _keep_matrix_products() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -39,7 +39,7 @@ class Backbone(nn.Module):
     """Right-padded prompts to hidden states.
 
     Args:
-        model: `Qwen2VLForConditionalGeneration`, `Qwen2_5_VLForConditionalGeneration`, or a PEFT wrapper around one.
+        model: `Qwen2VLForConditionalGeneration`, `Qwen2_5_VLForConditionalGeneration`, or a PeftModel around it.
         position_ids: "sequential" counts 0..L-1 on all three rotary axes, image tokens too, as LamRA's published
             Qwen2-VL embedding checkpoints were trained; "mrope" is the multimodal scheme of Qwen2-VL itself.
         padding_free: run all sequences as one row of tokens (models.packing); False pads them to a rectangle.

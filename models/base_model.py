@@ -14,7 +14,7 @@ from lamra.models.settings import Settings
 
 
 def base_under(adapter: str | Path, original_model: str | Path | None) -> str:
-    """The folder of an adapter's base model: the one that it was trained on, or where that is gone `original_model`.
+    """The folder of an adapter's base model: the model it was trained on, or where that is gone `original_model`.
 
     Upstream's commands name Qwen2-VL for every model and read the tokenizer from it; the adapter of stage 2 belongs on
     the merged model of stage 1 all the same.
@@ -36,7 +36,7 @@ def base_under(adapter: str | Path, original_model: str | Path | None) -> str:
 
 
 def check_base(folder: Path, base: Path, settings: Settings) -> None:
-    """Refuse a base model that is not the one that an adapter was trained on, whatever its folder is called.
+    """Refuse a base model other than the model that an adapter was trained on, whatever its folder is called.
 
     Raises:
         UserError: its files have another digest than the adapter remembers.

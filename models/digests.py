@@ -40,7 +40,7 @@ def _model_sha256(folder: Path) -> str:
     found = {}
     for path in files:
         status = path.stat()
-        # The time of the inode too: archives may give the files of two models of one shape the same time and size.
+        # The time of the inode too: archives may give the files of two models of the same shape the same time and size.
         state = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
         before = kept.get(path.name)
         known = isinstance(before, dict) and {**before, "sha256": None} == {**state, "sha256": None}

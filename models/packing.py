@@ -187,7 +187,7 @@ AttentionInterface.register(ATTENTION, padding_free_attention)
 
 
 class _GivenKeys:
-    """In the role of a layer's key-value cache: its keys and values are those of all tokens."""
+    """In the role of a layer's key-value cache: it holds the keys and values of all tokens."""
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
         self.key, self.value = key, value

@@ -31,7 +31,7 @@ class Reranker(Backbone):
         Args:
             input_ids, attention_mask, image_grid_thw, prefix: as for Embedder.
             answer_mask: (B, L) bool, the tokens whose next-token logits are wanted; none of them in the prefix.
-            pixel_values: patches of the pictures in order, without those of the prefix.
+            pixel_values: patches of the pictures in order, without the prefix's.
             picture_features: from `picture_features`, of the pictures, instead of pixel_values.
             answers: (n,) ids of the tokens whose logits are compared. They are computed in float32 whatever the model's
                 dtype is: in bf16 logits of 16 to 32 are 0.125 apart, and most of a list would tie.

@@ -30,8 +30,8 @@ ALONE_UNDER_ACCELERATE = "ACCELERATE_USE_CPU"  # it starts one process without R
 TIMEOUT = timedelta(hours=2)
 FROM_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # What torch, accelerate and this project take for a launcher's word.
-TAKEN_FOR_IT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
-TAKEN_FOR_IT += ("MV2_COMM_WORLD_SIZE",)
+TAKEN_FOR_IT = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"]
+TAKEN_FOR_IT += ["MV2_COMM_WORLD_SIZE"]
 
 
 def start_processes() -> PartialState:
@@ -80,7 +80,8 @@ def on_first_process(decide: Callable[[], T]) -> T:
     """
     if not several_processes():
         return decide()
-    answer, failure = None, None
+    answer: Any = None
+    failure = None
     if process_rank() == 0:
         try:
             answer = decide()

@@ -1,22 +1,45 @@
-"""From flags and settings to a processor, and an Embedder or a Reranker ready for training."""
+"""From flags and settings to a processor, an Embedder or a Reranker ready for training, and the rest of a trainer."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from lamra.collators.processing import Processor
+from lamra.collators.rerank import RerankCollator
+from lamra.collators.retrieval import RetrievalCollator
 from lamra.common.errors import UserError
+from lamra.datasets.items import Indexed
+from lamra.datasets.usable import UsablePairs
 from lamra.models.embedder import Embedder
 from lamra.models.loading import attention_implementation, load_model
 from lamra.models.lora import VISION_PROJECTOR_MODULES, add_lora, freeze, vision_encoder_modules
 from lamra.models.reranker import Reranker
-from lamra.models.settings import Settings
+from lamra.models.settings import Settings, settings_to_train
 from lamra.train.arguments import TrainingArguments
 from lamra.train.flags import ModelArguments
+from lamra.train.guards.early_stopping import EarlyStopping
+from lamra.train.guards.preemption import Preemption
+from lamra.train.guards.skipped import count_skipped
+from lamra.train.sampling import SetEpoch, mixture_sampler
+
+
+def retriever_settings(folder: Path, model_args: ModelArguments, args: TrainingArguments) -> Settings:
+    """What the checkpoints of stages 1 and 2 remember; raises as `settings_to_train`."""
+    settings = settings_to_train(
+        folder,
+        position_ids=model_args.position_ids,
+        min_pixels=model_args.min_pixels,
+        max_pixels=model_args.max_pixels,
+        text_max_tokens=args.text_max_tokens,
+        temperature=args.temperature,
+    )
+    return replace(settings, quantized=model_args.q_lora)
 
 
 def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -> Processor:
@@ -102,3 +125,25 @@ def load_to_train(
         model_args.use_vision_lora or model_args.train_vision_encoder or model_args.train_vision_projector
     )
     return model
+
+
+def trainer_parts(
+    pairs: Indexed, collator: RetrievalCollator | RerankCollator, args: TrainingArguments, checkpoint: str | None
+) -> dict[str, Any]:
+    """Arguments of LamRATrainer for training on `pairs`; made before the model, a mistake is told before it is loaded.
+
+    Args:
+        checkpoint: to go on from; None begins anew.
+    """
+    preemption = Preemption()
+    skipped, sampler = count_skipped(pairs, args, checkpoint), mixture_sampler(pairs, args)
+    return {
+        "args": args,
+        "preemption": preemption,
+        "skipped": skipped,
+        "sampler": sampler,
+        "processing_class": collator.processor,
+        "data_collator": collator,
+        "train_dataset": UsablePairs(pairs, collator.encode, skipped.most),
+        "callbacks": [preemption, SetEpoch(sampler, pairs), EarlyStopping()],
+    }

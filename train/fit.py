@@ -8,17 +8,17 @@ from pathlib import Path
 from lamra.common.cli import note
 from lamra.common.processes import is_first_process
 from lamra.train.guards.full import tell_when_full
-from lamra.train.guards.preemption import EXIT_STATUS, Preemption
+from lamra.train.guards.preemption import EXIT_STATUS
 from lamra.train.output import PREEMPTED
 from lamra.train.trainer import LamRATrainer
 
 
-def fit(trainer: LamRATrainer, checkpoint: str | None, preemption: Preemption) -> None:
+def fit(trainer: LamRATrainer, checkpoint: str | None) -> None:
     """Train, from a checkpoint where there is one, and save; a run that is told to stop exits with EXIT_STATUS."""
     args = trainer.args
     with tell_when_full(trainer):
         trainer.train(resume_from_checkpoint=checkpoint)
-    if preemption.happened:
+    if trainer.preemption.happened:
         if is_first_process():
             Path(args.output_dir, PREEMPTED).touch()
         note(f"asked to stop: checkpoint-{trainer.state.global_step} is complete; go on with --resume auto")

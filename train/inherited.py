@@ -22,7 +22,7 @@ LIGER = "Liger 0.8.5 cannot patch Qwen2-VL in transformers 5.23"
 
 LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 ORDERS = ("random", "sequential", "group_by_length", "batch_rebalance")
-SWITCH = {"nargs": "?", "const": True}  # a flag that may stand alone, which means True
+SWITCH: dict[str, Any] = {"nargs": "?", "const": True}  # a flag that may stand alone, which means True
 
 
 def honoured(default: Any, words: str = AS_IN_TRANSFORMERS, **argument: Any) -> Any:

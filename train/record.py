@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
@@ -33,11 +34,16 @@ CANNOT_CHANGE |= {"train_vision_encoder", "train_vision_projector"}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "flash-attn", "numpy", "pillow")
 
 
-def run_record(settings: Settings, data: dict, *arguments) -> dict:
-    """What decides a run's result, for a checkpoint to remember: data, world size and the flags that matter."""
+def run_record(settings: Settings, data: dict, *arguments: Any, checkpoint: str | None = None) -> dict:
+    """What decides a run's result, for a checkpoint to remember: data, world size and the flags that matter.
+
+    Args:
+        arguments: the dataclasses of the command line, TrainingArguments last.
+        checkpoint: to go on from; raises as `check_unchanged`.
+    """
     flags = {name: value for group in arguments for name, value in vars(group).items() if name in DECISIVE}
     deepspeed = flags.pop("deepspeed", None)
-    return {
+    record = {
         **asdict(settings),
         **flags,
         "deepspeed": Path(deepspeed).name if isinstance(deepspeed, str) else deepspeed,
@@ -45,6 +51,9 @@ def run_record(settings: Settings, data: dict, *arguments) -> dict:
         "world_size": arguments[-1].world_size,
         "data_sha256": data["sha256"],
     }
+    if checkpoint:
+        check_unchanged(checkpoint, record, allow_changes=arguments[-1].allow_changes)
+    return record
 
 
 def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool) -> None:

@@ -8,6 +8,7 @@ import shutil
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from lamra.models.settings import Settings
 from lamra.train.checkpoints import MANIFEST, PARTIAL, commit_checkpoint, load_weights, require_shared, save_model
 from lamra.train.guards.full import DiskGuard
 from lamra.train.guards.nonfinite import NonFinite
+from lamra.train.guards.preemption import Preemption
 from lamra.train.guards.skipped import SkippedPairs
 from lamra.train.throughput import Throughput
 
@@ -31,16 +33,26 @@ class LamRATrainer(Trainer):
 
     Args:
         settings, record: written with every checkpoint, as lamra.json and into its manifest.
+        preemption: tells whether the run was told to stop.
         skipped: counts the pairs that cannot be used.
         sampler: orders the rows of a mixture; None shuffles them.
     """
 
     in_batch_negatives: bool  # whether the loss is one over the whole gathered batch
 
-    def __init__(self, *args, settings: Settings, record: dict, skipped: SkippedPairs, sampler: Sampler | None, **rest):
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        record: dict,
+        preemption: Preemption,
+        skipped: SkippedPairs,
+        sampler: Sampler | None,
+        **rest: Any,
+    ):
         self._sampler = sampler
-        super().__init__(*args, **rest)
-        self.settings, self.record, self.skipped_pairs = settings, record, skipped
+        super().__init__(**rest)
+        self.settings, self.record, self.preemption, self.skipped_pairs = settings, record, preemption, skipped
         self.disk, self.nonfinite = DiskGuard(), NonFinite(self.args)
         self.throughput = Throughput(self.args.device, self.model)
 

@@ -1,4 +1,4 @@
-"""The one gather of tensors across processes, which keeps their gradients."""
+"""What processes exchange of tensors: the one gather, which keeps gradients, and sums."""
 
 from __future__ import annotations
 
@@ -34,3 +34,10 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
     without a process group, this is the identity.
     """
     return _AllGather.apply(x) if several_processes() else x
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """`x` added up over all processes, in place; all must call this with the same shape."""
+    if several_processes():
+        dist.all_reduce(x)
+    return x

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from lamra.common.errors import UserError
 from lamra.common.tether import PARENT, end_with, end_with_named_parent
@@ -181,14 +181,15 @@ def _end_with_who_forked() -> None:
         end_with(_forked_by)
 
 
-class Owner:
+class Owner(NamedTuple):
     """A process that can be told from any other: its machine, its number and when it started.
 
     The machine is its name and the process-number space (a container has one of its own).
     """
 
-    def __init__(self, host: str, pid: int, start: str):
-        self.host, self.pid, self.start = host, pid, start
+    host: str
+    pid: int
+    start: str
 
     @classmethod
     def this(cls) -> Owner:

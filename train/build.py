@@ -23,9 +23,8 @@ from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings, settings_to_train
 from lamra.train.arguments import TrainingArguments
 from lamra.train.flags import ModelArguments
-from lamra.train.guards.early_stopping import EarlyStopping
-from lamra.train.guards.preemption import Preemption
-from lamra.train.guards.skipped import count_skipped
+from lamra.train.guards.skipped import SkippedPairs
+from lamra.train.guards.stopping import EarlyStopping, Preemption
 from lamra.train.sampling import SetEpoch, mixture_sampler
 
 
@@ -53,33 +52,27 @@ def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -
     )
 
 
-def build_embedder(
-    folder: Path, model_args: ModelArguments, training_args: TrainingArguments, position_ids: str
-) -> Embedder:
+def build_embedder(folder: Path, model_args: ModelArguments, args: TrainingArguments, position_ids: str) -> Embedder:
     return Embedder(
-        load_to_train(folder, model_args, training_args),
+        load_to_train(folder, model_args, args),
         position_ids,
         padding_free=model_args.padding_free,
         last_token_only=model_args.last_token_only,
-        grad_cache_chunk=training_args.grad_cache_chunk,
-        selective_checkpointing=training_args.selective_checkpointing,
+        grad_cache_chunk=args.grad_cache_chunk,
+        selective_checkpointing=args.selective_checkpointing,
     )
 
 
-def build_reranker(
-    folder: Path, model_args: ModelArguments, training_args: TrainingArguments, position_ids: str
-) -> Reranker:
+def build_reranker(folder: Path, model_args: ModelArguments, args: TrainingArguments, position_ids: str) -> Reranker:
     return Reranker(
-        load_to_train(folder, model_args, training_args, lm_head=True),
+        load_to_train(folder, model_args, args, lm_head=True),
         position_ids,
         padding_free=model_args.padding_free,
-        selective_checkpointing=training_args.selective_checkpointing,
+        selective_checkpointing=args.selective_checkpointing,
     )
 
 
-def load_to_train(
-    folder: Path, model_args: ModelArguments, training_args: TrainingArguments, lm_head: bool = False
-) -> nn.Module:
+def load_to_train(folder: Path, model_args: ModelArguments, args: TrainingArguments, lm_head=False) -> nn.Module:
     """Load the base model of `folder` and leave gradients on exactly where the flags say.
 
     Raises:
@@ -87,14 +80,14 @@ def load_to_train(
     """
     if model_args.q_lora and is_deepspeed_zero3_enabled():
         raise UserError(
-            f"--q_lora True cannot be used with --deepspeed {training_args.deepspeed}: ZeRO-3 shares weights out and "
+            f"--q_lora True cannot be used with --deepspeed {args.deepspeed}: ZeRO-3 shares weights out and "
             "NF4 packs them, neither knows the other; set DS_STAGE=zero2, or Q_LORA=False"
         )
-    dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     model = load_model(
         folder,
         dtype=dtype,
-        attn_implementation=attention_implementation(model_args.attn_implementation, training_args.device, dtype),
+        attn_implementation=attention_implementation(model_args.attn_implementation, args.device, dtype),
         quantize=model_args.q_lora,
     )
     if model_args.use_lora:
@@ -116,12 +109,12 @@ def load_to_train(
             vision_projector=model_args.train_vision_projector,
             lm_head=lm_head,
         )
-    if not training_args.deepspeed:  # DeepSpeed keeps float32 master weights itself
+    if not args.deepspeed:  # DeepSpeed keeps float32 master weights itself
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     # A batch of text leaves trained vision weights without a gradient; DistributedDataParallel must be told.
-    training_args.ddp_find_unused_parameters = (
+    args.ddp_find_unused_parameters = (
         model_args.use_vision_lora or model_args.train_vision_encoder or model_args.train_vision_projector
     )
     return model
@@ -135,8 +128,11 @@ def trainer_parts(
     Args:
         checkpoint: to go on from; None begins anew.
     """
-    preemption = Preemption()
-    skipped, sampler = count_skipped(pairs, args, checkpoint), mixture_sampler(pairs, args)
+    preemption, sampler = Preemption(), mixture_sampler(pairs, args)
+    smallest = min(map(len, getattr(pairs, "groups", {}).values()), default=None)
+    skipped = SkippedPairs(
+        args.output_dir, len(pairs), args.max_skipped_share, resume=bool(checkpoint), smallest=smallest
+    )
     return {
         "args": args,
         "preemption": preemption,

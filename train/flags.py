@@ -212,13 +212,9 @@ class TrainingFlags(InheritedFlags):
         if not self.load_best_model_at_end and self.save_strategy != "best":
             return
         self.metric_for_best_model = self._measure() or MEASURES[0]
-        wish = (
-            f"--early_stopping_patience {self.early_stopping_patience}"
-            if self.early_stopping_patience
-            else "--load_best_model_at_end True"
-            if self.load_best_model_at_end
-            else "--save_strategy best"
-        )
+        wish = "--load_best_model_at_end True" if self.load_best_model_at_end else "--save_strategy best"
+        if self.early_stopping_patience:
+            wish = f"--early_stopping_patience {self.early_stopping_patience}"
         if self.eval_strategy == "no":
             raise UserError(f"{wish} needs --eval_strategy steps or epoch beside it")
         evaluates, saves = (

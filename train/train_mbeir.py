@@ -27,7 +27,6 @@ def main() -> None:
     from lamra.train.checks import check_evaluation, check_pairs
     from lamra.train.contrastive_trainer import ContrastiveTrainer
     from lamra.train.dry_run import print_dry_run
-    from lamra.train.fit import fit
     from lamra.train.output import begin_output, output_folder
     from lamra.train.record import run_record
 
@@ -58,7 +57,7 @@ def main() -> None:
             print_dry_run(trainer, {"query": 0, "target": args.per_device_train_batch_size})
             return
         begin_output(args, checkpoint, settings, data, model_args, data_args)
-        fit(trainer, checkpoint)
+        trainer.fit(checkpoint)
         note(DONE.format(args.output_dir))
 
 

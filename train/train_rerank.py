@@ -32,7 +32,6 @@ def main() -> None:
     from lamra.train.build import build_processor, build_reranker, trainer_parts
     from lamra.train.checks import check_evaluation, check_pairs
     from lamra.train.dry_run import print_dry_run
-    from lamra.train.fit import fit
     from lamra.train.output import begin_output, output_folder
     from lamra.train.record import run_record
     from lamra.train.rerank_trainer import RerankTrainer
@@ -72,7 +71,7 @@ def main() -> None:
             print_dry_run(trainer, {"Yes": 0, "No": 1, "list": 2})
             return
         begin_output(args, checkpoint, settings, data, model_args, data_args)
-        fit(trainer, checkpoint)
+        trainer.fit(checkpoint)
         note(DONE.format(args.output_dir))
 
 

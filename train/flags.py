@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from lamra.collators.messages import RANK_STYLES
-from lamra.common.cli import flag, require, require_finite
+from lamra.common.cli import NONE, flag, require, require_finite
 from lamra.common.errors import UserError
 from lamra.common.processes import TIMEOUT
 from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
@@ -84,7 +84,7 @@ class DataArguments:
             limit,
             "a number of rows, or a share below 1",
         )
-        if self.eval_data_path in ("None", "none", ""):  # EVAL_DATA_PATH=None in the practice's script
+        if self.eval_data_path in NONE:  # EVAL_DATA_PATH=None in the practice's script
             self.eval_data_path = None
 
 
@@ -100,7 +100,7 @@ class MBEIRDataArguments:
 
     def __post_init__(self):
         require(self.hard_negatives >= 0, "hard_negatives", self.hard_negatives, "0 or more")
-        if self.eval_queries in ("None", "none", ""):  # as the scripts spell it
+        if self.eval_queries in NONE:
             self.eval_queries = None
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from safetensors import SafetensorError
 
@@ -132,7 +132,7 @@ class Row(dict):
         super().__init__(value)
         self.location = location
 
-    def __missing__(self, name: str):
+    def __missing__(self, name: str) -> NoReturn:
         raise UserError(f'{self.location} lacks "{name}": it has {", ".join(self) or "nothing"}')
 
 

@@ -60,7 +60,7 @@ def _take(lock: Path, flag: str) -> str | None:
             owner, job = Owner.parse(holder["owner"]), holder["job"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # or killed while it wrote this
             owner = None
-        if owner and str(owner) == str(me):
+        if owner == me:
             return None
         if owner and not owner.ended() and not _was_requeued(job):
             elsewhere = "" if owner.host == me.host else f"; if that job is gone, delete {lock}"

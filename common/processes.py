@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from lamra.common.errors import UserError
 from lamra.common.tether import PARENT, end_with, end_with_named_parent
@@ -30,8 +30,8 @@ ALONE_UNDER_ACCELERATE = "ACCELERATE_USE_CPU"  # it starts one process without R
 TIMEOUT = timedelta(hours=2)
 FROM_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # What torch, accelerate and this project take for a launcher's word.
-TAKEN_FOR_IT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
-TAKEN_FOR_IT += ("MV2_COMM_WORLD_SIZE",)
+TAKEN_FOR_IT = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"]
+TAKEN_FOR_IT += ["MV2_COMM_WORLD_SIZE"]
 
 
 def start_processes() -> PartialState:
@@ -80,7 +80,8 @@ def on_first_process(decide: Callable[[], T]) -> T:
     """
     if not several_processes():
         return decide()
-    answer, failure = None, None
+    answer: Any = None
+    failure = None
     if process_rank() == 0:
         try:
             answer = decide()
@@ -180,14 +181,15 @@ def _end_with_who_forked() -> None:
         end_with(_forked_by)
 
 
-class Owner:
+class Owner(NamedTuple):
     """A process that can be told from any other: its machine, its number and when it started.
 
     The machine is its name and the process-number space (a container has one of its own).
     """
 
-    def __init__(self, host: str, pid: int, start: str):
-        self.host, self.pid, self.start = host, pid, start
+    host: str
+    pid: int
+    start: str
 
     @classmethod
     def this(cls) -> Owner:

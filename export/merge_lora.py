@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from lamra.common.cli import parse, require, run
+from lamra.common.cli import flag, parse, require, run
 from lamra.common.lock import folder_lock
 from lamra.models.folders import is_adapter, local_folder
 from lamra.models.saving import MODEL_MARKS, whole_model
@@ -16,12 +16,10 @@ DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # as torch calls them
 
 @dataclass
 class MergeArguments:
-    model_id: str = field(metadata={"help": "adapter folder"})
-    save_path: str = field(metadata={"help": "folder of the merged model"})
-    original_model_id: str | None = field(
-        default=None, metadata={"help": "base model, where the remembered one is gone"}
-    )
-    dtype: str = field(default="bf16", metadata={"help": "bf16 or fp32"})
+    model_id: str = flag(MISSING, "adapter folder")
+    save_path: str = flag(MISSING, "folder of the merged model")
+    original_model_id: str | None = flag(None, "base model, where the remembered one is gone")
+    dtype: str = flag("bf16", "bf16 or fp32")
 
     def __post_init__(self):
         require(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))

@@ -216,9 +216,10 @@ def fails(monkeypatch, capsys):
 def no_model(monkeypatch):
     """Loading a model is a test failure."""
     from lamra.models import loading
+    from lamra.train import build  # before the first patch: imported after it, it would keep the stand-in
 
-    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    monkeypatch.setattr("lamra.train.build.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    for module in (loading, build):
+        monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 def script_environment(variables: dict, real: bool = False) -> dict[str, str]:

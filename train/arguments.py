@@ -50,13 +50,12 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
         """Make optimizer and schedule for one weight: what the libraries refuse is told before a model is loaded."""
         missing = set(self.report_to) - {"kubeflow", *get_available_reporting_integrations()}
         require(not missing, "report_to", ",".join(missing), "one that is installed, or none")
-        flags = f"--optim {self.optim.value} --optim_args {self.optim_args}"
+        flags = f"--optim {OptimizerNames(self.optim).value} --optim_args {self.optim_args}"
         try:
             make, options = transformers.Trainer.get_optimizer_cls_and_kwargs(self)
             optimizer = make([torch.nn.Parameter(torch.zeros(1))], **options)
-            flags = (
-                f"--lr_scheduler_type {self.lr_scheduler_type.value} --lr_scheduler_kwargs {self.lr_scheduler_kwargs}"
-            )
+            schedule = SchedulerType(self.lr_scheduler_type).value
+            flags = f"--lr_scheduler_type {schedule} --lr_scheduler_kwargs {self.lr_scheduler_kwargs}"
             transformers.get_scheduler(
                 self.lr_scheduler_type,
                 optimizer,

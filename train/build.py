@@ -1,22 +1,44 @@
-"""From flags and settings to a processor, and an Embedder or a Reranker ready for training."""
+"""From flags and settings to a processor, an Embedder or a Reranker ready for training, and the rest of a trainer."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from lamra.collators.processing import Processor
+from lamra.collators.rerank import RerankCollator
+from lamra.collators.retrieval import RetrievalCollator
 from lamra.common.errors import UserError
+from lamra.datasets.items import Indexed
+from lamra.datasets.usable import UsablePairs
 from lamra.models.embedder import Embedder
 from lamra.models.loading import attention_implementation, load_model
 from lamra.models.lora import VISION_PROJECTOR_MODULES, add_lora, freeze, vision_encoder_modules
 from lamra.models.reranker import Reranker
-from lamra.models.settings import Settings
+from lamra.models.settings import Settings, settings_to_train
 from lamra.train.arguments import TrainingArguments
 from lamra.train.flags import ModelArguments
+from lamra.train.guards.skipped import SkippedPairs
+from lamra.train.guards.stopping import EarlyStopping, Preemption
+from lamra.train.sampling import SetEpoch, mixture_sampler
+
+
+def retriever_settings(folder: Path, model_args: ModelArguments, args: TrainingArguments) -> Settings:
+    """What the checkpoints of stages 1 and 2 remember; raises as `settings_to_train`."""
+    settings = settings_to_train(
+        folder,
+        position_ids=model_args.position_ids,
+        min_pixels=model_args.min_pixels,
+        max_pixels=model_args.max_pixels,
+        text_max_tokens=args.text_max_tokens,
+        temperature=args.temperature,
+    )
+    return replace(settings, quantized=model_args.q_lora)
 
 
 def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -> Processor:
@@ -30,33 +52,27 @@ def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -
     )
 
 
-def build_embedder(
-    folder: Path, model_args: ModelArguments, training_args: TrainingArguments, position_ids: str
-) -> Embedder:
+def build_embedder(folder: Path, model_args: ModelArguments, args: TrainingArguments, position_ids: str) -> Embedder:
     return Embedder(
-        load_to_train(folder, model_args, training_args),
+        load_to_train(folder, model_args, args),
         position_ids,
         padding_free=model_args.padding_free,
         last_token_only=model_args.last_token_only,
-        grad_cache_chunk=training_args.grad_cache_chunk,
-        selective_checkpointing=training_args.selective_checkpointing,
+        grad_cache_chunk=args.grad_cache_chunk,
+        selective_checkpointing=args.selective_checkpointing,
     )
 
 
-def build_reranker(
-    folder: Path, model_args: ModelArguments, training_args: TrainingArguments, position_ids: str
-) -> Reranker:
+def build_reranker(folder: Path, model_args: ModelArguments, args: TrainingArguments, position_ids: str) -> Reranker:
     return Reranker(
-        load_to_train(folder, model_args, training_args, lm_head=True),
+        load_to_train(folder, model_args, args, lm_head=True),
         position_ids,
         padding_free=model_args.padding_free,
-        selective_checkpointing=training_args.selective_checkpointing,
+        selective_checkpointing=args.selective_checkpointing,
     )
 
 
-def load_to_train(
-    folder: Path, model_args: ModelArguments, training_args: TrainingArguments, lm_head: bool = False
-) -> nn.Module:
+def load_to_train(folder: Path, model_args: ModelArguments, args: TrainingArguments, lm_head=False) -> nn.Module:
     """Load the base model of `folder` and leave gradients on exactly where the flags say.
 
     Raises:
@@ -64,14 +80,14 @@ def load_to_train(
     """
     if model_args.q_lora and is_deepspeed_zero3_enabled():
         raise UserError(
-            f"--q_lora True cannot be used with --deepspeed {training_args.deepspeed}: ZeRO-3 shares weights out and "
+            f"--q_lora True cannot be used with --deepspeed {args.deepspeed}: ZeRO-3 shares weights out and "
             "NF4 packs them, neither knows the other; set DS_STAGE=zero2, or Q_LORA=False"
         )
-    dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     model = load_model(
         folder,
         dtype=dtype,
-        attn_implementation=attention_implementation(model_args.attn_implementation, training_args.device, dtype),
+        attn_implementation=attention_implementation(model_args.attn_implementation, args.device, dtype),
         quantize=model_args.q_lora,
     )
     if model_args.use_lora:
@@ -93,12 +109,37 @@ def load_to_train(
             vision_projector=model_args.train_vision_projector,
             lm_head=lm_head,
         )
-    if not training_args.deepspeed:  # DeepSpeed keeps float32 master weights itself
+    if not args.deepspeed:  # DeepSpeed keeps float32 master weights itself
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     # A batch of text leaves trained vision weights without a gradient; DistributedDataParallel must be told.
-    training_args.ddp_find_unused_parameters = (
+    args.ddp_find_unused_parameters = (
         model_args.use_vision_lora or model_args.train_vision_encoder or model_args.train_vision_projector
     )
     return model
+
+
+def trainer_parts(
+    pairs: Indexed, collator: RetrievalCollator | RerankCollator, args: TrainingArguments, checkpoint: str | None
+) -> dict[str, Any]:
+    """Arguments of LamRATrainer for training on `pairs`; made before the model, a mistake is told before it is loaded.
+
+    Args:
+        checkpoint: to go on from; None begins anew.
+    """
+    preemption, sampler = Preemption(), mixture_sampler(pairs, args)
+    smallest = min(map(len, getattr(pairs, "groups", {}).values()), default=None)
+    skipped = SkippedPairs(
+        args.output_dir, len(pairs), args.max_skipped_share, resume=bool(checkpoint), smallest=smallest
+    )
+    return {
+        "args": args,
+        "preemption": preemption,
+        "skipped": skipped,
+        "sampler": sampler,
+        "processing_class": collator.processor,
+        "data_collator": collator,
+        "train_dataset": UsablePairs(pairs, collator.encode, skipped.most),
+        "callbacks": [preemption, SetEpoch(sampler, pairs), EarlyStopping()],
+    }

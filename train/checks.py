@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
+from transformers.trainer_utils import IntervalStrategy
+
 from lamra.common.cli import note, require
 from lamra.common.errors import ItemError, UserError
 from lamra.datasets.items import Indexed, Pair
 from lamra.train.arguments import TrainingArguments
 
 
-def check_batch(pairs: Indexed, args: TrainingArguments, path: str) -> None:
-    """Refuse a step of more pairs than there are."""
+def check_pairs(pairs: Indexed, args: TrainingArguments, path: str, *, in_batch_negatives: bool) -> None:
+    """Refuse pairs that are fewer than a step's; with in-batch negatives also those in which no target is another
+    query's negative: the loss would be constant.
+
+    Raises:
+        UserError: what is wrong with the pairs of `path`, or with the batch size.
+    """
+    in_a_step = args.per_device_train_batch_size * args.world_size
     require(
-        len(pairs) >= args.per_device_train_batch_size * args.world_size,
+        len(pairs) >= in_a_step,
         "per_device_train_batch_size",
         f"{args.per_device_train_batch_size} on {args.world_size} processes",
         f"at most the {len(pairs)} pairs of {path} in a step",
     )
-
-
-def check_negatives(pairs: Indexed[Pair], args: TrainingArguments, path: str) -> None:
-    """Refuse data and batches in which no target is another query's negative: the loss would be constant."""
-    if args.per_device_train_batch_size * args.world_size == 1 and not pairs[0].negatives:
+    if not in_batch_negatives:
+        return
+    if in_a_step == 1 and not pairs[0].negatives:
         raise UserError("--per_device_train_batch_size 1 on 1 process: a pair alone has no negatives; give 2 or more")
     targets = _targets(pairs)
     first = next(targets, None)
@@ -49,7 +55,10 @@ def check_evaluation(eval_pairs: Indexed[Pair] | None, args: TrainingArguments) 
             "give --eval_data_path (stage 1) or --eval_queries (stage 2), or leave out --load_best_model_at_end, "
             "--early_stopping_patience, --metric_for_best_model and --save_strategy best"
         )
-    for flag, value in (("eval_strategy", args.eval_strategy.value), ("eval_on_start", args.eval_on_start)):
+    for flag, value in (
+        ("eval_strategy", IntervalStrategy(args.eval_strategy).value),
+        ("eval_on_start", args.eval_on_start),
+    ):
         if value not in ("no", False):
             note(f"--{flag} {value} is ignored: --eval_data_path is not set")
     args.eval_strategy, args.eval_on_start = "no", False

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 import torch
 from torch import Tensor
+from transformers import TrainerControl
 
 from lamra.eval.encode import encode
 from lamra.eval.search import top_k
@@ -17,6 +18,7 @@ class ContrastiveTrainer(LamRATrainer):
     """Trains an Embedder on batches of collators.retrieval.RetrievalCollator."""
 
     in_batch_negatives = True
+    control: TrainerControl
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         self.count_faults(inputs.pop("faults"))

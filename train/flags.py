@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lamra.collators.messages import RANK_STYLES
-from lamra.common.cli import require, require_finite
+from lamra.common.cli import NONE, flag, require, require_finite
 from lamra.common.errors import UserError
 from lamra.common.processes import TIMEOUT
 from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
@@ -28,24 +28,24 @@ SMALLEST_FLOAT32 = 2.0**-126  # of full precision
 
 @dataclass
 class ModelArguments:
-    model_id: str = field(default="qwen2-vl-7b", metadata={"help": "base model, see models/folders.py"})
-    model_local_path: str | None = field(default=None, metadata={"help": "its folder, if not checkpoints/hf_models/"})
-    train_vision_encoder: bool = field(default=False, metadata={"help": "train the vision tower in full"})
-    use_vision_lora: bool = field(default=False, metadata={"help": "LoRA on the vision tower"})
-    train_vision_projector: bool = field(default=False, metadata={"help": "train the projector in full"})
-    use_lora: bool = field(default=True, metadata={"help": "LoRA on the language model; False trains all of it"})
-    q_lora: bool = field(default=False, metadata={"help": "4-bit base weights under the LoRA (CUDA, bitsandbytes)"})
+    model_id: str = flag("qwen2-vl-7b", "base model, see models/folders.py")
+    model_local_path: str | None = flag(None, "its folder, if not checkpoints/hf_models/")
+    train_vision_encoder: bool = flag(False, "train the vision tower in full")
+    use_vision_lora: bool = flag(False, "LoRA on the vision tower")
+    train_vision_projector: bool = flag(False, "train the projector in full")
+    use_lora: bool = flag(True, "LoRA on the language model; False trains all of it")
+    q_lora: bool = flag(False, "4-bit base weights under the LoRA (CUDA, bitsandbytes)")
     lora_r: int = 64
     lora_alpha: int = 128
     lora_dropout: float = 0.05
-    position_ids: str | None = field(default=None, metadata={"help": "sequential or mrope; default by model kind"})
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "flash_attention_2, sdpa, eager; of packed text: chosen by models/packing.py"}
+    position_ids: str | None = flag(None, "sequential or mrope; default by model kind")
+    attn_implementation: str | None = flag(
+        None, "flash_attention_2, sdpa, eager; of packed text: chosen by models/packing.py"
     )
-    padding_free: bool = field(default=True, metadata={"help": "one row of tokens instead of a padded rectangle"})
-    last_token_only: bool = field(default=True, metadata={"help": "the last layer computes pooled tokens only"})
-    min_pixels: int | None = field(default=None, metadata={"help": "smallest area of a picture; default 4*28*28"})
-    max_pixels: int | None = field(default=None, metadata={"help": "largest area of a picture; default 300*28*28"})
+    padding_free: bool = flag(True, "one row of tokens instead of a padded rectangle")
+    last_token_only: bool = flag(True, "the last layer computes pooled tokens only")
+    min_pixels: int | None = flag(None, "smallest area of a picture; default 4*28*28")
+    max_pixels: int | None = flag(None, "largest area of a picture; default 300*28*28")
 
     def __post_init__(self):
         require_finite(self)
@@ -63,18 +63,12 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    data_path: str = field(
-        default="data/nli_for_simcse.csv", metadata={"help": "csv with sent0,sent1,hard_neg; several files: A,B,C"}
-    )
-    data_format: str = field(
-        default="nli", metadata={"help": f"{', '.join(DATA_FORMATS)} (datasets/pairs.py); one, or one for each file"}
-    )
-    image_root: str | None = field(default=None, metadata={"help": "folder of all pictures; default: each file's own"})
-    max_train_samples: float | None = field(
-        default=None, metadata={"help": "train on so many rows, or below 1 on this share of each file"}
-    )
-    eval_data_path: str | None = field(default=None, metadata={"help": "an nli csv to measure after each epoch"})
-    use_hard_negatives: bool = field(default=False, metadata={"help": "hard negatives as further targets (LamRA: no)"})
+    data_path: str = flag("data/nli_for_simcse.csv", "csv with sent0,sent1,hard_neg; several files: A,B,C")
+    data_format: str = flag("nli", f"{', '.join(DATA_FORMATS)} (datasets/pairs.py); one, or one for each file")
+    image_root: str | None = flag(None, "folder of all pictures; default: each file's own")
+    max_train_samples: float | None = flag(None, "train on so many rows, or below 1 on this share of each file")
+    eval_data_path: str | None = flag(None, "an nli csv to measure after each epoch")
+    use_hard_negatives: bool = flag(False, "hard negatives as further targets (LamRA: no)")
 
     def __post_init__(self):
         require_finite(self)
@@ -90,23 +84,23 @@ class DataArguments:
             limit,
             "a number of rows, or a share below 1",
         )
-        if self.eval_data_path in ("None", "none", ""):  # EVAL_DATA_PATH=None in the practice's script
+        if self.eval_data_path in NONE:  # EVAL_DATA_PATH=None in the practice's script
             self.eval_data_path = None
 
 
 @dataclass
 class MBEIRDataArguments:
-    data_path: str = field(default=DATA_PATH, metadata={"help": "M-BEIR's folder; the paths below are inside it"})
-    queries: str = field(default=TRAIN_QUERIES, metadata={"help": "to train on"})
-    pool: str = field(default=TRAIN_POOL, metadata={"help": "candidates"})
-    instructions: str = field(default=INSTRUCTIONS, metadata={"help": "what to retrieve"})
-    eval_queries: str | None = field(default=None, metadata={"help": "queries to measure after each epoch"})
-    eval_pool: str | None = field(default=None, metadata={"help": "their candidates; default: those of the training"})
-    hard_negatives: int = field(default=0, metadata={"help": "of each query, from its neg_cand_list (LamRA: 0)"})
+    data_path: str = flag(DATA_PATH, "M-BEIR's folder; the paths below are inside it")
+    queries: str = flag(TRAIN_QUERIES, "to train on")
+    pool: str = flag(TRAIN_POOL, "candidates")
+    instructions: str = flag(INSTRUCTIONS, "what to retrieve")
+    eval_queries: str | None = flag(None, "queries to measure after each epoch")
+    eval_pool: str | None = flag(None, "their candidates; default: those of the training")
+    hard_negatives: int = flag(0, "of each query, from its neg_cand_list (LamRA: 0)")
 
     def __post_init__(self):
         require(self.hard_negatives >= 0, "hard_negatives", self.hard_negatives, "0 or more")
-        if self.eval_queries in ("None", "none", ""):  # as the scripts spell it
+        if self.eval_queries in NONE:
             self.eval_queries = None
 
 
@@ -115,71 +109,54 @@ class MBEIRDataArguments:
 class TrainingFlags(InheritedFlags):
     """Hugging Face's training arguments with LamRA's defaults, and this project's own."""
 
-    output_dir: str | None = field(default="checkpoints/run", metadata={"help": "where adapter and checkpoints go"})
-    model_max_length: int = field(default=1024, metadata={"help": "longest prompt in tokens"})
-    text_max_tokens: int | None = field(
-        default=None, metadata={"help": "cut instruction and text after so many tokens (LamRA: 480 in stage 2)"}
+    output_dir: str | None = flag("checkpoints/run", "where adapter and checkpoints go")
+    model_max_length: int = flag(1024, "longest prompt in tokens")
+    text_max_tokens: int | None = flag(None, "cut instruction and text after so many tokens (LamRA: 480 in stage 2)")
+    temperature: float = flag(0.05, "divides the similarities")
+    mixture_weights: str | None = flag(None, "share of each of several data sources, 1,1,2; default: their sizes")
+    mixture_batches: str = flag("mixed", "mixed, or homogeneous: every step's rows come from one source")
+    grad_cache_chunk: int = flag(0, "embed so many prompts at a time and recompute them: constant memory; 0: off")
+    selective_checkpointing: bool = flag(
+        False, "with --gradient_checkpointing: keep matrix products, recompute the rest"
     )
-    temperature: float = field(default=0.05, metadata={"help": "divides the similarities"})
-    mixture_weights: str | None = field(
-        default=None, metadata={"help": "share of each of several data sources, 1,1,2; default: their sizes"}
+    warmup_ratio: float | None = flag(None, "share of the steps that warm up")
+    force: bool = flag(False, "start again in an output folder that holds a run")
+    resume: str | None = flag(None, "auto, or a checkpoint-N folder to go on from")
+    allow_changes: bool = flag(False, "go on although settings or data changed")
+    on_nonfinite: str = flag("stop", "stop, or skip the update, if loss or gradient is not finite")
+    max_nonfinite: int = flag(10, "with --on_nonfinite skip: so many updates at most")
+    mask_duplicates: bool = flag(False, "equal items of a step are no negatives of one another (LamRA: they are)")
+    max_skipped_share: float = flag(
+        0.001, "stop if more pairs than this share of the data cannot be used; one always may"
     )
-    mixture_batches: str = field(
-        default="mixed", metadata={"help": "mixed, or homogeneous: every step's rows come from one source"}
+    early_stopping_patience: int = flag(
+        0, "stop after so many evaluations without a better one, and keep the best; 0: off"
     )
-    grad_cache_chunk: int = field(
-        default=0, metadata={"help": "embed so many prompts at a time and recompute them: constant memory; 0: off"}
-    )
-    selective_checkpointing: bool = field(
-        default=False, metadata={"help": "with --gradient_checkpointing: keep matrix products, recompute the rest"}
-    )
-    warmup_ratio: float | None = field(default=None, metadata={"help": "share of the steps that warm up"})
-    force: bool = field(default=False, metadata={"help": "start again in an output folder that holds a run"})
-    resume: str | None = field(default=None, metadata={"help": "auto, or a checkpoint-N folder to go on from"})
-    allow_changes: bool = field(default=False, metadata={"help": "go on although settings or data changed"})
-    on_nonfinite: str = field(
-        default="stop", metadata={"help": "stop, or skip the update, if loss or gradient is not finite"}
-    )
-    max_nonfinite: int = field(default=10, metadata={"help": "with --on_nonfinite skip: so many updates at most"})
-    mask_duplicates: bool = field(
-        default=False, metadata={"help": "equal items of a step are no negatives of one another (LamRA: they are)"}
-    )
-    max_skipped_share: float = field(
-        default=0.001,
-        metadata={"help": "stop if more pairs than this share of the data cannot be used; one always may"},
-    )
-    early_stopping_patience: int = field(
-        default=0, metadata={"help": "stop after so many evaluations without a better one, and keep the best; 0: off"}
-    )
-    dry_run: bool = field(default=False, metadata={"help": "build everything, print what would run, and stop"})
+    dry_run: bool = flag(False, "build everything, print what would run, and stop")
 
     # Upstream's values where they differ from Hugging Face's defaults.
     learning_rate: float = 2e-4
     lr_scheduler_type: str = "cosine"
     weight_decay: float = 0.0
-    max_grad_norm: float = field(default=0.0, metadata={"help": "0: no clipping, as upstream"})
+    max_grad_norm: float = flag(0.0, "0: no clipping, as upstream")
     logging_steps: float = 1
     save_strategy: Literal["no", "steps", "epoch", "best"] = "epoch"
     save_total_limit: int | None = 2
     per_device_train_batch_size: int = 72
     num_train_epochs: float = 2.0
     dataloader_num_workers: int = 4
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "a wrapped last batch would make rows their own negatives"}
-    )
+    dataloader_drop_last: bool = flag(True, "a wrapped last batch would make rows their own negatives")
     remove_unused_columns: bool = False
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True shows a NaN loss as 0.0"})
-    ddp_timeout: int = field(
-        default=int(TIMEOUT.total_seconds()), metadata={"help": "seconds that processes wait for each other"}
-    )
+    logging_nan_inf_filter: bool = flag(False, "True shows a NaN loss as 0.0")
+    ddp_timeout: int = flag(int(TIMEOUT.total_seconds()), "seconds that processes wait for each other")
     report_to: None | str | list[str] = "tensorboard"
 
     def __post_init__(self):
         require_finite(self)
-        for flag, value in self.set_by_user().items():
-            if flag in REFUSED:
-                raise UserError(f"--{flag} {value}: {REFUSED[flag]}; leave the flag out")
-        for flag, holds, wanted in (
+        for name, value in self.set_by_user().items():
+            if name in REFUSED:
+                raise UserError(f"--{name} {value}: {REFUSED[name]}; leave the flag out")
+        for name, holds, wanted in (
             ("temperature", self.temperature > 0, "a positive value"),
             ("per_device_train_batch_size", self.per_device_train_batch_size > 0, "1 or more"),
             ("per_device_eval_batch_size", self.per_device_eval_batch_size > 0, "1 or more"),
@@ -205,7 +182,7 @@ class TrainingFlags(InheritedFlags):
             ("metric_for_best_model", self._measure() in (None, *MEASURES), " or ".join(MEASURES)),
             ("greater_is_better", self.greater_is_better is not False, f"True: {' and '.join(MEASURES)} are"),
         ):
-            require(holds, flag, getattr(self, flag), wanted)
+            require(holds, name, getattr(self, name), wanted)
         if self.mixture_weights is not None:
             numbers = self.mixture_weights.split(",")
             is_number = all(re.fullmatch(r"\d+(\.\d*)?|\.\d+", number) for number in numbers)
@@ -235,13 +212,9 @@ class TrainingFlags(InheritedFlags):
         if not self.load_best_model_at_end and self.save_strategy != "best":
             return
         self.metric_for_best_model = self._measure() or MEASURES[0]
-        wish = (
-            f"--early_stopping_patience {self.early_stopping_patience}"
-            if self.early_stopping_patience
-            else "--load_best_model_at_end True"
-            if self.load_best_model_at_end
-            else "--save_strategy best"
-        )
+        wish = "--load_best_model_at_end True" if self.load_best_model_at_end else "--save_strategy best"
+        if self.early_stopping_patience:
+            wish = f"--early_stopping_patience {self.early_stopping_patience}"
         if self.eval_strategy == "no":
             raise UserError(f"{wish} needs --eval_strategy steps or epoch beside it")
         evaluates, saves = (
@@ -259,12 +232,11 @@ class TrainingFlags(InheritedFlags):
 
 @dataclass
 class RerankDataArguments(MBEIRDataArguments):
-    mined: str = field(default="", metadata={"help": "files of mine.sh, or upstream's json; several: A,B,C"})
-    init: str = field(default="base", metadata={"help": "start from the base model, or from a merged model's folder"})
-    rank_style: str = field(default="released", metadata={"help": "prompts of the published weights, or clean"})
-    train_position_ids: str | None = field(
-        default=None,
-        metadata={"help": "to train with; default, as upstream: sequential for Qwen2-VL; --position_ids: to ask with"},
+    mined: str = flag("", "files of mine.sh, or upstream's json; several: A,B,C")
+    init: str = flag("base", "start from the base model, or from a merged model's folder")
+    rank_style: str = flag("released", "prompts of the published weights, or clean")
+    train_position_ids: str | None = flag(
+        None, "to train with; default, as upstream: sequential for Qwen2-VL; --position_ids: to ask with"
     )
 
     def __post_init__(self):
@@ -295,13 +267,11 @@ class RerankTrainingFlags(TrainingFlags):
     gradient_accumulation_steps: int = 4
     num_train_epochs: float = 1.0
     model_max_length: int = 2048
-    text_max_tokens: int | None = field(
-        default=256, metadata={"help": "cut each query and each candidate after so many tokens"}
-    )
+    text_max_tokens: int | None = flag(256, "cut each query and each candidate after so many tokens")
 
     def __post_init__(self):
-        for flag in ("grad_cache_chunk", "mask_duplicates"):
-            require(not getattr(self, flag), flag, getattr(self, flag), "no value: it is for in-batch negatives")
+        for name in ("grad_cache_chunk", "mask_duplicates"):
+            require(not getattr(self, name), name, getattr(self, name), "no value: it is for in-batch negatives")
         same = self.temperature == TrainingFlags.temperature
         require(same, "temperature", self.temperature, "no value: a reranker's loss has none")
         super().__post_init__()

@@ -6,10 +6,10 @@ eval/mine_rerank.py does the work, and needs no file of its own for each task: i
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lamra.common import upstream
-from lamra.common.cli import require, run
+from lamra.common.cli import flag, require, run
 from lamra.common.processes import is_first_process
 from lamra.eval.mine_rerank import MineArguments, mine_files
 from lamra.eval.upstream_files import MINED
@@ -17,7 +17,7 @@ from lamra.eval.upstream_files import MINED
 
 @dataclass
 class UpstreamMineArguments(MineArguments):
-    save_name: str = field(default="", metadata={"help": "name of the file, such as cirr_task7"})
+    save_name: str = flag("", "name of the file, such as cirr_task7")
 
     def __post_init__(self):
         super().__post_init__()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,16 +31,17 @@ OF_A_RUN = (
 )  # fmt: skip
 
 
-def alone_in_output(args: TrainingArguments) -> AbstractContextManager:
-    """Around all of a run: no other job writes into its folder. A dry run writes nothing."""
-    return nullcontext() if args.dry_run else folder_lock(args.output_dir)
+@contextmanager
+def output_folder(args: TrainingArguments, base: Path) -> Iterator[str | None]:
+    """Around all of a run: no other job writes into its folder. Gives the checkpoint to go on from, None for a new run.
 
+    A dry run writes nothing, and neither locks nor checks the folder.
 
-def start_or_resume(args: TrainingArguments, base: Path) -> str | None:
-    """Check the output folder on the first process; the checkpoint to go on from, or None for a new run.
+    Args:
+        base: the folder of the model that is trained.
 
     Raises:
-        UserError: as prepare_output and checkpoint_to_resume.
+        UserError: as folder_lock, prepare_output and checkpoint_to_resume.
     """
 
     def decide() -> str | None:
@@ -47,7 +49,8 @@ def start_or_resume(args: TrainingArguments, base: Path) -> str | None:
             prepare_output(args.output_dir, base, force=args.force, resume=args.resume)
         return checkpoint_to_resume(args.output_dir, args.resume) if args.resume else None
 
-    return on_first_process(decide)
+    with nullcontext() if args.dry_run else folder_lock(args.output_dir):
+        yield on_first_process(decide)
 
 
 def prepare_output(folder: str | Path, base: str | Path, *, force: bool, resume: str | None) -> None:

@@ -6,8 +6,10 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
@@ -33,11 +35,16 @@ CANNOT_CHANGE |= {"train_vision_encoder", "train_vision_projector"}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "flash-attn", "numpy", "pillow")
 
 
-def run_record(settings: Settings, data: dict, *arguments) -> dict:
-    """What decides a run's result, for a checkpoint to remember: data, world size and the flags that matter."""
+def run_record(settings: Settings, data: dict, *arguments: Any, checkpoint: str | None = None) -> dict:
+    """What decides a run's result, for a checkpoint to remember: data, world size and the flags that matter.
+
+    Args:
+        arguments: the dataclasses of the command line, TrainingArguments last.
+        checkpoint: to go on from; raises as `check_unchanged`.
+    """
     flags = {name: value for group in arguments for name, value in vars(group).items() if name in DECISIVE}
     deepspeed = flags.pop("deepspeed", None)
-    return {
+    record = {
         **asdict(settings),
         **flags,
         "deepspeed": Path(deepspeed).name if isinstance(deepspeed, str) else deepspeed,
@@ -45,6 +52,9 @@ def run_record(settings: Settings, data: dict, *arguments) -> dict:
         "world_size": arguments[-1].world_size,
         "data_sha256": data["sha256"],
     }
+    if checkpoint:
+        check_unchanged(checkpoint, record, allow_changes=arguments[-1].allow_changes)
+    return record
 
 
 def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool) -> None:
@@ -85,12 +95,10 @@ def write_run_record(folder: str | Path, settings: Settings, arguments: dict, da
 
 
 def package_versions() -> dict[str, str]:
-    versions = {"python": sys.version.split()[0]}
+    versions = {"python": sys.version.split()[0]} | dict.fromkeys(PACKAGES, "not installed")
     for package in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     return versions
 
 

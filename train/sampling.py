@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from lamra.common.cli import require
 from lamra.common.errors import UserError
-from lamra.datasets.items import Indexed, Pair
+from lamra.datasets.items import Indexed
 from lamra.train.arguments import TrainingArguments
 
 
@@ -80,7 +80,7 @@ class MixtureSampler(Sampler[int]):
         return units[:count]
 
 
-def mixture_sampler(pairs: Indexed[Pair], args: TrainingArguments) -> MixtureSampler | None:
+def mixture_sampler(pairs: Indexed, args: TrainingArguments) -> MixtureSampler | None:
     """The order of a mixture's rows; None shuffles all rows together."""
     groups = getattr(pairs, "groups", {})
     if args.mixture_weights is None and args.mixture_batches == "mixed":

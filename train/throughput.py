@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from lamra.common.gather import sum_over_processes
 from lamra.models.embedder import Embedder
 from lamra.models.reranker import Reranker
 
@@ -62,9 +62,7 @@ class Throughput:
             return {}
         seconds = time.perf_counter() - self._since
         totals = torch.stack([self._accuracy, self._tokens.float(), torch.ones_like(self._accuracy)])
-        if dist.is_initialized():
-            dist.all_reduce(totals)
-        accuracy, tokens, ranks = totals.tolist()
+        accuracy, tokens, ranks = sum_over_processes(totals).tolist()
         found = {
             "accuracy": accuracy / (self._batches * ranks),
             "samples_per_second": self._pairs * ranks / seconds,

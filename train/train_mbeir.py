@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 
 from lamra.common import upstream
 from lamra.common.cli import note, run
@@ -22,83 +22,42 @@ def main() -> None:
 
     from lamra.collators.retrieval import RetrievalCollator
     from lamra.datasets.mbeir.pairs import open_pairs
-    from lamra.datasets.usable import UsablePairs
-    from lamra.models.settings import settings_to_train
     from lamra.train.arguments import training_arguments
-    from lamra.train.build import build_embedder, build_processor
-    from lamra.train.checks import check_batch, check_evaluation, check_negatives
+    from lamra.train.build import build_embedder, build_processor, retriever_settings, trainer_parts
+    from lamra.train.checks import check_evaluation, check_pairs
     from lamra.train.contrastive_trainer import ContrastiveTrainer
     from lamra.train.dry_run import print_dry_run
-    from lamra.train.fit import fit
-    from lamra.train.guards.early_stopping import EarlyStopping
-    from lamra.train.guards.preemption import Preemption
-    from lamra.train.guards.skipped import count_skipped
-    from lamra.train.output import alone_in_output, begin_output, start_or_resume
-    from lamra.train.record import check_unchanged, run_record
-    from lamra.train.sampling import SetEpoch, mixture_sampler
+    from lamra.train.output import begin_output, output_folder
+    from lamra.train.record import run_record
 
     args = training_arguments(flags)
-    with alone_in_output(args):
+    with output_folder(args, folder) as checkpoint:
         set_seed(args.seed)
-        checkpoint = start_or_resume(args, folder)
-        settings = settings_to_train(
-            folder,
-            position_ids=model_args.position_ids,
-            min_pixels=model_args.min_pixels,
-            max_pixels=model_args.max_pixels,
-            text_max_tokens=args.text_max_tokens,
-            temperature=args.temperature,
-        )
-        settings = replace(settings, quantized=model_args.q_lora)
+        settings = retriever_settings(folder, model_args, args)
         processor = build_processor(folder, settings, args)
 
         with args.main_process_first(local=False, desc="index of M-BEIR's files"):
-            root, instructions = data_args.data_path, data_args.instructions
-            pairs = open_pairs(
-                root,
-                data_args.queries,
-                data_args.pool,
-                instructions,
-                seed=args.seed,
-                hard_negatives=data_args.hard_negatives,
-                tell=note,
+            open_queries = partial(
+                open_pairs, data_args.data_path, instructions=data_args.instructions, seed=args.seed, tell=note
             )
+            pairs = open_queries(data_args.queries, data_args.pool, hard_negatives=data_args.hard_negatives)
             eval_pairs = None
             if data_args.eval_queries:
-                eval_pool = data_args.eval_pool or data_args.pool
-                eval_pairs = open_pairs(
-                    root, data_args.eval_queries, eval_pool, instructions, seed=args.seed, tell=note
-                )
+                eval_pairs = open_queries(data_args.eval_queries, data_args.eval_pool or data_args.pool)
         files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path]
         data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(pairs)}
-        check_batch(pairs, args, data_args.data_path)
-        check_negatives(pairs, args, data_args.data_path)
+        check_pairs(pairs, args, data_args.data_path, in_batch_negatives=True)
         check_evaluation(eval_pairs, args)
-        record = run_record(settings, data, model_args, data_args, args)
-        if checkpoint:
-            check_unchanged(checkpoint, record, allow_changes=args.allow_changes)
+        record = run_record(settings, data, model_args, data_args, args, checkpoint=checkpoint)
 
-        preemption = Preemption()
-        skipped, sampler = count_skipped(pairs, args, checkpoint), mixture_sampler(pairs, args)
-        collator = RetrievalCollator(processor, args.mask_duplicates)
-        trainer = ContrastiveTrainer(
-            model=build_embedder(folder, model_args, args, settings.position_ids),
-            args=args,
-            settings=settings,
-            record=record,
-            skipped=skipped,
-            processing_class=processor,
-            data_collator=collator,
-            train_dataset=UsablePairs(pairs, collator.encode, skipped.most),
-            eval_dataset=eval_pairs,
-            sampler=sampler,
-            callbacks=[preemption, SetEpoch(sampler, pairs), EarlyStopping()],
-        )
+        parts = trainer_parts(pairs, RetrievalCollator(processor, args.mask_duplicates), args, checkpoint)
+        model = build_embedder(folder, model_args, args, settings.position_ids)
+        trainer = ContrastiveTrainer(model=model, settings=settings, record=record, eval_dataset=eval_pairs, **parts)
         if args.dry_run:
             print_dry_run(trainer, {"query": 0, "target": args.per_device_train_batch_size})
             return
         begin_output(args, checkpoint, settings, data, model_args, data_args)
-        fit(trainer, checkpoint, preemption)
+        trainer.fit(checkpoint)
         note(DONE.format(args.output_dir))
 
 

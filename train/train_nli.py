@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from lamra.common.cli import note, parse, require, run
 from lamra.common.errors import UserError
 from lamra.common.files import sha256
-from lamra.datasets.items import Pair
+from lamra.datasets.items import Indexed, Pair
 from lamra.datasets.pairs import Mixture, Subset, load_source
 from lamra.models.folders import model_folder
 from lamra.train.flags import DataArguments, ModelArguments, TrainingFlags
@@ -25,71 +23,39 @@ def main() -> None:
     from transformers import set_seed
 
     from lamra.collators.retrieval import RetrievalCollator
-    from lamra.datasets.usable import UsablePairs
-    from lamra.models.settings import settings_to_train
     from lamra.train.arguments import training_arguments
-    from lamra.train.build import build_embedder, build_processor
-    from lamra.train.checks import check_batch, check_evaluation, check_negatives
+    from lamra.train.build import build_embedder, build_processor, retriever_settings, trainer_parts
+    from lamra.train.checks import check_evaluation, check_pairs
     from lamra.train.contrastive_trainer import ContrastiveTrainer
     from lamra.train.dry_run import print_dry_run
-    from lamra.train.fit import fit
-    from lamra.train.guards.early_stopping import EarlyStopping
-    from lamra.train.guards.preemption import Preemption
-    from lamra.train.guards.skipped import count_skipped
-    from lamra.train.output import alone_in_output, begin_output, start_or_resume
-    from lamra.train.record import check_unchanged, run_record
-    from lamra.train.sampling import SetEpoch, mixture_sampler
+    from lamra.train.output import begin_output, output_folder
+    from lamra.train.record import run_record
 
     args = training_arguments(flags)
-    with alone_in_output(args):
+    with output_folder(args, folder) as checkpoint:
         set_seed(args.seed)
-        checkpoint = start_or_resume(args, folder)
-        settings = settings_to_train(
-            folder,
-            position_ids=model_args.position_ids,
-            min_pixels=model_args.min_pixels,
-            max_pixels=model_args.max_pixels,
-            text_max_tokens=args.text_max_tokens,
-            temperature=args.temperature,
-        )
-        settings = replace(settings, quantized=model_args.q_lora)
+        settings = retriever_settings(folder, model_args, args)
         processor = build_processor(folder, settings, args)
 
         pairs = load_pairs(data_args, args.seed)
         eval_pairs = load_and_note(data_args.eval_data_path, "nli") if data_args.eval_data_path else None
         data = describe(data_args.data_path, pairs)
-        check_batch(pairs, args, data_args.data_path)
-        check_negatives(pairs, args, data_args.data_path)
+        check_pairs(pairs, args, data_args.data_path, in_batch_negatives=True)
         check_evaluation(eval_pairs, args)
-        record = run_record(settings, data, model_args, data_args, args)
-        if checkpoint:
-            check_unchanged(checkpoint, record, allow_changes=args.allow_changes)
+        record = run_record(settings, data, model_args, data_args, args, checkpoint=checkpoint)
 
-        preemption = Preemption()
-        skipped, sampler = count_skipped(pairs, args, checkpoint), mixture_sampler(pairs, args)
-        collator = RetrievalCollator(processor, args.mask_duplicates)
-        trainer = ContrastiveTrainer(
-            model=build_embedder(folder, model_args, args, settings.position_ids),
-            args=args,
-            settings=settings,
-            record=record,
-            skipped=skipped,
-            processing_class=processor,
-            data_collator=collator,
-            train_dataset=UsablePairs(pairs, collator.encode, skipped.most),
-            eval_dataset=eval_pairs,
-            sampler=sampler,
-            callbacks=[preemption, SetEpoch(sampler, pairs), EarlyStopping()],
-        )
+        parts = trainer_parts(pairs, RetrievalCollator(processor, args.mask_duplicates), args, checkpoint)
+        model = build_embedder(folder, model_args, args, settings.position_ids)
+        trainer = ContrastiveTrainer(model=model, settings=settings, record=record, eval_dataset=eval_pairs, **parts)
         if args.dry_run:
             print_dry_run(trainer, {"query": 0, "target": args.per_device_train_batch_size})
             return
         begin_output(args, checkpoint, settings, data, model_args, data_args)
-        fit(trainer, checkpoint, preemption)
+        trainer.fit(checkpoint)
         note(DONE.format(args.output_dir))
 
 
-def load_pairs(args: DataArguments, seed: int) -> Sequence[Pair]:
+def load_pairs(args: DataArguments, seed: int) -> Indexed[Pair]:
     """All sources of the data flags, cut to --max_train_samples; several become a Mixture."""
     paths = args.data_path.split(",")
     formats = args.data_format.split(",")
@@ -113,14 +79,14 @@ def load_pairs(args: DataArguments, seed: int) -> Sequence[Pair]:
     return Mixture(sources) if len(sources) > 1 else next(iter(sources.values()))
 
 
-def load_and_note(path: str, format: str, root: str | None = None, use_hard_negatives: bool = False) -> Sequence[Pair]:
+def load_and_note(path: str, format: str, root: str | None = None, use_hard_negatives: bool = False) -> Indexed[Pair]:
     pairs = load_source(path, format, root, use_hard_negatives)
     if dropped := getattr(pairs, "dropped", 0):
         note(f"{path}: {dropped} rows with an empty sentence are left out, {len(pairs)} remain")
     return pairs
 
 
-def describe(data_path: str, pairs: Sequence[Pair]) -> dict:
+def describe(data_path: str, pairs: Indexed[Pair]) -> dict:
     """What a run records of its data; of a folder the names that are in it."""
     digests = [
         sha256(path) if Path(path).is_file() else " ".join(sorted(p.name for p in Path(path).iterdir()))

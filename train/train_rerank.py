@@ -27,25 +27,18 @@ def main() -> None:
     from lamra.collators.rerank import RerankCollator
     from lamra.datasets.mbeir.pairs import open_pairs
     from lamra.datasets.rerank import RerankExamples
-    from lamra.datasets.usable import UsablePairs
     from lamra.models.settings import settings_to_rerank
     from lamra.train.arguments import training_arguments
-    from lamra.train.build import build_processor, build_reranker
-    from lamra.train.checks import check_batch, check_evaluation
+    from lamra.train.build import build_processor, build_reranker, trainer_parts
+    from lamra.train.checks import check_evaluation, check_pairs
     from lamra.train.dry_run import print_dry_run
-    from lamra.train.fit import fit
-    from lamra.train.guards.early_stopping import EarlyStopping
-    from lamra.train.guards.preemption import Preemption
-    from lamra.train.guards.skipped import count_skipped
-    from lamra.train.output import alone_in_output, begin_output, start_or_resume
-    from lamra.train.record import check_unchanged, run_record
+    from lamra.train.output import begin_output, output_folder
+    from lamra.train.record import run_record
     from lamra.train.rerank_trainer import RerankTrainer
-    from lamra.train.sampling import SetEpoch, mixture_sampler
 
     args = training_arguments(flags)
-    with alone_in_output(args):
+    with output_folder(args, folder) as checkpoint:
         set_seed(args.seed)
-        checkpoint = start_or_resume(args, folder)
         settings = settings_to_rerank(
             folder,
             rank_style=data_args.rank_style,
@@ -60,45 +53,25 @@ def main() -> None:
 
         mined = data_args.mined.split(",")
         with args.main_process_first(local=False, desc="index of M-BEIR's files"):
-            pairs = open_pairs(
-                data_args.data_path,
-                data_args.queries,
-                data_args.pool,
-                data_args.instructions,
-                seed=args.seed,
-                tell=note,
-            )
+            root, instructions = data_args.data_path, data_args.instructions
+            pairs = open_pairs(root, data_args.queries, data_args.pool, instructions, seed=args.seed, tell=note)
         examples = RerankExamples(pairs, mined)
         if len(examples) < len(pairs):
             note(f"{len(pairs) - len(examples)} of {len(pairs)} rows have no mined negative and are left out")
         files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
         data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(examples)}
-        check_batch(examples, args, data_args.data_path)
+        check_pairs(examples, args, data_args.data_path, in_batch_negatives=False)
         check_evaluation(None, args)
-        record = run_record(settings, data, model_args, data_args, args)
-        if checkpoint:
-            check_unchanged(checkpoint, record, allow_changes=args.allow_changes)
+        record = run_record(settings, data, model_args, data_args, args, checkpoint=checkpoint)
 
-        preemption = Preemption()
-        skipped, sampler = count_skipped(examples, args, checkpoint), mixture_sampler(examples, args)
-        collator = RerankCollator(processor, data_args.rank_style)
-        trainer = RerankTrainer(
-            model=build_reranker(folder, model_args, args, settings.train_position_ids or settings.position_ids),
-            args=args,
-            settings=settings,
-            record=record,
-            skipped=skipped,
-            processing_class=processor,
-            data_collator=collator,
-            train_dataset=UsablePairs(examples, collator.encode, skipped.most),
-            sampler=sampler,
-            callbacks=[preemption, SetEpoch(sampler, examples), EarlyStopping()],
-        )
+        parts = trainer_parts(examples, RerankCollator(processor, data_args.rank_style), args, checkpoint)
+        model = build_reranker(folder, model_args, args, settings.train_position_ids or settings.position_ids)
+        trainer = RerankTrainer(model=model, settings=settings, record=record, **parts)
         if args.dry_run:
             print_dry_run(trainer, {"Yes": 0, "No": 1, "list": 2})
             return
         begin_output(args, checkpoint, settings, data, model_args, data_args)
-        fit(trainer, checkpoint, preemption)
+        trainer.fit(checkpoint)
         note(DONE.format(args.output_dir))
 
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINER_STATE_NAME
 
+from lamra.common.cli import note
+from lamra.common.gather import sum_over_processes
+from lamra.common.processes import is_first_process
 from lamra.models.settings import Settings
 from lamra.train.checkpoints import MANIFEST, PARTIAL, commit_checkpoint, load_weights, require_shared, save_model
-from lamra.train.guards.full import DiskGuard
+from lamra.train.guards.full import DiskGuard, tell_when_full
 from lamra.train.guards.nonfinite import NonFinite
 from lamra.train.guards.skipped import SkippedPairs
+from lamra.train.guards.stopping import EXIT_STATUS, Preemption
+from lamra.train.output import PREEMPTED
 from lamra.train.throughput import Throughput
 
 
@@ -31,18 +37,45 @@ class LamRATrainer(Trainer):
 
     Args:
         settings, record: written with every checkpoint, as lamra.json and into its manifest.
+        preemption: tells whether the run was told to stop.
         skipped: counts the pairs that cannot be used.
         sampler: orders the rows of a mixture; None shuffles them.
     """
 
     in_batch_negatives: bool  # whether the loss is one over the whole gathered batch
 
-    def __init__(self, *args, settings: Settings, record: dict, skipped: SkippedPairs, sampler: Sampler | None, **rest):
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        record: dict,
+        preemption: Preemption,
+        skipped: SkippedPairs,
+        sampler: Sampler | None,
+        **rest: Any,
+    ):
         self._sampler = sampler
-        super().__init__(*args, **rest)
-        self.settings, self.record, self.skipped_pairs = settings, record, skipped
+        super().__init__(**rest)
+        self.settings, self.record, self.preemption, self.skipped_pairs = settings, record, preemption, skipped
         self.disk, self.nonfinite = DiskGuard(), NonFinite(self.args)
         self.throughput = Throughput(self.args.device, self.model)
+
+    def fit(self, checkpoint: str | None) -> None:
+        """Train, from a checkpoint where there is one, and save; a run that is told to stop exits with EXIT_STATUS."""
+        args = self.args
+        with tell_when_full(self):
+            self.train(resume_from_checkpoint=checkpoint)
+        if self.preemption.happened:
+            if is_first_process():
+                Path(args.output_dir, PREEMPTED).touch()
+            note(f"asked to stop: checkpoint-{self.state.global_step} is complete; go on with --resume auto")
+            sys.exit(EXIT_STATUS)
+        if args.load_best_model_at_end:
+            best, score = self.state.best_global_step, self.state.best_metric
+            kept = f"step {best}: {args.metric_for_best_model} {score:.4f}" if best else "the last: none was measured"
+            note(f"the weights are those of {kept}")
+        with tell_when_full(self):
+            self.save_model()
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         return self._sampler or super()._get_train_sampler(train_dataset)
@@ -54,10 +87,7 @@ class LamRATrainer(Trainer):
 
     def count_faults(self, faults: list[tuple[int, str]]) -> None:
         """Count the pairs that a batch lacks, on all processes; after too many the run ends."""
-        found = torch.tensor(len(faults), device=self.args.device)
-        if dist.is_initialized():
-            dist.all_reduce(found)
-        if found:
+        if sum_over_processes(torch.tensor(len(faults), device=self.args.device)):
             self.skipped_pairs.add(faults, self.step)
 
     def _get_grad_norm(self, model, grad_norm=None):

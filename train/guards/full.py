@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
 from lamra.common.errors import UserError
 from lamra.common.files import DISK_ERRORS, MIB, is_disk_full
+from lamra.common.gather import sum_over_processes
 from lamra.train.arguments import TrainingArguments
 from lamra.train.checkpoints import checkpoints
 
@@ -53,10 +53,7 @@ class DiskGuard:
 
     def stop_if_full(self, device: torch.device) -> None:
         """Raise OSError on every process if the disk of any is full; all must call this."""
-        full = torch.tensor(float(self.full), device=device)
-        if dist.is_initialized():
-            dist.all_reduce(full)
-        if full:
+        if sum_over_processes(torch.tensor(float(self.full), device=device)):
             raise OSError(errno.ENOSPC, "the disk is full, on this process or another")
 
 

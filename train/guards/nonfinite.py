@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
+from lamra.common.gather import sum_over_processes
 from lamra.common.processes import of_all_processes
 from lamra.train.arguments import TrainingArguments
 from lamra.train.checkpoints import checkpoints, fault
@@ -32,10 +32,7 @@ class NonFinite:
         """Whether it is finite on all processes; always so where updates are skipped: their gradients tell."""
         if self.args.on_nonfinite != "stop":
             return True
-        bad = (~torch.isfinite(value)).float()
-        if dist.is_initialized():
-            dist.all_reduce(bad)
-        return not bad
+        return not sum_over_processes((~torch.isfinite(value)).float())
 
     def stop(self, step: int, what: str, suspects: list[str]) -> NoReturn:
         """Name rows of all processes: the suspects, or where there is none, all of the batch."""

@@ -9,8 +9,6 @@ from pathlib import Path
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.common.processes import is_first_process, of_all_processes, on_first_process
-from lamra.datasets.items import Indexed
-from lamra.train.arguments import TrainingArguments
 
 FILE_NAME = "skipped.jsonl"
 
@@ -54,14 +52,3 @@ class SkippedPairs:
                     f"{self.share} allows {self.most}{self.why}: repair what {self.file} lists, or allow more; the "
                     f"last: {reason}"
                 )
-
-
-def count_skipped(pairs: Indexed, args: TrainingArguments, checkpoint: str | None) -> SkippedPairs:
-    """The count of pairs that cannot be used; a run that goes on from a checkpoint continues it."""
-    return SkippedPairs(
-        args.output_dir,
-        len(pairs),
-        args.max_skipped_share,
-        resume=bool(checkpoint),
-        smallest=min(map(len, getattr(pairs, "groups", {}).values()), default=None),
-    )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from lamra.datasets.items import Item
 from lamra.miniature.world import COLOURS, GRID, NAMES, Scene, Shape, describe, draw, shaken
 
-RESPECTS = {"colour": list(COLOURS), "kind": list(NAMES), "cell": list(range(GRID * GRID))}
+RESPECTS: dict[str, list] = {"colour": list(COLOURS), "kind": list(NAMES), "cell": list(range(GRID * GRID))}
 VARIANTS = 3  # of a picture, beside the picture itself
 ONE_SHAPE = 0.3  # share of candidates that tell of one shape of the query's
 
@@ -75,4 +75,5 @@ def compare(
 def different(shape: Shape, respects: tuple[str, ...], rng: random.Random) -> Shape:
     """`shape` with another colour, kind or cell, or all of them."""
     others = {name: [value for value in RESPECTS[name] if value != getattr(shape, name)] for name in respects}
-    return replace(shape, **{name: rng.choice(values) for name, values in others.items()})
+    changes: dict[str, Any] = {name: rng.choice(values) for name, values in others.items()}
+    return replace(shape, **changes)

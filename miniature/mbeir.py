@@ -19,39 +19,21 @@ TASKS = ("mscoco_task0_test", "mscoco_task3_test", "nights_task4", "cirr_task7",
 COCO, NIGHTS, INFOSEEK, CIRR = 9, 4, 6, 8  # M-BEIR's numbers of these datasets
 DONE = "done"  # an empty file, written last
 
-# In words that the miniature's tokenizer knows, as far as that goes.
-PROMPTS = {
-    ("text", "image", "MSCOCO", COCO): (
-        "Find the picture of this sentence.",
-        "We can see this in the picture.",
-        "Show the picture.",
-    ),
-    ("image", "text", "MSCOCO", COCO): (
-        "Find the sentence of this picture.",
-        "Here is a picture, what can we see?",
-        "Show the sentence.",
-    ),
-    ("image", "image", "NIGHTS", NIGHTS): (
-        "Find the same picture.",
-        "Here is a picture, show the same.",
-        "Show a picture of the same.",
-    ),
-    ("image,text", "image", "CIRR", CIRR): (
-        "Find the picture with this change.",
-        "Change the picture.",
-        "Here is a picture and a change.",
-    ),
-    ("image,text", "text", "INFOSEEK", INFOSEEK): (
-        "Find the answer in the picture.",
-        "Here is a picture and a question.",
-        "Answer the question.",
-    ),
-}
+# The file of instructions, in words that the miniature's tokenizer knows, as far as that goes.
+INSTRUCTION_ROWS = """\
+query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1\tprompt_2\tprompt_3
+text\timage\tMSCOCO\t9\tFind the picture of this sentence.\tWe can see this in the picture.\tShow the picture.
+image\ttext\tMSCOCO\t9\tFind the sentence of this picture.\tHere is a picture, what can we see?\tShow the sentence.
+image\timage\tNIGHTS\t4\tFind the same picture.\tHere is a picture, show the same.\tShow a picture of the same.
+image,text\timage\tCIRR\t8\tFind the picture with this change.\tChange the picture.\tHere is a picture and a change.
+image,text\ttext\tINFOSEEK\t6\tFind the answer in the picture.\tHere is a picture and a question.\tAnswer the question.
+"""
 
 
 def build_mbeir(folder: str | Path, seed: int, *, train: int = 1000, gallery: int = 200) -> None:
     """Write `gallery` scenes each as val and test, `train` scenes to train on; the same seed writes the same bytes."""
-    folder, rng, seen = Path(folder), random.Random(f"mbeir {seed}"), set()
+    folder, rng = Path(folder), random.Random(f"mbeir {seed}")
+    seen: set[Scene] = set()
     files = MBEIRFiles(folder)
     pools = [local_pool("infoseek_task6"), *map(global_pool, ("val", "test", "train"))]
     facts = {}  # of each shape that there can be, in two wordings
@@ -63,10 +45,8 @@ def build_mbeir(folder: str | Path, seed: int, *, train: int = 1000, gallery: in
         for number, scene in enumerate(world.distinct_scenes(rng, count, seen, crowded_scene)):
             add_scene(files, split, f"mbeir_images/{split}/{number}", scene, facts, rng)
     files.write()
-    header = ["query_modality", "cand_modality", "dataset_name", "dataset_id", *(f"prompt_{i}" for i in (1, 2, 3))]
-    lines = [header, *([*map(str, key), *prompts] for key, prompts in PROMPTS.items())]
     (folder / INSTRUCTIONS).parent.mkdir(exist_ok=True)
-    (folder / INSTRUCTIONS).write_text("".join("\t".join(line) + "\n" for line in lines))
+    (folder / INSTRUCTIONS).write_text(INSTRUCTION_ROWS)
     (folder / DONE).touch()
 
 

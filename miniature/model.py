@@ -98,7 +98,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
     )
 
 
-def random_model(folder: Path, sentences: list[str], seed: int) -> tuple[nn.Module, Processor]:
+def random_model(folder: Path, sentences: list[str], seed: int) -> tuple[Qwen2VLForConditionalGeneration, Processor]:
     """A model with random weights, and its processor, whose files are written into `folder`."""
     tokenizer = build_tokenizer(sentences)
     tokenizer.save_pretrained(folder)
@@ -107,7 +107,7 @@ def random_model(folder: Path, sentences: list[str], seed: int) -> tuple[nn.Modu
     return Qwen2VLForConditionalGeneration(build_config(tokenizer)), Processor(folder)
 
 
-def save_model(model: nn.Module, folder: Path, loss: str) -> None:
+def save_model(model: Qwen2VLForConditionalGeneration, folder: Path, loss: str) -> None:
     """Write the weights into `folder`, and say so with the words of `loss`."""
     model.save_pretrained(folder)
     parameters = sum(p.numel() for p in model.parameters())
@@ -150,15 +150,13 @@ def grids(pixels: Tensor | None) -> Tensor | None:
     return None if pixels is None else torch.tensor([GRID]).expand(len(pixels) // (GRID[1] * GRID[2]), 3)
 
 
-class Optimizer:
-    """AdamW with clipped gradients. `adamw` is its state, for a schedule of the learning rate."""
+def adamw(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
-    def __init__(self, model: nn.Module, learning_rate: float):
-        self.parameters = list(model.parameters())
-        self.adamw = torch.optim.AdamW(self.parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
-    def step(self, loss: Tensor) -> None:
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.adamw.step()
-        self.adamw.zero_grad()
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """A step, with clipped gradients."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import Qwen2VLForConditionalGeneration
 
 from lamra.collators import messages
 from lamra.collators.processing import Processor
@@ -29,8 +30,9 @@ from lamra.miniature.model import (
     NAME_TEXT,
     REWORDED,
     Example,
-    Optimizer,
+    adamw,
     answer_tokens,
+    descend,
     grids,
     random_model,
     save_model,
@@ -73,7 +75,7 @@ class Corpus:
         return Example(prompt, self.tokenizer.convert_tokens_to_ids(details), alternatives=True, pixels=pixels)
 
 
-def next_token_loss(model: nn.Module, examples: list[Example], pad_id: int) -> Tensor:
+def next_token_loss(model: Qwen2VLForConditionalGeneration, examples: list[Example], pad_id: int) -> Tensor:
     """Mean cross-entropy over all answer tokens of B examples, of which a picture's example has one picture."""
     rows = [torch.tensor(example.input_ids) for example in examples]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)  # (B, L)
@@ -90,18 +92,18 @@ def next_token_loss(model: nn.Module, examples: list[Example], pad_id: int) -> T
     return F.cross_entropy(model.lm_head(hidden[row, position]), target)
 
 
-def train(model: nn.Module, corpus: Corpus, recipe: Recipe) -> float:
+def train(model: Qwen2VLForConditionalGeneration, corpus: Corpus, recipe: Recipe) -> float:
     """Teach the model the four tasks; returns the mean loss of the last ten steps."""
     rng, pad_id = random.Random(recipe.seed), corpus.tokenizer.pad_token_id
-    optimizer = Optimizer(model, recipe.learning_rate)
+    optimizer = adamw(model, recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer.adamw, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
+        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
     )
     losses = []
     progress = tqdm(range(recipe.steps), desc="pre-training")
     for _ in progress:
         loss = next_token_loss(model, corpus.sample(rng, recipe.sentences, recipe.details), pad_id)
-        optimizer.step(loss)
+        descend(optimizer, loss)
         schedule.step()
         losses.append(loss.item())
         progress.set_postfix(loss=f"{losses[-1]:.3f}")

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import count, product
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -27,13 +28,13 @@ from lamra.collators import messages
 from lamra.collators.processing import Processor
 from lamra.datasets.items import Item
 from lamra.miniature.comparisons import RESPECTS, Comparison, View, compare, one_shape, view
-from lamra.miniature.mbeir import PROMPTS
-from lamra.miniature.model import END_OF_TURN, Example, Optimizer, answer_tokens, grids, random_model, save_model
+from lamra.miniature.mbeir import INSTRUCTION_ROWS
+from lamra.miniature.model import END_OF_TURN, Example, adamw, answer_tokens, descend, grids, random_model, save_model
 from lamra.miniature.recipes import RankRecipe
 from lamra.miniature.world import NAMES, Scene, describe, descriptions, distinct_scenes, position
 from lamra.models.backbone import Backbone
 
-SIDES = list(product(("sentence", "picture"), repeat=2))
+SIDES = [(query, candidate) for query in ("sentence", "picture") for candidate in ("sentence", "picture")]
 FITS = "\nDoes the candidate meet the requirements? "
 STYLE = "released"  # of LamRA-Rank's prompts, as scripts/miniature/rank.sh trains and reranks with
 ANSWERS = (messages.YES, messages.NO, *map(messages.listwise_answer, range(1, messages.MOST_CANDIDATES + 1)))
@@ -45,7 +46,12 @@ class Teacher:
 
     def __init__(self, scenes: list[Scene], processor: Processor, rng: random.Random):
         self.scenes, self.processor, self.rng = scenes, processor, rng
-        self.pixels = lru_cache(maxsize=3000)(self._pixels)
+
+        @lru_cache(maxsize=3000)
+        def pixels(shown: View) -> Tensor:
+            return processor.pixels(Item("", images=(shown.picture(),)))["pixel_values"]
+
+        self.pixels = pixels
 
     def scene(self) -> Scene:
         """Of one shape more often than not: what is learnt about a single shape holds for more."""
@@ -78,8 +84,8 @@ class Teacher:
         return self._example([answer], answer + END_OF_TURN)
 
     def compare(self, comparison: Comparison) -> Example:
-        parts = ["Query:", comparison.query, "Candidate:", comparison.candidate, FITS]
-        return self._example(parts, messages.YES if comparison.fits else messages.NO)
+        query, candidate, fits = comparison
+        return self._example(["Query:", query, "Candidate:", candidate, FITS], messages.YES if fits else messages.NO)
 
     def language(self, sentences: int, questions: int) -> list[Example]:
         """Captions, other wordings, questions and an answer's spelling; three pictures to a sentence, or two."""
@@ -111,7 +117,7 @@ class Teacher:
         """Of a scene: a sentence, then so many pictures, and so on."""
         return view(self.scene(), "picture" if i % (pictures + 1) else "sentence", self.rng)
 
-    def _example(self, parts: list[str | View], answer: str) -> Example:
+    def _example(self, parts: Sequence[str | View], answer: str) -> Example:
         content, pictures = [], []
         for part in parts:
             content += messages.item_content(part.item() if isinstance(part, View) else Item("", part))
@@ -120,9 +126,6 @@ class Teacher:
         pixels = torch.cat(pictures) if pictures else None
         prompt = self.processor.token_ids([{"role": "user", "content": content}], grids(pixels), "")
         return Example(prompt, self._ids(answer), pixels=pixels)
-
-    def _pixels(self, shown: View) -> Tensor:
-        return self.processor.pixels(Item("", images=(shown.picture(),)))["pixel_values"]
 
     def _ids(self, text: str) -> list[int]:
         return self.processor.tokenizer.encode(text)
@@ -143,7 +146,8 @@ def next_token_loss(backbone: Backbone, examples: list[Example], processor: Proc
     shared = os.path.commonprefix([example.prompt[:-1] for example in examples])
     if backbone.config.vision_start_token_id in shared:
         shared = shared[: shared.index(backbone.config.vision_start_token_id)]
-    hidden, packing = backbone.hidden(**inputs, prefix=backbone.prefix_of(torch.tensor(shared)))  # (1, T, D)
+    rows = inputs["input_ids"], inputs["attention_mask"], inputs.get("pixel_values"), inputs.get("image_grid_thw")
+    hidden, packing = backbone.hidden(*rows, prefix=backbone.prefix_of(torch.tensor(shared)))  # (1, T, D)
     row, position, target = answer_tokens(examples)
     predicting = hidden[0, packing.starts[row] + position - len(shared)]  # (A, D)
     return F.cross_entropy(backbone.stock.lm_head(predicting), target)
@@ -154,13 +158,13 @@ def train(model: nn.Module, processor: Processor, recipe: RankRecipe) -> float:
     rng = random.Random(recipe.seed)
     teacher = Teacher(distinct_scenes(rng, recipe.scenes, set()), processor, rng)
     backbone = Backbone(model, "mrope").eval()  # no dropout
-    optimizer, steps = Optimizer(model, recipe.learning_rate), count(1)
+    optimizer, steps = adamw(model, recipe.learning_rate), count(1)
 
     def learn(*groups: list[Example], rate: float = 1.0) -> float:
         """A step on the mean of the groups' losses, after a short warm-up; returns the loss of the first group."""
-        optimizer.adamw.param_groups[0]["lr"] = recipe.learning_rate * rate * min(1.0, next(steps) / 50)
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate * rate * min(1.0, next(steps) / 50)
         losses = [next_token_loss(backbone, examples, processor) for examples in groups]
-        optimizer.step(torch.stack(losses).mean())
+        descend(optimizer, torch.stack(losses).mean())
         return losses[0].item()
 
     def learn_to_compare(comparisons: list[Comparison], rate: float = 1.0) -> float:
@@ -192,7 +196,7 @@ def rank_words() -> list[str]:
     prompts = [messages.pointwise_messages(STYLE, item, item)]
     prompts += [messages.listwise_messages(STYLE, item, [item for _ in numbers])]
     parts = [[part["text"] for part in turn["content"]] for (turn,) in prompts]
-    instructions = [instruction for wordings in PROMPTS.values() for instruction in wordings]
+    instructions = [words for row in INSTRUCTION_ROWS.splitlines()[1:] for words in row.split("\t")[4:]]
     questions = ["\nShape at top left: ", "\nColour at top left: ", "\nPlace of the red circle: ", FITS]
     return [*map("".join, parts), *parts[1], *ANSWERS, *instructions, *questions]
 

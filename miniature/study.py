@@ -24,7 +24,7 @@ PALETTE: dict[str, RGB] = {
     "orange": (255, 190, 120),
 }
 BACKGROUND: RGB = (5, 40, 20)
-PLACES = (  # of each cell, in words
+POSITIONS = (  # of each cell, in words
     *("in the upper left corner", "along the upper edge", "in the upper right corner"),
     *("on the left side", "in the centre", "on the right side"),
     *("in the lower left corner", "along the lower edge", "in the lower right corner"),
@@ -70,11 +70,11 @@ def long_caption(scene: Scene, rng: random.Random) -> str:
 def _statement(shapes: list[Shape], rng: random.Random) -> str:
     if rng.random() < 0.5:
         return sentence(*(_sits(shape, rng) for shape in shapes))
-    return sentence(*(f"{_noun(shape, rng)} is {PLACES[shape.cell]}" for shape in shapes))
+    return sentence(*(f"{_noun(shape, rng)} is {POSITIONS[shape.cell]}" for shape in shapes))
 
 
 def _sits(shape: Shape, rng: random.Random) -> str:
-    return f"{PLACES[shape.cell]} sits {_noun(shape, rng)}"
+    return f"{POSITIONS[shape.cell]} sits {_noun(shape, rng)}"
 
 
 def _neighbour(shape: Shape, other: Shape) -> str | None:

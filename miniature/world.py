@@ -78,7 +78,7 @@ def distinct_scenes(
     rng: random.Random, count: int, seen: set[Scene], generate: Callable[[random.Random], Scene] = random_scene
 ) -> list[Scene]:
     """`count` scenes that are not in `seen`, which then holds them too."""
-    scenes = []
+    scenes: list[Scene] = []
     while len(scenes) < count:
         scene = generate(rng)
         if scene not in seen:
@@ -168,15 +168,16 @@ def edited(scene: Scene, rng: random.Random, changes: tuple[str, ...] = ("colour
     old = rng.choice(sorted(scene))
     change = rng.choice(changes)
     taken = {shape.cell for shape in scene}
-    choices = {"colour": list(COLOURS), "kind": list(NAMES), "cell": [c for c in range(GRID * GRID) if c not in taken]}
-    choices["size"] = ["small", "large"]
+    free = [cell for cell in range(GRID * GRID) if cell not in taken]
+    choices: dict[str, list] = {"colour": list(COLOURS), "kind": list(NAMES), "cell": free, "size": ["small", "large"]}
     value = rng.choice([choice for choice in choices[change] if choice != getattr(old, change)])
     return scene - {old} | {replace(old, **{change: value})}
 
 
 def triplet(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
     """A sentence, a paraphrase of it, and a contradiction."""
-    return *descriptions(scene, rng, 2), describe(edited(scene, rng), rng)
+    given, paraphrase = descriptions(scene, rng, 2)
+    return given, paraphrase, describe(edited(scene, rng), rng)
 
 
 def build_world(
@@ -188,7 +189,8 @@ def build_world(
     i // 5 (the layout of LamRA_Eval's Flickr30K). <folder>/nli.csv and nli_eval.csv: header sent0,sent1,hard_neg.
     No scene is in two of these five, and none twice in one.
     """
-    folder, rng, seen = Path(folder), random.Random(seed), set()
+    folder, rng = Path(folder), random.Random(seed)
+    seen: set[Scene] = set()
     # The galleries come first: they stay the same when the training sets grow.
     sizes = {"val": gallery_pictures, "test": gallery_pictures, "train": train_pictures}
     for name, size in sizes.items():

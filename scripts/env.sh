@@ -33,6 +33,52 @@ count_gpus() {
   fi
 }
 
+# Start an entrypoint of train/ on all processes: train ENTRYPOINT [FLAGS of its own] -- [the user's flags, which win].
+# All else that a training is told stands here, from the variables that its script sets.
+train() {
+  local entrypoint=$1 own=() deepspeed=() evaluate=() chunk=()
+  while shift && [ "$1" != -- ]; do own+=("$1"); done
+  shift
+  if [ "$DS_STAGE" != none ]; then deepspeed=(--deepspeed "./ds_configs/$DS_STAGE.json"); fi
+  local batch=(--per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE")
+  if [ "$entrypoint" != train/train_rerank.py ]; then # a reranker's loss has no batch to cache, and is not measured
+    batch+=(--per_device_eval_batch_size "$PER_DEVICE_BATCH_SIZE")
+    evaluate=(--eval_strategy epoch)
+    chunk=(--grad_cache_chunk "$GRAD_CACHE_CHUNK")
+  fi
+  # shellcheck disable=SC2046 # several arguments
+  launch torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" common/tether.py "$entrypoint" "${own[@]}" \
+    --output_dir "$OUTPUT_DIR" \
+    --report_to tensorboard \
+    --run_name "$RUN_ID" \
+    "${deepspeed[@]}" \
+    --bf16 "$BF16" \
+    --num_train_epochs "$NUM_EPOCHS" \
+    "${batch[@]}" \
+    --gradient_accumulation_steps "$GRAD_ACCUM" \
+    "${evaluate[@]}" \
+    --save_strategy epoch \
+    --save_total_limit 2 \
+    --learning_rate "$LR" \
+    --weight_decay 0. \
+    --warmup_ratio 0.03 \
+    --lr_scheduler_type cosine \
+    --logging_steps 1 \
+    --tf32 True \
+    --model_max_length "$MODEL_MAX_LEN" \
+    --gradient_checkpointing "$GRADIENT_CHECKPOINTING" \
+    "${chunk[@]}" \
+    --dataloader_num_workers 4 \
+    --train_vision_encoder "$TRAIN_VISION_ENCODER" \
+    --use_vision_lora "$USE_VISION_LORA" \
+    --train_vision_projector "$TRAIN_VISION_PROJECTOR" \
+    --use_lora "$USE_LORA" \
+    --q_lora "$Q_LORA" \
+    --lora_r "$LORA_R" \
+    --lora_alpha "$LORA_ALPHA" \
+    "$@"
+}
+
 # Run a command and hand SIGTERM and SIGINT on to it; exit 75 if it ended because of them, with a checkpoint.
 launch() {
   local child status=0

@@ -45,10 +45,7 @@ GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-True}
 RUN_ID=${RUN_ID:-${MODEL_ID}_LamRA_Rank}
 OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN_ID}
 
-if [ "$DS_STAGE" = none ]; then deepspeed=; else deepspeed=./ds_configs/$DS_STAGE.json; fi
-
-# shellcheck disable=SC2046 # several arguments
-launch torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" common/tether.py train/train_rerank.py \
+train train/train_rerank.py \
   --model_id "$MODEL_ID" \
   --init "$INIT" \
   --data_path "$DATA_PATH" \
@@ -57,30 +54,4 @@ launch torchrun $(rendezvous) --nproc_per_node "$NUM_GPUS" common/tether.py trai
   --mined "$MINED" \
   --rank_style "$RANK_STYLE" \
   --text_max_tokens "$TEXT_MAX_TOKENS" \
-  --output_dir "$OUTPUT_DIR" \
-  --report_to tensorboard \
-  --run_name "$RUN_ID" \
-  ${deepspeed:+--deepspeed "$deepspeed"} \
-  --bf16 "$BF16" \
-  --num_train_epochs "$NUM_EPOCHS" \
-  --per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE" \
-  --gradient_accumulation_steps "$GRAD_ACCUM" \
-  --save_strategy epoch \
-  --save_total_limit 2 \
-  --learning_rate "$LR" \
-  --weight_decay 0. \
-  --warmup_ratio 0.03 \
-  --lr_scheduler_type cosine \
-  --logging_steps 1 \
-  --tf32 True \
-  --model_max_length "$MODEL_MAX_LEN" \
-  --gradient_checkpointing "$GRADIENT_CHECKPOINTING" \
-  --dataloader_num_workers 4 \
-  --train_vision_encoder "$TRAIN_VISION_ENCODER" \
-  --use_vision_lora "$USE_VISION_LORA" \
-  --train_vision_projector "$TRAIN_VISION_PROJECTOR" \
-  --use_lora "$USE_LORA" \
-  --q_lora "$Q_LORA" \
-  --lora_r "$LORA_R" \
-  --lora_alpha "$LORA_ALPHA" \
-  "$@"
+  -- "$@"

@@ -308,7 +308,7 @@ def test_a_hypothesis_follows_from_its_premise():
     for _ in range(50):
         scene = study.random_scene(rng)
         for shape in scene:
-            assert study.PLACES[shape.cell] in study.premise(scene, rng).lower()
+            assert study.POSITIONS[shape.cell] in study.premise(scene, rng).lower()
         sentence = study.hypothesis(scene, rng).lower()
-        said = [place for place in study.PLACES if place in sentence]
-        assert len(said) == 2 and {study.PLACES.index(place) for place in said} <= {s.cell for s in scene}
+        said = [place for place in study.POSITIONS if place in sentence]
+        assert len(said) == 2 and {study.POSITIONS.index(place) for place in said} <= {s.cell for s in scene}

@@ -17,9 +17,9 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import field, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lamra.common.errors import UserError
 from lamra.common.files import DISK_ERRORS, MIB, is_disk_full
@@ -31,7 +31,12 @@ PATH_ERRORS |= {errno.ELOOP, errno.ESTALE}
 NONE = ("None", "none", "")  # how a script spells a flag's value that is not there
 
 
-def parse(*dataclasses, command_line: Sequence[str] | None = None, epilog: str | None = None):
+def flag(default: Any, words: str, **argument: Any) -> Any:
+    """A field of a dataclass of flags: its default, its --help, and what else argparse's add_argument takes."""
+    return field(default=default, metadata={"help": words, **argument})
+
+
+def parse(*dataclasses: type, command_line: Sequence[str] | None = None, epilog: str | None = None) -> list[Any]:
     """Parse sys.argv, or another command line, into one instance of each dataclass.
 
     Abbreviated and unknown flags are errors. The epilog ends --help.
@@ -54,13 +59,13 @@ def _raise(message: str) -> NoReturn:
     raise UserError(message)
 
 
-def require(condition: bool, flag: str, value, wanted: str) -> None:
+def require(condition: bool, flag: str, value: object, wanted: str) -> None:
     """Refuse a flag's value; `wanted` says what is expected instead."""
     if not condition:
         raise UserError(f"--{flag} {value}: expected {wanted}")
 
 
-def require_finite(arguments) -> None:
+def require_finite(arguments: Any) -> None:
     """Refuse NaN and infinity in every flag of a dataclass."""
     for argument in fields(arguments):
         value = getattr(arguments, argument.name)

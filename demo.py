@@ -20,11 +20,11 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @dataclass
 class DemoArguments(RetrieverArguments):
-    folder: str = field(default="", metadata={"help": "pictures to search"})
-    text: str | None = field(default=None, metadata={"help": "what to look for, in words"})
-    image: str | None = field(default=None, metadata={"help": "what to look for, as a picture; alone or with --text"})
-    top: int = field(default=10, metadata={"help": "how many to show"})
-    rerank: str | None = field(default=None, metadata={"help": "a reranker that looks at these once more"})
+    folder: str = flag("", "pictures to search")
+    text: str | None = flag(None, "what to look for, in words")
+    image: str | None = flag(None, "what to look for, as a picture; alone or with --text")
+    top: int = flag(10, "how many to show")
+    rerank: str | None = flag(None, "a reranker that looks at these once more")
 
     def __post_init__(self):
         super().__post_init__()

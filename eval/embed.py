@@ -22,11 +22,9 @@ from lamra.eval.flags import RetrieverArguments
 
 @dataclass
 class EmbedArguments(RetrieverArguments):
-    input: str = field(default="", metadata={"help": "items.jsonl"})
-    image_root: str | None = field(
-        default=None, metadata={"help": "folder of all pictures; paths are relative to it; default: that of --input"}
-    )
-    output: str = field(default="", metadata={"help": "out.npz: ids (N,), embeddings (N, D) float32 of unit norm"})
+    input: str = flag("", "items.jsonl")
+    image_root: str | None = flag(None, "folder of all pictures; paths are relative to it; default: that of --input")
+    output: str = flag("", "out.npz: ids (N,), embeddings (N, D) float32 of unit norm")
 
     def __post_init__(self):
         super().__post_init__()

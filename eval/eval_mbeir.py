@@ -39,22 +39,20 @@ KS = (1, 5, 10, 20, 50)
 
 @dataclass
 class MBEIRArguments(RetrieverArguments):
-    data_path: str = field(default=DATA_PATH, metadata={"help": "M-BEIR's folder"})
-    pool: str | None = field(
-        default=None, metadata={"help": "local (default): each task's own candidates; global: all together"}
-    )
-    tasks: str | None = field(default=None, metadata={"help": "all (default), or names separated by commas"})
-    split: str | None = field(default=None, metadata={"help": "test (default) or val"})
-    query_data_path: str | None = field(default=None, metadata={"help": "one file of queries, instead of --tasks"})
-    cand_pool_path: str | None = field(default=None, metadata={"help": "its candidates"})
-    qrels_path: str | None = field(default=None, metadata={"help": "its answers"})
-    instructions: str = field(default=INSTRUCTIONS, metadata={"help": "below data_path"})
-    seed: int = field(default=0, metadata={"help": "draws each query's instruction"})
-    output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/mbeir"})
-    data_name: str = field(default=DATA_NAME, metadata={"help": "what to call data that are your own"})
-    depth: int = field(default=50, metadata={"help": "candidates of each query in the rankings"})
-    shard_size: int = field(default=100_000, metadata={"help": "items encoded between two writes"})
-    search_memory: float = field(default=4.0, metadata={"help": "GiB that a process's search may use"})
+    data_path: str = flag(DATA_PATH, "M-BEIR's folder")
+    pool: str | None = flag(None, "local (default): each task's own candidates; global: all together")
+    tasks: str | None = flag(None, "all (default), or names separated by commas")
+    split: str | None = flag(None, "test (default) or val")
+    query_data_path: str | None = flag(None, "one file of queries, instead of --tasks")
+    cand_pool_path: str | None = flag(None, "its candidates")
+    qrels_path: str | None = flag(None, "its answers")
+    instructions: str = flag(INSTRUCTIONS, "below data_path")
+    seed: int = flag(0, "draws each query's instruction")
+    output_dir: str | None = flag(None, "default: results/<model>/mbeir")
+    data_name: str = flag(DATA_NAME, "what to call data that are your own")
+    depth: int = flag(50, "candidates of each query in the rankings")
+    shard_size: int = flag(100_000, "items encoded between two writes")
+    search_memory: float = flag(4.0, "GiB that a process's search may use")
 
     def __post_init__(self):
         super().__post_init__()

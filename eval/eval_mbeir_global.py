@@ -16,10 +16,8 @@ from lamra.eval.upstream_files import RETRIEVED_GLOBAL
 
 @dataclass
 class GlobalArguments(MBEIRArguments):
-    model_id: str = field(
-        default="./checkpoints/qwen2-vl-7b_LamRA-Ret", metadata={"help": "as eval_mbeir.py; default: upstream's"}
-    )
-    pool: str | None = field(default="global", metadata={"help": "global"})
+    model_id: str = flag("./checkpoints/qwen2-vl-7b_LamRA-Ret", "as eval_mbeir.py; default: upstream's")
+    pool: str | None = flag("global", "global")
 
     def __post_init__(self):
         require(not self.query_data_path, "query_data_path", self.query_data_path, "no file: --tasks chooses")

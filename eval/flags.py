@@ -13,22 +13,18 @@ from lamra.models.settings import POSITION_IDS, Settings
 @dataclass
 class RetrieverArguments:
     model_id: str = field(metadata={"help": "folder, or published name, of an adapter or a whole model"})
-    original_model_id: str | None = field(
-        default=None, metadata={"help": "base model under an adapter, where the one it was trained on is gone"}
+    original_model_id: str | None = flag(None, "base model under an adapter, where the one it was trained on is gone")
+    max_tokens_per_batch: int | None = flag(None, "tokens in a forward; default: 32768 on CUDA, 4096 elsewhere")
+    padding_free: bool = flag(True, "one row of tokens instead of a padded rectangle")
+    share_prefix: bool = flag(True, "compute the prompts' constant beginning once")
+    bf16: bool | None = flag(None, "default: True where the GPU has it, else float32")
+    model_max_length: int | None = flag(None, "ignored with a note: nothing is cut")
+    position_ids: str | None = flag(None, "default: what the checkpoint was trained with")
+    max_pixels: int | None = flag(None, "default: what the checkpoint was trained with")
+    attn_implementation: str | None = flag(
+        None, "flash_attention_2, sdpa, eager; of packed text: chosen by models/packing.py"
     )
-    max_tokens_per_batch: int | None = field(
-        default=None, metadata={"help": "tokens in a forward; default: 32768 on CUDA, 4096 elsewhere"}
-    )
-    padding_free: bool = field(default=True, metadata={"help": "one row of tokens instead of a padded rectangle"})
-    share_prefix: bool = field(default=True, metadata={"help": "compute the prompts' constant beginning once"})
-    bf16: bool | None = field(default=None, metadata={"help": "default: True where the GPU has it, else float32"})
-    model_max_length: int | None = field(default=None, metadata={"help": "ignored with a note: nothing is cut"})
-    position_ids: str | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
-    max_pixels: int | None = field(default=None, metadata={"help": "default: what the checkpoint was trained with"})
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "flash_attention_2, sdpa, eager; of packed text: chosen by models/packing.py"}
-    )
-    num_workers: int | None = field(default=None, metadata={"help": "processes that prepare inputs"})
+    num_workers: int | None = flag(None, "processes that prepare inputs")
 
     def __post_init__(self):
         self.model_id = local_folder(self.model_id, "model_id")

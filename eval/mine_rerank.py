@@ -27,21 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class MineArguments(RetrieverArguments):
-    data_path: str = field(default=DATA_PATH, metadata={"help": "M-BEIR's folder; the paths below are inside it"})
-    queries: str = field(default=TRAIN_QUERIES, metadata={"help": "whose candidates to mine"})
-    pool: str = field(default=TRAIN_POOL, metadata={"help": "candidates"})
-    instructions: str = field(default=INSTRUCTIONS, metadata={"help": "what to retrieve"})
-    seed: int = field(default=0, metadata={"help": "draws each query's instruction"})
-    top: int = field(default=100, metadata={"help": "candidates of each query"})
-    own_kind: bool = field(
-        default=True, metadata={"help": "of the positives' data set and modality only, as from a local pool"}
-    )
-    search_depth: int | None = field(
-        default=None, metadata={"help": "candidates to choose from; default: as many as it takes to find top"}
-    )
-    output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/mined"})
-    shard_size: int = field(default=100_000, metadata={"help": "items encoded between two writes"})
-    search_memory: float = field(default=4.0, metadata={"help": "GiB that a process's search may use"})
+    data_path: str = flag(DATA_PATH, "M-BEIR's folder; the paths below are inside it")
+    queries: str = flag(TRAIN_QUERIES, "whose candidates to mine")
+    pool: str = flag(TRAIN_POOL, "candidates")
+    instructions: str = flag(INSTRUCTIONS, "what to retrieve")
+    seed: int = flag(0, "draws each query's instruction")
+    top: int = flag(100, "candidates of each query")
+    own_kind: bool = flag(True, "of the positives' data set and modality only, as from a local pool")
+    search_depth: int | None = flag(None, "candidates to choose from; default: as many as it takes to find top")
+    output_dir: str | None = flag(None, "default: results/<model>/mined")
+    shard_size: int = flag(100_000, "items encoded between two writes")
+    search_memory: float = flag(4.0, "GiB that a process's search may use")
 
     def __post_init__(self):
         super().__post_init__()

@@ -43,16 +43,16 @@ ANSWERS = {
 
 @dataclass
 class AnswerArguments(RetrieverArguments):
-    query_data_path: str = field(default="", metadata={"help": "queries"})
-    cand_pool_path: str = field(default="", metadata={"help": "a pool that holds the ranking's candidates"})
-    instructions_path: str = field(default="", metadata={"help": "query_instructions.tsv"})
-    image_path_prefix: str = field(default=DATA_PATH, metadata={"help": "folder that picture paths start from"})
-    ret_query_data_path: str = field(default="", metadata={"help": "..._query_names.json of eval_mbeir.py"})
-    ret_cand_data_path: str = field(default="", metadata={"help": "..._cand_names.json of eval_mbeir.py"})
-    rank_num: int = field(default=0, metadata={"help": "candidates of each query; default: 50, listwise 10"})
-    save_name: str = field(default="", metadata={"help": "such as cirr_task7_top50, listwise cirr_task7_top5_all"})
-    seed: int = field(default=0, metadata={"help": "draws each query's instruction"})
-    output_dir: str | None = field(default=None, metadata={"help": "answers; default: results/<model>/<save_name>"})
+    query_data_path: str = flag("", "queries")
+    cand_pool_path: str = flag("", "a pool that holds the ranking's candidates")
+    instructions_path: str = flag("", "query_instructions.tsv")
+    image_path_prefix: str = flag(DATA_PATH, "folder that picture paths start from")
+    ret_query_data_path: str = flag("", "..._query_names.json of eval_mbeir.py")
+    ret_cand_data_path: str = flag("", "..._cand_names.json of eval_mbeir.py")
+    rank_num: int = flag(0, "candidates of each query; default: 50, listwise 10")
+    save_name: str = flag("", "such as cirr_task7_top50, listwise cirr_task7_top5_all")
+    seed: int = flag(0, "draws each query's instruction")
+    output_dir: str | None = flag(None, "answers; default: results/<model>/<save_name>")
 
     def __post_init__(self):
         super().__post_init__()
@@ -117,8 +117,8 @@ def open_ranking(args: AnswerArguments) -> tuple[RetrievalTask, list[RankedQuery
 @dataclass
 class ReportArguments:
     task_name: str = field(metadata={"help": "such as cirr_task7"})
-    retriever: str = field(default="qwen2-vl-7b_LamRA-Ret", metadata={"help": "whose rankings: its folder's name"})
-    data_path: str = field(default=DATA_PATH, metadata={"help": "M-BEIR's folder"})
+    retriever: str = flag("qwen2-vl-7b_LamRA-Ret", "whose rankings: its folder's name")
+    data_path: str = flag(DATA_PATH, "M-BEIR's folder")
 
     def __post_init__(self):
         task_named(self.task_name)

@@ -24,19 +24,17 @@ RERANK_DEPTH = 50
 
 @dataclass
 class ZeroshotArguments(RetrieverArguments):
-    image_data_path: str = field(default="", metadata={"help": "folder of pictures"})
-    text_data_path: str = field(default="", metadata={"help": "LamRA_Eval's list of captions or Karpathy's json"})
-    mode: str = field(default="pretrained", metadata={"help": "finetuned: with instructions, see --protocol"})
-    protocol: str = field(
-        default="released",
-        metadata={
-            "help": "of --mode finetuned: released embeds pictures with their instruction and captions without, as "
-            "the paper's numbers were measured; clean instructs queries alone"
-        },
+    image_data_path: str = flag("", "folder of pictures")
+    text_data_path: str = flag("", "LamRA_Eval's list of captions or Karpathy's json")
+    mode: str = flag("pretrained", "finetuned: with instructions, see --protocol")
+    protocol: str = flag(
+        "released",
+        "of --mode finetuned: released embeds pictures with their instruction and captions without, as "
+        "the paper's numbers were measured; clean instructs queries alone",
     )
-    save_for_rerank: bool = field(default=False, metadata={"help": f"write the top {RERANK_DEPTH} of each query"})
-    output_dir: str | None = field(default=None, metadata={"help": "default: results/<model>/<data>"})
-    data_name: str | None = field(default=None, metadata={"help": "what to call pictures that are your own"})
+    save_for_rerank: bool = flag(False, f"write the top {RERANK_DEPTH} of each query")
+    output_dir: str | None = flag(None, "default: results/<model>/<data>")
+    data_name: str | None = flag(None, "what to call pictures that are your own")
 
     def __post_init__(self):
         super().__post_init__()

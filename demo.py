@@ -5,10 +5,10 @@ python demo.py --model_id DIR --folder PICTURES --text "two dogs in the snow" [-
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamra.common.cli import parse, run
+from lamra.common.cli import flag, parse, run
 from lamra.common.errors import UserError
 from lamra.datasets.items import Item
 from lamra.eval.flags import RetrieverArguments

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from lamra.common.errors import UserError
 from lamra.datasets.items import Item
@@ -30,7 +29,7 @@ class RerankExample(NamedTuple):
     position: int
 
 
-class RerankExamples(Dataset):
+class RerankExamples:
     """The rows of queries that mined candidates were found for, each with a negative and a list.
 
     Candidates are mined once for a query; each of its repetitions draws from them, and no positive of one is a negative
@@ -66,7 +65,7 @@ class RerankExamples(Dataset):
 
     def _read(self, mined: Iterable[str | Path]) -> tuple[np.ndarray, np.ndarray]:
         """First rows of queries and rows of their candidates, in the order of the files."""
-        query, candidate = [], []
+        found: tuple[list[np.ndarray], list[np.ndarray]] = [], []  # query rows, candidate rows
         for path in mined:
             columns = array("q"), array("q")
             for qid, dids in mined_candidates(path):
@@ -77,15 +76,15 @@ class RerankExamples(Dataset):
                     raise UserError(f"{path}: {error}") from None
             keys = np.array(columns, dtype=np.int64)  # (2, candidates)
             keys = keys[:, ~np.isin(keys[0], self.pairs.left_out)]
-            for column, rows, found in zip(keys, (self.pairs.queries, self.pairs.pool), (query, candidate)):
-                found.append(rows.rows_of(column))
-                if (found[-1] < 0).any():
-                    key = column[int((found[-1] < 0).argmax())]
+            for column, items, rows in zip(keys, (self.pairs.queries, self.pairs.pool), found):
+                rows.append(items.rows_of(column))
+                if (rows[-1] < 0).any():
+                    key = column[(rows[-1] < 0).argmax()]
                     raise UserError(
-                        f"{path} names {rows.name_of(key)}, which is not in {rows.path}: give the --queries and "
+                        f"{path} names {items.name_of(key)}, which is not in {items.path}: give the --queries and "
                         "--pool that it was mined from, or mine again with these"
                     )
-        return np.concatenate(query), np.concatenate(candidate)
+        return np.concatenate(found[0]), np.concatenate(found[1])
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew, as this epoch's draws are."""

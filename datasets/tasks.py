@@ -5,29 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from lamra.datasets.items import Item
+from lamra.datasets.items import Indexed, Item
 
 KS = (1, 5, 10)
 
 
-class Items(Protocol):
-    """Items by their row. There may be too many to hold: an item is made when it is taken."""
+class FileItems(Indexed[Item], Protocol):
+    """The items of a file. Where an attribute `drawn_by` (name -> a file or a value) says so, more decides them."""
 
     @property
     def name(self) -> str:
         """What progress bars, and the folder of their embeddings, call them."""
 
     @property
-    def path(self) -> Path | str:
-        """The file that they are read from."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row: int, /) -> Item: ...
+    def path(self) -> Path | str: ...
 
     def id(self, row: int) -> str: ...
+
+
+class Items(FileItems, Protocol):
+    """Items that can be found by their id."""
 
     def find(self, ids: Sequence[str]) -> list[int]:
         """The row of each id, -1 where there is none."""
@@ -48,16 +47,9 @@ class ItemList(list[Item]):
         return [row_of.get(identifier, -1) for identifier in ids]
 
 
-@dataclass(frozen=True)
-class Reported:
-    """The recall that counts, in percent, as somebody else measured it.
+class Reported(NamedTuple):
+    """The recall that counts, in percent, as a paper reports it: by a retriever, and after a reranker."""
 
-    Attributes:
-        label: whose numbers they are.
-        retrieved, reranked: by a retriever, and after a reranker.
-    """
-
-    label: str
     retrieved: float
     reranked: float
 
@@ -78,7 +70,7 @@ class RetrievalTask:
         tie_is_miss: an answer counts as below every wrong candidate of the same score; False leaves ties to the lower
             row. Only where queries have `candidates`: a ranking that is cut does not show all that tie.
         weight: of a reranker's P(Yes) beside the retriever's score.
-        reported: what others measured on this task.
+        reported: the paper's numbers of this task.
         files: the files that decide its items; a reranker's answers remember their digests.
 
     Raises:

@@ -5,17 +5,16 @@ python eval/embed.py --model_id DIR --input items.jsonl --output out.npz
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lamra.common.cli import parse, run
+from lamra.common.cli import flag, parse, run
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
-from lamra.datasets.items import Item
 from lamra.datasets.jsonl import load_items
 from lamra.eval.flags import RetrieverArguments
 
@@ -35,22 +34,16 @@ class EmbedArguments(RetrieverArguments):
 def main() -> None:
     (args,) = parse(EmbedArguments)
     items = load_items(args.input, args.image_root)
-    from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
+    from lamra.eval.inference import load_retriever, start  # torch and transformers, which --help does not wait for
 
     start(args)
     output = Path(args.output)
     with folder_lock(output.parent, "output", f".{output.name}.lock"):
-        embed(args, items)
-
-
-def embed(args: EmbedArguments, items: list[Item]) -> None:
-    from lamra.eval.inference import load_retriever
-
-    embeddings = load_retriever(args).encode(items, "embed")  # (N, D)
-    if is_first_process():
-        with whole_file(args.output, "wb") as file:
-            np.savez(file, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy())
-        print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")
+        embeddings = load_retriever(args).encode(items, "embed")  # (N, D)
+        if is_first_process():
+            with whole_file(output, "wb") as file:
+                np.savez(file, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy())
+            print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ With upstream's flags it evaluates one file of queries, and writes upstream's re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lamra.common import upstream
-from lamra.common.cli import note, require, run
+from lamra.common.cli import flag, require, run
 from lamra.common.errors import UserError
 from lamra.common.lock import folder_lock
 from lamra.datasets.mbeir.layout import (
@@ -21,18 +20,17 @@ from lamra.datasets.mbeir.layout import (
     INSTRUCTIONS,
     PAPER_AVERAGE,
     TASKS,
+    TaskFiles,
     choose_tasks,
+    global_pool,
     task_of_file,
 )
-from lamra.datasets.mbeir.tasks import TaskFiles, open_tasks, task_files
+from lamra.datasets.mbeir.tasks import open_tasks
 from lamra.datasets.rankings import write_ranking
 from lamra.datasets.tasks import RetrievalTask
 from lamra.eval import upstream_files
 from lamra.eval.flags import RetrieverArguments, output_folder
-from lamra.eval.reporting.files import write_metrics, write_provenance
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
+from lamra.eval.reporting.runs import write_json
 
 KS = (1, 5, 10, 20, 50)
 
@@ -91,72 +89,65 @@ class MBEIRArguments(RetrieverArguments):
 
 
 def main() -> None:
-    (args,) = upstream.parse(upstream.EVALUATION, MBEIRArguments)
-    evaluate_mbeir(args)
+    evaluate_mbeir(*upstream.parse(upstream.EVALUATION, MBEIRArguments))
 
 
 def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
     """Encode, search, write rankings and metrics, print the table; `together` joins the local pools to a global one."""
-    from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
-
-    state = start(args)
-    with folder_lock(output_folder(args, "mbeir")):
-        _evaluate_mbeir(args, together, state)
-
-
-def _evaluate_mbeir(args: MBEIRArguments, together: bool, state: PartialState) -> None:
-    from lamra.eval.cache.embeddings import EmbeddingsCache
+    from lamra.eval.cache.embeddings import EmbeddingsCache  # torch and transformers, which --help does not wait for
     from lamra.eval.cache.manifest import provenance_of
     from lamra.eval.evaluate import evaluate
-    from lamra.eval.inference import load_retriever
+    from lamra.eval.inference import load_retriever, start
     from lamra.eval.metrics import average
 
-    files = files_of(args, "local" if together else args.pool)
-    with state.main_process_first():  # it writes the indexes
-        tasks = open_tasks(
-            files,
-            args.data_path,
-            Path(args.data_path, args.instructions),
-            seed=args.seed,
-            ks=KS,
-            together=together,
-            with_paper=args.of_paper and args.pool == "local",
-            tell=note,
-        )
-    retriever = load_retriever(args)
-    provenance = provenance_of(args, retriever.settings, retriever.embedder)
-    output = output_folder(args, "mbeir")
-    cache = EmbeddingsCache(output / "embeddings", retriever, provenance, args.shard_size)
+    state, output = start(args), output_folder(args, "mbeir")
+    with folder_lock(output):
+        files = files_of(args, "local" if together else args.pool)
+        with state.main_process_first():  # it writes the indexes
+            tasks = open_tasks(
+                files,
+                args.data_path,
+                Path(args.data_path, args.instructions),
+                seed=args.seed,
+                ks=KS,
+                together=together,
+                with_paper=args.of_paper and args.pool == "local",
+            )
+        retriever = load_retriever(args)
+        provenance = provenance_of(args, retriever.settings, retriever.embedder)
+        cache = EmbeddingsCache(output / "embeddings", retriever, provenance, args.shard_size)
 
-    folder, metrics = output / f"{args.split}_{args.pool}", {}
-    if args.query_data_path:  # a folder for each file: a table of one task must not replace that of all
-        folder = output / Path(args.query_data_path).stem / Path(args.cand_pool_path).stem
-    qrels = {task.name: of.qrels for task, of in zip(tasks, files)}
-    options = dict(depth=args.depth, search_memory=args.search_memory, device=state.device)
-    for task, ranking, recalls in evaluate(tasks, cache.embed, **options):
-        metrics[task.name] = recalls
-        write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
-        if paths := args.upstream_files(task.name):
-            upstream_files.write_retrieved(paths[0], task.queries, task.gallery, ranking, nested=not together)
-            upstream_files.append_recalls(paths[1], qrels[task.name], recalls)
-    if state.is_main_process:
-        metrics["average"] = average(tasks, metrics)
-        write_provenance(folder, {**provenance, "files": cache.files, "seed": args.seed})
-        write_metrics(folder, metrics)
-        print_table(args, tasks, metrics)
-        print(f"written to {folder}/")
+        folder = output / f"{args.split}_{args.pool}"
+        if args.query_data_path:  # a folder for each file: a table of one task must not replace that of all
+            folder = output / Path(args.query_data_path).stem / Path(args.cand_pool_path).stem
+        metrics: dict[str, dict[str, float]] = {}
+        qrels = {of.task.name: of.qrels for of in files}
+        for task, ranking, recalls in evaluate(
+            tasks, cache.embed, depth=args.depth, search_memory=args.search_memory, device=state.device
+        ):
+            metrics[task.name] = recalls
+            write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
+            if paths := args.upstream_files(task.name):
+                upstream_files.write_retrieved(paths[0], task.queries, task.gallery, ranking, nested=not together)
+                upstream_files.append_recalls(paths[1], qrels[task.name], recalls)
+        if state.is_main_process:
+            mean = average(tasks, metrics)
+            write_json(folder / "made_by.json", {**provenance, "files": cache.files, "seed": args.seed})
+            write_json(folder / "metrics.json", {**metrics, "average": mean})
+            print_table(args, tasks, metrics, mean)
+            print(f"written to {folder}/")
 
 
 def files_of(args: MBEIRArguments, pool: str) -> list[TaskFiles]:
     """The files of each chosen task."""
     if not args.query_data_path:
-        return task_files(args.data_path, args.tasks, args.split, pool)
+        return [task.files(args.data_path, args.split, pool) for task in choose_tasks(args.tasks)]
     task, _ = task_of_file(args.query_data_path)
-    paths = map(Path, (args.query_data_path, args.cand_pool_path, args.qrels_path))
-    return [TaskFiles(task, *paths, Path(args.data_path, task.pool(args.split, "global")))]
+    queries, candidates, qrels = map(Path, (args.query_data_path, args.cand_pool_path, args.qrels_path))
+    return [TaskFiles(task, queries, candidates, qrels, Path(args.data_path, global_pool(args.split)))]
 
 
-def print_table(args: MBEIRArguments, tasks: Sequence[RetrievalTask], metrics: Mapping) -> None:
+def print_table(args: MBEIRArguments, tasks: Sequence[RetrievalTask], metrics: Mapping, mean: float) -> None:
     """One line a task, in percent; the recall that counts in the average stands beside the paper's."""
     print(f"\n{args.data_name} {args.split}, {args.pool} pool, recall@k in percent")
     header = f"{'':<20}" + "".join(f"{f'R@{k}':>8}" for k in KS) + f"{'counted':>12}"
@@ -165,8 +156,8 @@ def print_table(args: MBEIRArguments, tasks: Sequence[RetrievalTask], metrics: M
         cells = "".join(f"{100 * metrics[task.name][f'recall@{k}']:8.1f}" for k in KS)
         counted = f"{100 * metrics[task.name][f'recall@{task.counted}']:7.1f} @{task.counted:<3}"
         print(f"{task.name:<20}{cells}{counted}" + (f"{task.reported.retrieved:12.1f}" if task.reported else ""))
-    paper = f"{PAPER_AVERAGE[args.pool]:12.1f}" if args.of_paper and len(tasks) == len(TASKS) else ""
-    print(f"{f'average of {len(tasks)}':<20}{'':{8 * len(KS)}}{100 * metrics['average']:7.1f}     {paper}")
+    paper = f"{PAPER_AVERAGE[args.pool].retrieved:12.1f}" if args.of_paper and len(tasks) == len(TASKS) else ""
+    print(f"{f'average of {len(tasks)}':<20}{'':{8 * len(KS)}}{100 * mean:7.1f}     {paper}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ Upstream's command, which takes no flags. Its files go to LamRA_Ret_eval_global_
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lamra.common import upstream
-from lamra.common.cli import require, run
+from lamra.common.cli import flag, require, run
 from lamra.eval.eval_mbeir import MBEIRArguments, evaluate_mbeir
 from lamra.eval.upstream_files import RETRIEVED_GLOBAL
 
@@ -30,8 +30,7 @@ class GlobalArguments(MBEIRArguments):
 
 
 def main() -> None:
-    (args,) = upstream.parse(upstream.EVALUATION, GlobalArguments)
-    evaluate_mbeir(args, together=True)
+    evaluate_mbeir(*upstream.parse(upstream.EVALUATION, GlobalArguments), together=True)
 
 
 if __name__ == "__main__":

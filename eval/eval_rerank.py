@@ -8,34 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from lamra.common.cli import note, parse, require, run
+from lamra.common.cli import flag, parse, require, run
 from lamra.common.errors import UserError
 from lamra.common.files import sha256, whole_file
 from lamra.common.lock import folder_lock
 from lamra.datasets.caption import captioned_tasks, load_captioned_images
-from lamra.datasets.mbeir.layout import (
-    DATA_NAME,
-    DATA_PATH,
-    INSTRUCTIONS,
-    PAPER_AVERAGE,
-    PAPER_AVERAGE_RERANKED,
-    TASKS,
-    choose_tasks,
-)
-from lamra.datasets.mbeir.tasks import open_tasks, task_files
+from lamra.datasets.mbeir.layout import DATA_NAME, DATA_PATH, INSTRUCTIONS, PAPER_AVERAGE, TASKS, choose_tasks
+from lamra.datasets.mbeir.tasks import open_tasks
 from lamra.datasets.rankings import RankedQuery, ranking_files, ranking_of, read_ranking, write_ranking
 from lamra.datasets.tasks import KS, RetrievalTask
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.metrics import average, recalls
-from lamra.eval.reporting.files import write_metrics, write_provenance
+from lamra.eval.reporting.runs import write_json
 from lamra.eval.rerank.fusion import rerank
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 DEPTHS = {"pointwise": 50, "listwise": 5}  # LamRA's on M-BEIR, by style
 DEPTH_ZEROSHOT = 10
@@ -88,62 +77,73 @@ class Retrieved(NamedTuple):
 
     task: RetrievalTask
     ranking: list[RankedQuery]
-    manifest: dict[str, object]
+    manifest: dict[str, str | int]
 
 
 def main() -> None:
     (args,) = parse(RerankArguments)
-    from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
-
-    state = start(args)
-    folder = output_folder(args, Path(args.rankings).name) / args.style
-    with folder_lock(folder):
-        _rerank(args, folder, state)
-
-
-def _rerank(args: RerankArguments, folder: Path, state: PartialState) -> None:
-    from lamra.eval.cache.manifest import provenance_of
+    from lamra.eval.cache.manifest import provenance_of  # torch and transformers, which --help does not wait for
+    from lamra.eval.inference import start
     from lamra.eval.rerank.answers import answers_of
     from lamra.eval.rerank.judge import load_judge
 
-    with state.main_process_first():  # it writes the indexes
-        retrieved = open_rankings(args)
-        validation = open_rankings(replace(args, rankings=args.tune_weight, split="val")) if args.tune_weight else []
-    judge = load_judge(args, picture_memory=args.picture_memory)
-    provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
+    state, folder = start(args), output_folder(args, Path(args.rankings).name) / args.style
+    with folder_lock(folder):
+        with state.main_process_first():  # it writes the indexes
+            retrieved = open_rankings(args)
+            tuned_on = open_rankings(replace(args, rankings=args.tune_weight, split="val")) if args.tune_weight else []
+        judge = load_judge(args, picture_memory=args.picture_memory)
+        provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
 
-    def answers(of: Retrieved, name: str) -> list[list]:
-        kept_in, manifest = folder / "answers" / name, provenance | of.manifest
-        return answers_of(judge, of.task, of.ranking, args.style, depth_of(args), kept_in, manifest, of.task.name)
+        def answers(of: Retrieved, name: str) -> list[list]:
+            kept_in, manifest = folder / "answers" / name, provenance | of.manifest
+            return answers_of(judge, of.task, of.ranking, args.style, depth_of(args), kept_in, manifest, of.task.name)
 
-    weights = {of.task.name: best_weight(of, answers(of, f"val_{of.task.name}")) for of in validation}
-    metrics = {}
-    for of in retrieved:
-        task = of.task
-        weight = weights.get(task.name, task.weight if args.weight is None else args.weight)
-        after = rerank(of.ranking, answers(of, task.name), args.style, weight)
-        metrics[task.name] = {"before": recalls(task, of.ranking), "after": recalls(task, after)}
-        metrics[task.name] |= {"weight": weight} if args.style == "pointwise" else {}
+        weights = {of.task.name: best_weight(of, answers(of, f"val_{of.task.name}")) for of in tuned_on}
+        metrics: dict[str, dict] = {}
+        for of in retrieved:
+            task = of.task
+            weight = weights.get(task.name, task.weight if args.weight is None else args.weight)
+            after = rerank(of.ranking, answers(of, task.name), args.style, weight)
+            metrics[task.name] = {"before": recalls(task, of.ranking), "after": recalls(task, after)}
+            metrics[task.name] |= {"weight": weight} if args.style == "pointwise" else {}
+            if state.is_main_process:
+                write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, after)
         if state.is_main_process:
-            write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, after)
-    if state.is_main_process:
-        write_provenance(folder, {**provenance, "rankings": {of.task.name: of.manifest for of in retrieved}})
-        write_metrics(folder, metrics)
-        print_table(args, [of.task for of in retrieved], metrics)
-        if judge.queries:
-            cost = {
-                "seconds_per_query": judge.seconds / judge.queries,
-                "tokens_per_query": judge.tokens / judge.queries,
-            }
-            with whole_file(folder / "cost.json") as file:
-                file.write(json.dumps(cost) + "\n")
-            print("{:.4f} s and {:.0f} tokens a query,".format(*cost.values()), f"{judge.queries} on this process")
-        print(f"written to {folder}/")
+            made_by = {**provenance, "rankings": {of.task.name: of.manifest for of in retrieved}}
+            write_json(folder / "made_by.json", made_by)
+            write_json(folder / "metrics.json", metrics)
+            print_table(args, [of.task for of in retrieved], metrics)
+            if judge.queries:
+                seconds, tokens = judge.seconds / judge.queries, judge.tokens / judge.queries
+                with whole_file(folder / "cost.json") as file:
+                    file.write(json.dumps({"seconds_per_query": seconds, "tokens_per_query": tokens}) + "\n")
+                print(f"{seconds:.4f} s and {tokens:.0f} tokens a query, {judge.queries} on this process")
+            print(f"written to {folder}/")
 
 
 def open_rankings(args: RerankArguments) -> list[Retrieved]:
     """Everything but the pictures, so that a mistake in the files is told before a model is loaded."""
-    retrieved = captioned_rankings(args) if args.image_data_path else mbeir_rankings(args)
+    if args.image_data_path:  # queries have their instruction, as LamRA's have
+        data = load_captioned_images(args.image_data_path, args.text_data_path)
+        tasks = captioned_tasks(data, args.name, args.text_data_path, "clean")
+    else:
+        tasks = open_tasks(
+            [task.files(args.data_path, args.split, args.pool) for task in choose_tasks(args.tasks)],
+            args.data_path,
+            Path(args.data_path, args.instructions),
+            seed=args.seed,
+            with_paper=args.name == DATA_NAME and args.split == "test" and args.pool == "local",
+        )
+    retrieved = []
+    for task in tasks:
+        path = ranking_of(args.rankings, task.name, UPSTREAM_FLICKR.get(task.name, task.name.removesuffix("_test")))
+        # Upstream's files name captioned pictures and captions by their positions.
+        ranking = read_ranking(path, task.queries, task.gallery, by_position=bool(args.image_data_path))
+        manifest: dict[str, str | int] = {"ranking": "".join(map(sha256, ranking_files(path)))}
+        manifest |= {name: sha256(file) for name, file in task.files.items()}
+        manifest |= {} if args.image_data_path else {"seed": args.seed}
+        retrieved.append(Retrieved(task, ranking, manifest))
     deepest = max(len(ranked.candidates) for of in retrieved for ranked in of.ranking)
     if depth_of(args) > deepest:
         raise UserError(
@@ -154,38 +154,7 @@ def open_rankings(args: RerankArguments) -> list[Retrieved]:
 
 
 def depth_of(args: RerankArguments) -> int:
-    default = min(DEPTHS[args.style], DEPTH_ZEROSHOT if args.image_data_path else DEPTHS[args.style])
-    return args.depth or default
-
-
-def mbeir_rankings(args: RerankArguments) -> list[Retrieved]:
-    tasks = open_tasks(
-        task_files(args.data_path, args.tasks, args.split, args.pool),
-        args.data_path,
-        Path(args.data_path, args.instructions),
-        seed=args.seed,
-        with_paper=args.name == DATA_NAME and args.split == "test" and args.pool == "local",
-        tell=note,
-    )
-    return [
-        _retrieved(task, ranking_of(args.rankings, task.name, task.name.removesuffix("_test")), seed=args.seed)
-        for task in tasks
-    ]
-
-
-def captioned_rankings(args: RerankArguments) -> list[Retrieved]:
-    """Both directions of Flickr30K, COCO or one's own pictures; queries have their instruction, as LamRA's have."""
-    data = load_captioned_images(args.image_data_path, args.text_data_path)
-    tasks = captioned_tasks(data, args.name, args.text_data_path, "clean")
-    # Upstream's files name pictures and captions by their positions.
-    paths = [ranking_of(args.rankings, task.name, UPSTREAM_FLICKR[task.name]) for task in tasks]
-    return [_retrieved(task, path, by_position=True) for task, path in zip(tasks, paths)]
-
-
-def _retrieved(task: RetrievalTask, path: Path, *, by_position: bool = False, **drawn_by: int) -> Retrieved:
-    ranking = read_ranking(path, task.queries, task.gallery, by_position=by_position)
-    files = {name: sha256(file) for name, file in task.files.items()}
-    return Retrieved(task, ranking, {"ranking": "".join(map(sha256, ranking_files(path))), **files, **drawn_by})
+    return args.depth or min(DEPTHS[args.style], DEPTH_ZEROSHOT if args.image_data_path else DEPTHS[args.style])
 
 
 def best_weight(of: Retrieved, answers: Sequence[list]) -> float:
@@ -205,21 +174,21 @@ def print_table(args: RerankArguments, tasks: Sequence[RetrievalTask], metrics: 
     print(header + ("   the paper's 7B" if any(task.reported for task in tasks) else ""))
     for task in tasks:
         before, after = metrics[task.name]["before"], metrics[task.name]["after"]
-        cells = "".join(_change(before[f"recall@{k}"], after[f"recall@{k}"], 16) for k in KS)
+        cells = "".join(_change(before[f"recall@{k}"], after[f"recall@{k}"]) for k in KS)
         weight, counts = metrics[task.name].get("weight", "-"), f"recall@{task.counted}"
-        counted = _change(before[counts], after[counts], 16) + f" @{task.counted:<2}"
+        counted = _change(before[counts], after[counts]) + f" @{task.counted:<2}"
         paper = f"   {task.reported.retrieved:.1f} -> {task.reported.reranked:.1f}" if task.reported else ""
         print(f"{task.name:<20}{cells}{weight:>8}{counted}{paper}")
     if args.image_data_path:
         return
-    averages = (average(tasks, {name: of[when] for name, of in metrics.items()}) for when in ("before", "after"))
+    before, after = (average(tasks, {name: of[when] for name, of in metrics.items()}) for when in ("before", "after"))
     whole = args.name == DATA_NAME and args.split == "test" and len(tasks) == len(TASKS)
-    paper = f"   {PAPER_AVERAGE[args.pool]} -> {PAPER_AVERAGE_RERANKED[args.pool]}" if whole else ""
-    print(f"{f'average of {len(tasks)}':<20}{'':{16 * len(KS) + 8}}{_change(*averages, 16)}   {paper}")
+    paper = "   {} -> {}".format(*PAPER_AVERAGE[args.pool]) if whole else ""
+    print(f"{f'average of {len(tasks)}':<20}{'':{16 * len(KS) + 8}}{_change(before, after)}   {paper}")
 
 
-def _change(before: float, after: float, width: int) -> str:
-    return f"{f'{100 * before:.1f} -> {100 * after:.1f}':>{width}}"
+def _change(before: float, after: float) -> str:
+    return f"{f'{100 * before:.1f} -> {100 * after:.1f}':>16}"
 
 
 if __name__ == "__main__":

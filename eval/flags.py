@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lamra.common.cli import note, require
+from lamra.common.cli import flag, note, require
 from lamra.models.folders import is_adapter, local_folder
 from lamra.models.settings import POSITION_IDS, Settings
 

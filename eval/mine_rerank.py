@@ -7,21 +7,19 @@ Writes <output_dir>/mined.jsonl, a ranking {qid, did, score, rank}, and the same
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamra.common.cli import note, parse, require, run
+from lamra.common.cli import flag, parse, require, run
 from lamra.common.files import sha256, whole_file
 from lamra.common.lock import folder_lock
 from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
 from lamra.datasets.rankings import Ranking, write_ranking
 from lamra.eval.flags import RetrieverArguments, output_folder
-from lamra.eval.reporting.files import write_provenance
+from lamra.eval.reporting.runs import write_json
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
-
     from lamra.eval.mining import TrainingQueries
 
 
@@ -48,50 +46,43 @@ class MineArguments(RetrieverArguments):
 
 
 def main() -> None:
-    (args,) = parse(MineArguments)
-    mine_files(args)
+    mine_files(*parse(MineArguments))
 
 
 def mine_files(args: MineArguments) -> Path:
     """Encode, search, and write mined.jsonl and mined.json; returns their folder."""
-    from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
+    from lamra.datasets.mbeir.pairs import open_pairs  # torch and transformers, which --help does not wait for
+    from lamra.eval.cache.embeddings import EmbeddingsCache
+    from lamra.eval.cache.manifest import provenance_of
+    from lamra.eval.inference import load_retriever, start
+    from lamra.eval.mining import TrainingQueries, mine
 
     state, folder = start(args), output_folder(args, "mined")
     with folder_lock(folder):
-        _mine_files(args, folder, state)
+        with state.main_process_first():  # it writes the indexes
+            pairs = open_pairs(args.data_path, args.queries, args.pool, args.instructions, seed=args.seed)
+        retriever = load_retriever(args)
+        provenance = provenance_of(args, retriever.settings, retriever.embedder)
+        drawn_by: dict[str, str | int] = {"instructions": sha256(pairs.instructions.path), "seed": args.seed}
+        if pairs.notes:  # then the pool decides which queries there are, and between which positives they draw
+            drawn_by["pool"] = sha256(pairs.pool.path)
+        queries = TrainingQueries(pairs, drawn_by)
+        cache = EmbeddingsCache(folder / "embeddings", retriever, provenance, args.shard_size)
+        gallery, embeddings = cache.embed(pairs.pool), cache.embed(queries)
+        found = mine(
+            queries,
+            embeddings,
+            gallery,
+            top=args.top,
+            own_kind=args.own_kind,
+            search_depth=args.search_depth,
+            search_memory=args.search_memory,
+            device=state.device,
+        )
+        if state.is_main_process:
+            write_json(folder / "made_by.json", {**provenance, "files": cache.files, **drawn_by})
+            write(folder, queries, found)
     return folder
-
-
-def _mine_files(args: MineArguments, folder: Path, state: PartialState) -> None:
-    from lamra.datasets.mbeir.pairs import open_pairs
-    from lamra.eval.cache.embeddings import EmbeddingsCache
-    from lamra.eval.cache.manifest import provenance_of
-    from lamra.eval.inference import load_retriever
-    from lamra.eval.mining import TrainingQueries, mine
-
-    with state.main_process_first():  # it writes the indexes
-        pairs = open_pairs(args.data_path, args.queries, args.pool, args.instructions, seed=args.seed, tell=note)
-    retriever = load_retriever(args)
-    provenance = provenance_of(args, retriever.settings, retriever.embedder)
-    drawn_by = {"instructions": sha256(pairs.instructions.path), "seed": args.seed}
-    if pairs.notes:  # then the pool decides which queries there are, and between which positives they draw
-        drawn_by["pool"] = sha256(pairs.pool.path)
-    queries = TrainingQueries(pairs, drawn_by)
-    cache = EmbeddingsCache(folder / "embeddings", retriever, provenance, args.shard_size)
-    gallery, embeddings = cache.embed(pairs.pool), cache.embed(queries)
-    found = mine(
-        queries,
-        embeddings,
-        gallery,
-        top=args.top,
-        own_kind=args.own_kind,
-        search_depth=args.search_depth,
-        search_memory=args.search_memory,
-        device=state.device,
-    )
-    if state.is_main_process:
-        write_provenance(folder, {**provenance, "files": cache.files, **drawn_by})
-        write(folder, queries, found)
 
 
 def write(folder: Path, queries: TrainingQueries, found: Ranking) -> None:

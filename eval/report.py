@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from lamra.common.cli import run
-from lamra.eval.reporting.runs import parser_of_runs, read_results
+from lamra.eval.reporting.runs import parser_of_runs, read_results, write_json
 
 
 def main() -> None:
@@ -18,7 +18,6 @@ def main() -> None:
     args = parser.parse_args()
 
     from lamra.eval.reporting.figures import plot_recalls, require_colours  # matplotlib: after --help
-    from lamra.eval.reporting.files import write_metrics
     from lamra.eval.reporting.tables import DIRECTIONS, KS, print_recalls
 
     require_colours(len(args.runs))
@@ -29,7 +28,7 @@ def main() -> None:
     rows = {name: result.content for name, result in results.items()}
     print()
     print_recalls(rows)
-    metrics = write_metrics(args.output_dir, rows)
+    metrics = write_json(args.output_dir / "metrics.json", rows)
     figure = args.output_dir / "recall.png"
     plot_recalls(figure, rows)
     print(f"\n{metrics}\n{figure}")

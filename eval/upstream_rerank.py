@@ -8,28 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lamra.collators.messages import listwise_answer
 from lamra.common import upstream
-from lamra.common.cli import note, parse, require
+from lamra.common.cli import flag, parse, require
 from lamra.common.errors import UserError
 from lamra.common.files import sha256
 from lamra.common.lock import folder_lock
 from lamra.datasets.mbeir.instructions import Instructions
-from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TASKS, Task, task_of_file
+from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TASKS, task_of_file
 from lamra.datasets.mbeir.queries import InstructedQueries
-from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, id_key
-from lamra.datasets.mbeir.tasks import modality_of, open_tasks, task_files
+from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows
+from lamra.datasets.mbeir.tasks import modality_of, open_tasks
 from lamra.datasets.rankings import QUERY_NAMES, RankedQuery, ranking_files, read_ranking
 from lamra.datasets.tasks import RetrievalTask
 from lamra.eval import upstream_files
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.metrics import recalls
 from lamra.eval.rerank.fusion import rerank
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 DEPTHS = {"pointwise": 50, "listwise": 10}
 KS = (1, 5, 10, 20)
@@ -71,46 +67,41 @@ class AnswerArguments(RetrieverArguments):
 def write_answers(style: str) -> None:
     """Parse the command line, compute the answers, and write upstream's file of them."""
     (args,) = upstream.parse(upstream.RERANKING, AnswerArguments)
-    from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
-
-    state, folder = start(args), output_folder(args, args.save_name) / style
-    with folder_lock(folder):
-        _write_answers(args, style, folder / "answers", state)
-
-
-def _write_answers(args: AnswerArguments, style: str, folder: Path, state: PartialState) -> None:
-    from lamra.eval.cache.manifest import provenance_of
+    from lamra.eval.cache.manifest import provenance_of  # torch and transformers, which --help does not wait for
+    from lamra.eval.inference import start
     from lamra.eval.rerank.answers import answers_of
     from lamra.eval.rerank.judge import load_judge
 
-    with state.main_process_first():  # it writes the indexes
-        task, ranking = open_ranking(args)
-    judge = load_judge(args)
-    files = {name: sha256(path) for name, path in vars(args).items() if name.endswith("_path") and path}
-    provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
-    manifest, depth = provenance | files | {"seed": args.seed}, args.rank_num or DEPTHS[style]
-    answers = answers_of(judge, task, ranking, style, depth, folder, manifest, args.save_name)
-    if state.is_main_process:
-        if style == "listwise":
-            answers = [listwise_answer(order[0] + 1) for order in answers]
-        path = upstream_files.RERANKED / f"{args.save_name}_{ANSWERS[style][1]}.json"
-        qids = [task.queries.id(ranked.query) for ranked in ranking]
-        upstream_files.write_json(path, dict(zip(qids, answers)))
-        print(f"answers about {len(qids)} queries in {path}")
+    state, folder = start(args), output_folder(args, args.save_name) / style
+    with folder_lock(folder):
+        with state.main_process_first():  # it writes the indexes
+            task, ranking = open_ranking(args)
+        judge = load_judge(args)
+        files = {name: sha256(path) for name, path in vars(args).items() if name.endswith("_path") and path}
+        provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
+        manifest, depth = provenance | files | {"seed": args.seed}, args.rank_num or DEPTHS[style]
+        answers: list = answers_of(judge, task, ranking, style, depth, folder / "answers", manifest, args.save_name)
+        if state.is_main_process:
+            if style == "listwise":
+                answers = [listwise_answer(order[0] + 1) for order in answers]
+            path = upstream_files.RERANKED / f"{args.save_name}_{ANSWERS[style][1]}.json"
+            qids = [task.queries.id(ranked.query) for ranked in ranking]
+            upstream_files.write_json(path, dict(zip(qids, answers)))
+            print(f"answers about {len(qids)} queries in {path}")
 
 
 def open_ranking(args: AnswerArguments) -> tuple[RetrievalTask, list[RankedQuery]]:
     """Everything but the pictures, so that a mistake in the files is told before a model is loaded."""
-    root = Path(args.image_path_prefix)
-    queries, pool = Rows(args.query_data_path, root, QUERY), Rows(args.cand_pool_path, root, CANDIDATE)
+    root, pool = args.image_path_prefix, Rows(args.cand_pool_path, args.image_path_prefix, CANDIDATE)
     of_file, _ = task_of_file(args.query_data_path)
     candidate = of_file.candidate
     if candidate is None:
+        queries = Rows(args.query_data_path, root, QUERY)
         listed = [queries.record(row).get("pos_cand_list") or [] for row in range(len(queries))]
-        rows = [[row for row in pool.rows_of([id_key(did) for did in dids]).tolist() if row >= 0] for dids in listed]
-        candidate = modality_of(queries, pool, rows)
-    instructed = InstructedQueries(queries, Instructions(args.instructions_path), candidate, args.seed)
-    task = RetrievalTask(of_file.name, instructed, pool, answers=[[]] * len(queries))
+        candidate = modality_of(queries, pool, [[row for row in pool.find(dids) if row >= 0] for dids in listed])
+    instructions = Instructions(args.instructions_path)
+    instructed = InstructedQueries(args.query_data_path, root, instructions, candidate, args.seed)
+    task = RetrievalTask(of_file.name, instructed, pool, answers=[[]] * len(instructed))
     return task, read_ranking(args.ret_query_data_path, instructed, pool)
 
 
@@ -121,28 +112,16 @@ class ReportArguments:
     data_path: str = flag(DATA_PATH, "M-BEIR's folder")
 
     def __post_init__(self):
-        task_named(self.task_name)
-
-
-def task_named(name: str) -> Task:
-    """The task that upstream calls so.
-
-    Raises:
-        UserError: none is.
-    """
-    for task in TASKS:
-        if name == task.name.removesuffix("_test"):
-            return task
-    raise UserError(
-        f"--task_name {name} is unknown: choose one of {', '.join(task.name.removesuffix('_test') for task in TASKS)}"
-    )
+        names = [task.upstream_name for task in TASKS]
+        if self.task_name not in names:
+            raise UserError(f"--task_name {self.task_name} is unknown: choose one of {', '.join(names)}")
 
 
 def report(style: str) -> None:
     """Parse the command line, and print the recall that follows from upstream's files."""
     (args,) = parse(ReportArguments)
-    files = task_files(args.data_path, task_named(args.task_name).name, "test", "local")
-    (task,) = open_tasks(files, args.data_path, Path(args.data_path, INSTRUCTIONS), ks=KS, tell=note)
+    files = [task.files(args.data_path, "test", "local") for task in TASKS if task.upstream_name == args.task_name]
+    (task,) = open_tasks(files, args.data_path, Path(args.data_path, INSTRUCTIONS), ks=KS)
     retrieved = upstream_files.RETRIEVED / f"mbeir_{args.task_name}_test_{args.retriever}{QUERY_NAMES}"
     ranking = read_ranking(retrieved, task.queries, task.gallery)
     depth, kind = ANSWERS[style]

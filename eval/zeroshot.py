@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from lamra.common import upstream
-from lamra.common.cli import require
+from lamra.common.cli import flag, require
 from lamra.common.lock import folder_lock
 from lamra.datasets.caption import PROTOCOLS, CaptionedImages, captioned_tasks, load_captioned_images
 from lamra.datasets.rankings import write_ranking
 from lamra.eval.flags import RetrieverArguments, output_folder
-from lamra.eval.reporting.files import write_metrics, write_provenance
+from lamra.eval.reporting.runs import write_json
 from lamra.eval.reporting.tables import PRACTICE_STAGE1_FLICKR30K, print_recalls
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 RERANK_DEPTH = 50
 
@@ -38,8 +33,8 @@ class ZeroshotArguments(RetrieverArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for flag in ("image_data_path", "text_data_path"):
-            require(bool(getattr(self, flag)), flag, "", "a path")
+        for name in ("image_data_path", "text_data_path"):
+            require(bool(getattr(self, name)), name, "", "a path")
         require(self.mode in ("pretrained", "finetuned"), "mode", self.mode, "pretrained or finetuned")
         require(self.protocol in PROTOCOLS, "protocol", self.protocol, " or ".join(PROTOCOLS))
 
@@ -47,36 +42,31 @@ class ZeroshotArguments(RetrieverArguments):
 def evaluate_captions(default_name: str) -> None:
     """Parse the command line, encode, print the table and write metrics.json (and rankings, with --save_for_rerank)."""
     (args,) = upstream.parse(upstream.ZEROSHOT, ZeroshotArguments)
-    from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
+    from lamra.eval.cache.manifest import provenance_of  # torch and transformers, which --help does not wait for
+    from lamra.eval.evaluate import evaluate
+    from lamra.eval.inference import load_retriever, start
 
     data_name, state = args.data_name or default_name, start(args)
     folder = output_folder(args, data_name.lower())
     with folder_lock(folder):
-        _evaluate_captions(args, data_name, folder, state)
-
-
-def _evaluate_captions(args: ZeroshotArguments, data_name: str, folder: Path, state: PartialState) -> None:
-    from lamra.eval.cache.manifest import provenance_of
-    from lamra.eval.evaluate import evaluate
-    from lamra.eval.inference import load_retriever
-
-    data = load_captioned_images(args.image_data_path, args.text_data_path)
-    retriever = load_retriever(args)
-    protocol = args.protocol if args.mode == "finetuned" else None  # without instructions both are the same
-    provenance = provenance_of(args, retriever.settings, retriever.embedder, protocol)
-    tasks = captioned_tasks(data, data_name, args.text_data_path, protocol)
-    metrics = {}
-    found = evaluate(tasks, lambda items: retriever.encode(items, items.name), depth=RERANK_DEPTH, device=state.device)
-    for task, ranking, recalls in found:
-        metrics |= {f"{task.name}_{name}": recall for name, recall in recalls.items()}
-        if args.save_for_rerank:
-            write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
-    if state.is_main_process:
-        if args.save_for_rerank:
-            write_provenance(folder, {**provenance, "mode": args.mode})
-        write_metrics(folder, metrics | ({"protocol": protocol} if protocol else {}))
-        print_table(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
-        print(f"written to {folder}/")
+        data = load_captioned_images(args.image_data_path, args.text_data_path)
+        retriever = load_retriever(args)
+        protocol = args.protocol if args.mode == "finetuned" else None  # without instructions both are the same
+        provenance = provenance_of(args, retriever.settings, retriever.embedder, protocol)
+        tasks = captioned_tasks(data, data_name, args.text_data_path, protocol)
+        metrics: dict[str, float] = {}
+        for task, ranking, recalls in evaluate(
+            tasks, lambda items: retriever.encode(items, items.name), depth=RERANK_DEPTH, device=state.device
+        ):
+            metrics |= {f"{task.name}_{name}": recall for name, recall in recalls.items()}
+            if args.save_for_rerank:
+                write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
+        if state.is_main_process:
+            if args.save_for_rerank:
+                write_json(folder / "made_by.json", {**provenance, "mode": args.mode})
+            write_json(folder / "metrics.json", metrics | ({"protocol": protocol} if protocol else {}))
+            print_table(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
+            print(f"written to {folder}/")
 
 
 def print_table(data_name: str, data: CaptionedImages, metrics: Mapping[str, float], protocol: str) -> None:

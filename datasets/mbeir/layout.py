@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lamra.common.errors import UserError
+from lamra.datasets.tasks import Reported
 
 DATA_NAME = "M-BEIR"  # what reports call it; the paper's numbers stand beside no other name
 
@@ -26,12 +28,22 @@ def local_pool(name: str) -> str:
 
 
 def queries_of(name: str, split: str) -> str:
-    """The queries of a task, by its name without "_test"."""
+    """The queries of a task, by upstream's name for it."""
     return f"query/{split}/mbeir_{name}_{split}.jsonl"
 
 
 def qrels_of(name: str, split: str) -> str:
     return f"qrels/{split}/mbeir_{name}_{split}_qrels.txt"
+
+
+class TaskFiles(NamedTuple):
+    """The files of a task; `union` is the pool of all tasks together, which qrels may name too."""
+
+    task: Task
+    queries: Path
+    pool: Path
+    qrels: Path
+    union: Path
 
 
 @dataclass(frozen=True)
@@ -40,53 +52,48 @@ class Task:
 
     Attributes:
         candidate: modality of what its queries look for; None: that of their answers.
-        paper: recall of LamRA-Ret (Qwen2-VL-7B, arXiv 2412.01720) in percent, local pool, at `k`; None: not reported.
-        paper_reranked: the same after LamRA-Rank.
+        reported: recall of LamRA (Qwen2-VL-7B, arXiv 2412.01720) in the local pool, at `k`.
         k: the recall that counts in the average.
         weight: of LamRA-Rank's P(Yes) beside the retriever's score.
     """
 
     name: str
     candidate: str | None = None
-    paper: float | None = None
-    paper_reranked: float | None = None
+    reported: Reported | None = None
     k: int = 5
     weight: float = 1.0
 
-    def queries(self, split: str) -> Path:
-        return Path(queries_of(self.name.removesuffix("_test"), split))
+    @property
+    def upstream_name(self) -> str:
+        return self.name.removesuffix("_test")
 
-    def qrels(self, split: str) -> Path:
-        return Path(qrels_of(self.name.removesuffix("_test"), split))
-
-    def pool(self, split: str, kind: str) -> Path:
-        """The task's own candidates, or those of all tasks together for kind "global"."""
-        if kind == "global":
-            return Path(global_pool(split))
-        name = self.name.removesuffix("_test")  # COCO's: its splits have pools of their own
-        return Path(local_pool(name if name == self.name else f"{name}_{split}"))
+    def files(self, root: str | Path, split: str, pool: str) -> TaskFiles:
+        """M-BEIR's own files below `root`; `pool` is "local", the task's own, or "global"."""
+        name, union = self.upstream_name, Path(root, global_pool(split))
+        local = Path(root, local_pool(name if name == self.name else f"{name}_{split}"))  # COCO's: one for each split
+        queries, qrels = Path(root, queries_of(name, split)), Path(root, qrels_of(name, split))
+        return TaskFiles(self, queries, union if pool == "global" else local, qrels, union)
 
 
 TASKS = (
-    Task("visualnews_task0", "image", 41.6, 48.0),
-    Task("mscoco_task0_test", "image", 81.5, 85.2, weight=0.5),
-    Task("fashion200k_task0", "image", 28.7, 32.9, k=10),
-    Task("webqa_task1", "text", 86.0, 96.7),
-    Task("edis_task2", "image,text", 62.6, 75.8),
-    Task("webqa_task2", "image,text", 81.2, 87.7),
-    Task("visualnews_task3", "text", 39.6, 48.6),
-    Task("mscoco_task3_test", "text", 90.6, 92.3, weight=0.1),
-    Task("fashion200k_task3", "text", 30.4, 36.1, k=10),
-    Task("nights_task4", "image", 32.1, 33.5),
-    Task("oven_task6", "text", 54.1, 59.2),
-    Task("infoseek_task6", "text", 52.1, 64.1),
-    Task("fashioniq_task7", "image", 33.2, 37.8, k=10),
-    Task("cirr_task7", "image", 53.1, 63.3),
-    Task("oven_task8", "image,text", 76.2, 79.2),
-    Task("infoseek_task8", "image,text", 63.3, 78.3),
+    Task("visualnews_task0", "image", Reported(41.6, 48.0)),
+    Task("mscoco_task0_test", "image", Reported(81.5, 85.2), weight=0.5),
+    Task("fashion200k_task0", "image", Reported(28.7, 32.9), k=10),
+    Task("webqa_task1", "text", Reported(86.0, 96.7)),
+    Task("edis_task2", "image,text", Reported(62.6, 75.8)),
+    Task("webqa_task2", "image,text", Reported(81.2, 87.7)),
+    Task("visualnews_task3", "text", Reported(39.6, 48.6)),
+    Task("mscoco_task3_test", "text", Reported(90.6, 92.3), weight=0.1),
+    Task("fashion200k_task3", "text", Reported(30.4, 36.1), k=10),
+    Task("nights_task4", "image", Reported(32.1, 33.5)),
+    Task("oven_task6", "text", Reported(54.1, 59.2)),
+    Task("infoseek_task6", "text", Reported(52.1, 64.1)),
+    Task("fashioniq_task7", "image", Reported(33.2, 37.8), k=10),
+    Task("cirr_task7", "image", Reported(53.1, 63.3)),
+    Task("oven_task8", "image,text", Reported(76.2, 79.2)),
+    Task("infoseek_task8", "image,text", Reported(63.3, 78.3)),
 )
-PAPER_AVERAGE = {"local": 56.6, "global": 54.9}
-PAPER_AVERAGE_RERANKED = {"local": 63.7, "global": 61.4}
+PAPER_AVERAGE = {"local": Reported(56.6, 63.7), "global": Reported(54.9, 61.4)}
 
 
 def task_of_file(queries: str | Path) -> tuple[Task, str | None]:
@@ -94,7 +101,7 @@ def task_of_file(queries: str | Path) -> tuple[Task, str | None]:
     path = Path(queries)
     for split in ("test", "val"):
         for task in TASKS:
-            if task.queries(split).name == path.name:
+            if Path(queries_of(task.upstream_name, split)).name == path.name:
                 return task, split
     return Task(path.stem), None
 

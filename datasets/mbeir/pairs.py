@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.datasets.items import Pair
 from lamra.datasets.mbeir.instructions import Instructions
@@ -21,7 +21,7 @@ from lamra.datasets.mbeir.rows import CANDIDATE, MODALITIES, QUERY, Rows, datase
 MOST_INCOMPLETE = 0.01  # share of the training rows; beyond it the pool is another one, not a little short
 
 
-class MBEIRPairs(Dataset):
+class MBEIRPairs:
     """Training pairs: a query with an instruction, one of its positives, and hard negatives.
 
     A repeated query is as many pairs. What is drawn for a row follows from seed, epoch and row alone, so that a run
@@ -103,11 +103,11 @@ class MBEIRPairs(Dataset):
         first = np.cumsum(counts) - counts
         groups = {}
         for kind in np.unique(kinds, axis=1).T:
-            dataset, query_modality, candidate_modality = int(kind[0]), MODALITIES[kind[1]], MODALITIES[kind[2]]
-            self.instructions.prompts(dataset, query_modality, candidate_modality)
+            named = int(kind[0]), MODALITIES[kind[1]], MODALITIES[kind[2]]
+            self.instructions.prompts(*named)  # raises where a positive that may be drawn has none
             (members,) = np.nonzero((kinds[:, first] == kind[:, None]).all(axis=0))
             if len(members):
-                groups[self.instructions.name(dataset, query_modality, candidate_modality)] = members
+                groups[self.instructions.name(*named)] = members
         return groups
 
     def set_epoch(self, epoch: int) -> None:
@@ -162,17 +162,11 @@ def open_pairs(
     *,
     seed: int = 0,
     hard_negatives: int = 0,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = note,
 ) -> MBEIRPairs:
     """The pairs of M-BEIR's files below `root`; `tell` is called with a sentence for whatever is missing in them."""
-    root = Path(root)
-    pairs = MBEIRPairs(
-        Rows(root / queries, root, QUERY),
-        Rows(root / pool, root, CANDIDATE),
-        Instructions(root / instructions),
-        seed=seed,
-        hard_negatives=hard_negatives,
-    )
+    rows = Rows(Path(root, queries), root, QUERY), Rows(Path(root, pool), root, CANDIDATE)
+    pairs = MBEIRPairs(*rows, Instructions(Path(root, instructions)), seed=seed, hard_negatives=hard_negatives)
     for sentence in pairs.notes:
         tell(sentence)
     return pairs

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.datasets.mbeir.rows import CANDIDATE, Rows, id_key, key_id
 
 NAMED = 10  # ids in a sentence
 
 
-def read_qrels(
-    path: str | Path,
-    queries: Rows,
-    pool: Rows,
-    union: str | Path | None = None,
-    tell: Callable[[str], None] = print,
-) -> list[list[int]]:
+def read_qrels(path: str | Path, queries: Rows, pool: Rows, union: str | Path | None = None) -> list[list[int]]:
     """For each query the pool's rows that answer it, from lines "qid 0 did relevance ...".
 
     The qrels of OVEN and InfoSeek also name candidates of one another's pools. In a task's own pool nobody can find
     these: they are no answers here, and a query that has no other counts as a miss (upstream's recall does the same).
+    A note says how many they are.
 
     Args:
         union: the pool of all tasks together, which is searched for candidates that `pool` lacks. Where this file is
             not there, such candidates cannot be told from mistakes, and are taken for another pool's.
-        tell: called with a sentence where candidates are in another pool.
 
     Raises:
         UserError: the file is missing, a line is malformed or names a query that is not there or a candidate that is
@@ -48,7 +42,7 @@ def read_qrels(
         except ValueError:
             raise UserError(f'{path} line {number} is not "qid 0 did relevance": {line.strip()!r}') from None
         numbers.append(number)
-    query_keys, candidate_keys, relevance = np.array(keys, dtype=np.int64).reshape(-1, 3).T
+    query_keys, candidate_keys, relevances = np.array(keys, dtype=np.int64).reshape(-1, 3).T  # (lines,) each
     query, candidate = queries.rows_of(query_keys), pool.rows_of(candidate_keys)
     if (query < 0).any():
         first = int((query < 0).argmax())
@@ -56,7 +50,7 @@ def read_qrels(
             f"{path} line {numbers[first]} names the query {key_id(query_keys[first])}, not in {queries.path}: "
             "give the queries that belong to it"
         )
-    right = relevance > 0
+    right = relevances > 0
     lacking = sorted(set(range(len(queries))) - set(query[right].tolist()))
     if lacking:
         raise UserError(
@@ -64,40 +58,30 @@ def read_qrels(
             f"{queries.id(lacking[0])}"
         )
     answers: list[list[int]] = [[] for _ in range(len(queries))]
-    for row, found in zip(query[right], candidate[right]):
+    for row, found in zip(query[right].tolist(), candidate[right].tolist()):
         if found >= 0:
-            answers[row].append(int(found))
-    _tell_foreign(path, candidate_keys[candidate < 0], answers, pool, union, tell)
-    return answers
+            answers[row].append(found)
 
-
-def _tell_foreign(
-    path: Path,
-    keys: np.ndarray,
-    answers: list[list[int]],
-    pool: Rows,
-    union: str | Path | None,
-    tell: Callable[[str], None],
-) -> None:
-    """Say how many of the qrels' candidates, integer `keys` that `pool` lacks, are in another pool; see read_qrels."""
-    if not len(keys):
-        return
-    has_union = union is not None and Path(union).is_file()
-    if has_union:
-        known = Rows(union, pool.root, CANDIDATE).rows_of(keys) >= 0  # (lines,)
-        if not known.all():
+    foreign = candidate_keys[candidate < 0]
+    if not len(foreign):
+        return answers
+    elsewhere = "in another pool, which is not at hand"
+    if union is not None and Path(union).is_file():
+        elsewhere = f"in {union}"
+        unknown = foreign[Rows(union, pool.root, CANDIDATE).rows_of(foreign) < 0]
+        if len(unknown):
             raise UserError(
                 f"{path} names candidates that are in no pool, neither in {pool.path} nor in {union}, "
-                f"{_several(keys[~known])}: remove these lines, or get qrels and pools that belong together"
+                f"{_several(unknown)}: remove these lines, or get qrels and pools that belong together"
             )
-    if not any(answers):
-        raise UserError(f"{path}: no query has an answer in {pool.path}: give the pool that belongs to it")
     misses = sum(not relevant for relevant in answers)
-    tell(
-        f"{path} names candidates that are not in {pool.path} but "
-        f"{f'in {union}' if has_union else 'in another pool, which is not at hand'}, {_several(keys)}; "
+    if misses == len(answers):
+        raise UserError(f"{path}: no query has an answer in {pool.path}: give the pool that belongs to it")
+    note(
+        f"{path} names candidates that are not in {pool.path} but {elsewhere}, {_several(foreign)}; "
         f"{misses} of {len(answers)} queries have no other answer and count as misses"
     )
+    return answers
 
 
 def _several(keys: np.ndarray) -> str:

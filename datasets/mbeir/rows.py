@@ -18,7 +18,7 @@ from codecs import BOM_UTF8
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 from tqdm import tqdm
@@ -74,7 +74,7 @@ def dataset_of(key):
     return key >> NUMBER_BITS
 
 
-class Rows(Sequence[Item]):
+class Rows:
     """A file of queries or of candidates: an Item for each row, and the row of an id.
 
     The index is built once, which reads and checks every row, and again when the file changes. Jobs that find none at
@@ -96,6 +96,8 @@ class Rows(Sequence[Item]):
             raise UserError(f"{self.path} does not exist: data/README.md shows where M-BEIR's files go")
         self._file = os.open(self.path, os.O_RDONLY)
         self._state = os.fstat(self._file)
+        # Named after the file's state: the index of another state is simply not found.
+        self._index = self.path.with_name(f".{self.path.name}.{self._state.st_size}-{self._state.st_mtime_ns}.npy")
         table = self._stored_index()
         if table is None:
             built = self._build_index()
@@ -158,11 +160,11 @@ class Rows(Sequence[Item]):
         """
         return self.rows_of([id_key(identifier) for identifier in ids]).tolist()
 
-    def line(self, row: int) -> str:
+    def line(self, row: SupportsIndex) -> str:
         """Where a row stands, for a sentence: its file and line."""
         with open(self.path, "rb") as file:
-            before = sum(block.count(b"\n") for block in _blocks(file, int(self.offsets[row])))
-        return f"{self.path} line {before + 1}"
+            ends = np.cumsum([len(line) for line in file])  # of all lines, blank ones too
+        return f"{self.path} line {np.searchsorted(ends, self.offsets[row], side='right') + 1}"
 
     def name_of(self, key: int) -> str:
         """What to call an integer key in a sentence: "the query 9:7"."""
@@ -185,14 +187,10 @@ class Rows(Sequence[Item]):
     def _stored_index(self) -> np.ndarray | None:
         """(4, N) what _build_index wrote; None where there is none for this state of the file, or it is no array."""
         try:
-            table = np.load(self._index_path(), mmap_mode="r")
+            table = np.load(self._index, mmap_mode="r")
         except (OSError, ValueError, EOFError):
             return None
         return table if table.ndim == 2 and len(table) == 4 and table.dtype == np.int64 else None
-
-    def _index_path(self) -> Path:
-        # Named after the file's state: the index of another state is simply not found.
-        return self.path.with_name(f".{self.path.name}.{self._state.st_size}-{self._state.st_mtime_ns}.npy")
 
     def _build_index(self) -> np.ndarray:
         """(4, N) offset, integer key and modality number of each row, and the rows sorted by key."""
@@ -247,9 +245,8 @@ class Rows(Sequence[Item]):
         return id_key(identifier), MODALITIES.index(modality)
 
     def _write_index(self, table: np.ndarray) -> None:
-        index = self._index_path()
         try:
-            with whole_file(index, "wb") as file:
+            with whole_file(self._index, "wb") as file:
                 np.save(file, table)
         except OSError as error:
             raise UserError(
@@ -260,13 +257,3 @@ class Rows(Sequence[Item]):
             # Of earlier states only: another job may have indexed the file after it changed once more.
             if int(old.stem.rpartition("-")[2]) < self._state.st_mtime_ns:
                 old.unlink(missing_ok=True)
-
-
-def _blocks(file, size: int, block: int = 1 << 20):
-    """The first `size` bytes of an open file, block by block."""
-    while size > 0:
-        data = file.read(min(size, block))
-        if not data:
-            return
-        yield data
-        size -= len(data)

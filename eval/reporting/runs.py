@@ -1,16 +1,17 @@
-"""The runs that a report compares: how a command line names them, and the json files that they wrote."""
+"""The json files that runs write, and how the command line of a report names the runs that it compares."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from lamra.common.errors import UserError
+from lamra.common.files import whole_file
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,6 +54,18 @@ class Result:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise UserError(f"{self.path} has no number for {' '.join(keys)}: {self.way_out}")
         return value
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> Path:
+    """Write an object whole or not at all: keys sorted, floats in full, so that equal results are equal files.
+
+    Raises:
+        ValueError: a number is NaN or infinite; an older file still stands.
+    """
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    with whole_file(path) as file:
+        file.write(text)
+    return path
 
 
 def read_result(path: Path, way_out: str) -> Result:

@@ -214,13 +214,13 @@ def test_groups_are_the_tasks(mbeir):
 
 
 def test_evaluation_draws_an_instruction_for_each_query(mbeir):
-    queries, instructions = Rows(mbeir / TRAIN_QUERIES, mbeir, QUERY), Instructions(mbeir / INSTRUCTIONS)
+    instructions = Instructions(mbeir / INSTRUCTIONS)
     with pytest.raises(
         ValueError, match="no instruction for queries of dataset 4 that are 'image' and look for 'text'"
     ):
-        InstructedQueries(queries, instructions, "text")
-    test = Rows(mbeir / "query/test/mbeir_cirr_task7_test.jsonl", mbeir, QUERY)
-    drawn = [list(InstructedQueries(test, instructions, "image", seed)) for seed in (0, 0, 1)]
+        InstructedQueries(mbeir / TRAIN_QUERIES, mbeir, instructions, "text")
+    test = mbeir / "query/test/mbeir_cirr_task7_test.jsonl"
+    drawn = [list(InstructedQueries(test, mbeir, instructions, "image", seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and len({item.instruction for item in drawn[0]}) > 1
 
 

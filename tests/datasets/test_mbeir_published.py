@@ -164,22 +164,22 @@ def test_nothing_to_show_but_an_instruction(published, tmp_path):
         load_items(items)
 
 
-def test_qrels_of_another_pool(published, tmp_path):
+def test_qrels_of_another_pool(published, tmp_path, capsys):
     queries = Rows(published / "query/test/mbeir_infoseek_task6_test.jsonl", published, QUERY)
     pool = Rows(published / local_pool("infoseek_task6"), published, CANDIDATE)
-    union, told = published / global_pool("test"), []
-    answers = read_qrels(published / QRELS, queries, pool, union, told.append)
+    union = published / global_pool("test")
+    answers = read_qrels(published / QRELS, queries, pool, union)
     assert [len(relevant) for relevant in answers] == [2, 2, 2, 2, 2, 0]
-    assert told == [
-        f"{published / QRELS} names candidates that are not in {pool.path} but in {union}, 2 of them (5:1, 5:2); "
-        "1 of 6 queries have no other answer and count as misses"
-    ]
+    assert capsys.readouterr().out == (
+        f"note: {published / QRELS} names candidates that are not in {pool.path} but in {union}, 2 of them (5:1, 5:2); "
+        "1 of 6 queries have no other answer and count as misses\n"
+    )
     # In the pool of all they are answers.
     everywhere = Rows(union, published, CANDIDATE)
     assert [len(found) for found in read_qrels(published / QRELS, queries, everywhere, union)] == [3, 2, 2, 2, 2, 1]
     # Without it nobody knows.
-    assert read_qrels(published / QRELS, queries, pool, published / "no.jsonl", told.append) == answers
-    assert "but in another pool, which is not at hand, 2 of them (5:1, 5:2)" in told[1]
+    assert read_qrels(published / QRELS, queries, pool, published / "no.jsonl") == answers
+    assert "but in another pool, which is not at hand, 2 of them (5:1, 5:2)" in capsys.readouterr().out
     wrong = tmp_path / "qrels.txt"
     wrong.write_text((published / QRELS).read_text("utf-8-sig") + "".join(f"6:7 0 6:8{i:04} 1 6\n" for i in range(12)))
     first = ", ".join(f"6:8{i:04}" for i in range(10))
@@ -194,7 +194,7 @@ def test_an_evaluation_asks_each_query_once(published, tmp_path):
     path = tmp_path / "queries.jsonl"
     path.write_text(2 * '{"qid": "6:1", "query_txt": "a", "query_modality": "text"}\n')
     with pytest.raises(ValueError, match="line 2 repeats the query 6:1: each is asked once; remove 1 such lines"):
-        InstructedQueries(Rows(path, tmp_path, QUERY), Instructions(published / INSTRUCTIONS), "text")
+        InstructedQueries(path, tmp_path, Instructions(published / INSTRUCTIONS), "text")
 
 
 def test_jobs_that_index_one_file_do_not_disturb_one_another(tmp_path, monkeypatch):

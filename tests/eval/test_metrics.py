@@ -17,7 +17,7 @@ from lamra.datasets.tasks import ItemList, RetrievalTask
 from lamra.eval import compare_mbeir, compare_rerank, report
 from lamra.eval.evaluate import evaluate
 from lamra.eval.metrics import average, recall_at_k, recalls
-from lamra.eval.reporting import figures, files, tables
+from lamra.eval.reporting import figures, runs, tables
 from lamra.eval.search import top_k
 
 
@@ -156,11 +156,11 @@ def test_report_writes_equal_files_and_a_picture(tmp_path, capsys):
     assert lines[3].split()[-6:] == ["0.8056", "0.9536", "0.9732", "0.9140", "0.9910", "0.9970"]
     assert len({len(line) for line in lines}) == 1
 
-    first = files.write_metrics(tmp_path / "a", {"b": 1 / 3, "a": 2}).read_bytes()
-    assert first == files.write_metrics(tmp_path / "b", {"a": 2, "b": 1 / 3}).read_bytes()
+    first = runs.write_json(tmp_path / "a/metrics.json", {"b": 1 / 3, "a": 2}).read_bytes()
+    assert first == runs.write_json(tmp_path / "b/metrics.json", {"a": 2, "b": 1 / 3}).read_bytes()
     assert json.loads(first) == {"a": 2, "b": 1 / 3}
     with pytest.raises(ValueError, match="JSON"):
-        files.write_metrics(tmp_path / "a", {"a": float("nan")})
+        runs.write_json(tmp_path / "a/metrics.json", {"a": float("nan")})
     assert (tmp_path / "a" / "metrics.json").read_bytes() == first
 
     figures.plot_recalls(tmp_path / "plots" / "recall.png", {"paper": row})
@@ -177,9 +177,9 @@ def test_table_columns_are_as_wide_as_their_widest_cell(capsys):
 def test_report_of_two_runs(tmp_path, capsys, monkeypatch):
     for name, recall in (("before", 0.25), ("after", 0.75)):
         content = dict.fromkeys(tables.PRACTICE_STAGE1_FLICKR30K, recall) | {"protocol": "clean"}
-        files.write_json(tmp_path / f"{name}.json", content)
-    runs = [f"{name}={tmp_path / name}.json" for name in ("before", "after")]
-    monkeypatch.setattr("sys.argv", ["report", "--output_dir", str(tmp_path / "out"), *runs])
+        runs.write_json(tmp_path / f"{name}.json", content)
+    named = [f"{name}={tmp_path / name}.json" for name in ("before", "after")]
+    monkeypatch.setattr("sys.argv", ["report", "--output_dir", str(tmp_path / "out"), *named])
     report.main()
     assert ["after", *6 * ["0.7500"]] in [line.split() for line in capsys.readouterr().out.splitlines()]
     assert json.loads((tmp_path / "out/metrics.json").read_text())["before"]["image_retrieval_recall@5"] == 0.25
@@ -258,7 +258,7 @@ def test_paths_and_flags_that_are_wrong_are_one_sentence(tmp_path, fails):
 def test_reranked_tasks_stand_in_the_first_runs_order(tmp_path, capsys, monkeypatch):
     tasks = ("text_retrieval", "cirr_task7", "image_retrieval", "mscoco_task0_test")
     recalls = {when: {"recall@1": 0.5} for when in ("before", "after")}
-    files.write_metrics(tmp_path, dict.fromkeys(tasks, recalls))  # sorts its keys
+    runs.write_json(tmp_path / "metrics.json", dict.fromkeys(tasks, recalls))  # sorts its keys
     monkeypatch.setattr("sys.argv", ["compare", "--output_dir", str(tmp_path), f"a={tmp_path}"])
     compare_rerank.main()
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:5]]

@@ -369,7 +369,7 @@ def part_g(machine: Machine) -> Iterator[tuple[str, dict]]:
         prompts = RankPrompts(processor, "released")
         rng, count = random.Random(0), machine.of(50, 3)
         items = [Item(path.name, sentence(rng, 8), (path,)) for path in photographs(folder, count + 1)]
-        query, *candidates = map(prompts.shown, items)
+        query, *candidates = map(prompts.prepare, items)
 
         model = Reranker(stock.requires_grad_(False), "mrope").eval()
         settings = Settings("", "mrope", role="reranker", rank_style="released")

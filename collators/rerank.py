@@ -22,7 +22,7 @@ QUESTION = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
 
 
 @dataclass(frozen=True)
-class Shown:
+class PreparedItem:
     """An item whose pictures are prepared, for as many prompts as it stands in."""
 
     item: Item
@@ -41,14 +41,14 @@ class RankPrompts:
     processor: Processor
     style: str
 
-    def shown(self, item: Item) -> Shown:
-        return Shown(item, **self.processor.pixels(item))
+    def prepare(self, item: Item) -> PreparedItem:
+        return PreparedItem(item, **self.processor.pixels(item))
 
-    def pointwise(self, query: Shown, candidate: Shown, answer: str | None = None) -> dict:
+    def pointwise(self, query: PreparedItem, candidate: PreparedItem, answer: str | None = None) -> dict:
         """Whether a candidate is what the query looks for; raises as `listwise`."""
         return self._encode([query, candidate], lambda q, c: pointwise_messages(self.style, q, c), answer)
 
-    def listwise(self, query: Shown, candidates: Sequence[Shown], answer: str | None = None) -> dict:
+    def listwise(self, query: PreparedItem, candidates: Sequence[PreparedItem], answer: str | None = None) -> dict:
         """Which of the candidates is best.
 
         Raises:
@@ -82,7 +82,7 @@ class RankPrompts:
             raise UserError(f"the tokenizer does not tell {', '.join(answers)} apart by one token: use Qwen2-VL's own")
         return common, deciding
 
-    def _encode(self, parts: list[Shown], messages_of: Callable[..., list[dict]], answer: str | None) -> dict:
+    def _encode(self, parts: list[PreparedItem], messages_of: Callable[..., list[dict]], answer: str | None) -> dict:
         pixels = _joined([part.pixel_values for part in parts])
         grids = _joined([part.image_grid_thw for part in parts])
         query = parts[0].item.id
@@ -126,8 +126,8 @@ class RerankCollator:
     def encode(self, example: RerankExample) -> list[dict]:
         """The three prompts with their answers; raises as RankPrompts does."""
         prompts = RankPrompts(self.processor, self.style)
-        query, positive, negative = map(prompts.shown, (example.query, example.positive, example.negative))
-        others = [prompts.shown(item) for item in example.others]
+        query, positive, negative = map(prompts.prepare, (example.query, example.positive, example.negative))
+        others = [prompts.prepare(item) for item in example.others]
         listed = [*others[: example.position], positive, *others[example.position :]]
         return [
             prompts.pointwise(query, positive, YES),

@@ -113,7 +113,7 @@ def test_training_cuts_within_a_character_as_upstream_and_evaluation_not_at_all(
 def test_a_reranker_is_trained_on_cut_texts_and_asked_about_whole_ones(tiny_model, style):
     training = RankPrompts(Processor(tiny_model, max_length=2048, text_max_tokens=6), style)
     asked = RankPrompts(training.processor.for_evaluation(2048), style)
-    shown = training.shown(Item("i", "\U0001f98a" * 3))
+    shown = training.prepare(Item("i", "\U0001f98a" * 3))
     first, second = (
         prompts.processor.tokenizer.decode(prompts.pointwise(shown, shown)["input_ids"])
         for prompts in (training, asked)

@@ -84,7 +84,7 @@ def test_a_long_prompt_loses_text_alike_and_no_picture(tiny_model, mbeir):
     picture = mbeir / "mbeir_images/train/0.png"
     long = [Item(str(i), f"{word} " * 400, (picture,)) for i, word in enumerate(("red", "blue", "green"))]
     prompts = RankPrompts(Processor(tiny_model, max_length=700, text_max_tokens=256), "clean")
-    encoded = prompts.listwise(prompts.shown(long[0]), [prompts.shown(item) for item in long[1:]], "Ans: (2)")
+    encoded = prompts.listwise(prompts.prepare(long[0]), [prompts.prepare(item) for item in long[1:]], "Ans: (2)")
     text = prompts.processor.tokenizer.decode(encoded["input_ids"])
     assert len(encoded["input_ids"]) <= 700 and text.endswith("Ans: (2)<|im_end|>\n")
     assert text.count(" red") == text.count(" blue") == text.count(" green") >= 16
@@ -93,4 +93,4 @@ def test_a_long_prompt_loses_text_alike_and_no_picture(tiny_model, mbeir):
     with pytest.raises(
         ValueError, match="the query '0' with 2 candidates needs more than 300 tokens without its texts"
     ):
-        prompts.listwise(prompts.shown(long[0]), [prompts.shown(item) for item in long[1:]])
+        prompts.listwise(prompts.prepare(long[0]), [prompts.prepare(item) for item in long[1:]])

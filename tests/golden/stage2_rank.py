@@ -28,7 +28,7 @@ from stage2_inputs import (
 
 from lamra.collators.messages import MOST_CANDIDATES, listwise_answer
 from lamra.collators.processing import Processor
-from lamra.collators.rerank import IGNORED, RerankCollator, Shown
+from lamra.collators.rerank import IGNORED, PreparedItem, RerankCollator
 from lamra.datasets.caption import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT_TO_IMAGE
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.layout import TASKS
@@ -198,8 +198,8 @@ class Rank:
         what = "what the rotary embedding received"
         self.comparison.equal(self.values.key(f"{key}.position_ids"), what, received[0][:, 0], expected)
 
-    def shown(self, item: Item) -> Shown:
-        return self.judge.prompts.shown(item)
+    def prepare(self, item: Item) -> PreparedItem:
+        return self.judge.prompts.prepare(item)
 
     def asked(self, key: str, prompts: list[dict]) -> None:
         """Prompts of an evaluation, and the positions that the model is asked with."""
@@ -226,11 +226,11 @@ class Rank:
     def test_pairs(self) -> MBEIRPairs:
         return MBEIRPairs(self.mbeir.test_queries, self.mbeir.test_pool, self.mbeir.instructions)
 
-    def query(self, entry: dict) -> Shown:
-        return self.shown(item_of(self.mbeir.test_queries, entry["qid"], entry["prompt"]))
+    def query(self, entry: dict) -> PreparedItem:
+        return self.prepare(item_of(self.mbeir.test_queries, entry["qid"], entry["prompt"]))
 
-    def candidate(self, did: str) -> Shown:
-        return self.shown(item_of(self.mbeir.test_pool, did))
+    def candidate(self, did: str) -> PreparedItem:
+        return self.prepare(item_of(self.mbeir.test_pool, did))
 
     def pointwise(self) -> None:
         found, pairs = [], self.test_pairs()
@@ -261,8 +261,8 @@ class Rank:
             entry["qid"]: [pool.id(row) for row in range(len(pool))] for entry in self.values.json["edge"].values()
         }
         for style, entry in self.values.json["edge"].items():
-            query = self.shown(item_of(queries, entry["qid"], entry["prompt"]))
-            candidates = [self.shown(item_of(pool, did)) for did in _listed(entry.get("did", entry.get("dids")))]
+            query = self.prepare(item_of(queries, entry["qid"], entry["prompt"]))
+            candidates = [self.prepare(item_of(pool, did)) for did in _listed(entry.get("did", entry.get("dids")))]
             if style == "pointwise":
                 prompts = [self.judge.prompts.pointwise(query, candidate) for candidate in candidates]
                 self.close("p_yes_long", "Judge", torch.tensor(self.judge.pointwise(query, candidates)))
@@ -284,7 +284,7 @@ class Rank:
             prompts = []
             for entry in expected[kind]:
                 instructed = replace(queries[int(entry[query])], instruction=instruction)
-                shown = self.shown(instructed), self.shown(candidates[int(entry[candidate])])
+                shown = self.prepare(instructed), self.prepare(candidates[int(entry[candidate])])
                 prompts.append(self.judge.prompts.pointwise(*shown))
             self.asked(f"flickr_{kind}", prompts)
             self.values.leave_out_inputs(

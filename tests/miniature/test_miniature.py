@@ -268,8 +268,8 @@ def test_the_base_model_of_a_reranker_knows_its_prompts(rank_base):
     prompts = RankPrompts(processor, "released")
     item = Item("", "A red disc at top left.")
     for encoded in (
-        prompts.pointwise(*2 * [prompts.shown(item)]),
-        prompts.listwise(prompts.shown(item), 5 * [prompts.shown(item)]),
+        prompts.pointwise(*2 * [prompts.prepare(item)]),
+        prompts.listwise(prompts.prepare(item), 5 * [prompts.prepare(item)]),
     ):
         text = processor.tokenizer.decode(encoded["input_ids"])
         assert len(encoded["input_ids"]) < len(text.split()) * 1.7  # whole words

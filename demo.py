@@ -62,8 +62,8 @@ def show_reranked(args: DemoArguments, query: Item, found: list[tuple[float, Pat
     from lamra.eval.rerank.judge import load_judge
 
     judge = load_judge(replace(args, model_id=args.rerank, original_model_id=None))
-    shown = [judge.prompts.shown(Item(str(path), images=(path,))) for _, path in found]
-    yes = judge.pointwise(judge.prompts.shown(query), shown)
+    shown = [judge.prompts.prepare(Item(str(path), images=(path,))) for _, path in found]
+    yes = judge.pointwise(judge.prompts.prepare(query), shown)
     scores = [score for score, _ in found]
     order, fused = reranked(scores, yes, "pointwise", weight=1.0)
     print("rank  was   score = similarity + P(Yes)")

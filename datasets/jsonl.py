@@ -45,7 +45,7 @@ def with_root(parts: tuple[Part, ...], root: Path) -> tuple[Part, ...]:
     Raises:
         ItemError: a path leaves `root`.
     """
-    return tuple(Picture(path_inside(root, part.image)) if isinstance(part, Picture) else part for part in parts)
+    return tuple(Picture(path_inside(root, str(part.image))) if isinstance(part, Picture) else part for part in parts)
 
 
 def load_items(path: str | Path, image_root: str | Path | None = None) -> list[Item]:
@@ -70,7 +70,7 @@ def load_items(path: str | Path, image_root: str | Path | None = None) -> list[I
         parts = read_parts(row, row.location)
         try:
             item = Item(identifier, parts=with_root(parts, image_root))
-            missing = [image for image in item.images if not Path(image).is_file()]
+            missing = [image for image in item.images if not Path(str(image)).is_file()]
         except (ItemError, OSError) as error:  # a path that leaves the folder, or is too long for one
             raise UserError(f"{row.location}: {error}") from None
         if missing:

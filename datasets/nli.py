@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 from lamra.common.errors import UserError
 from lamra.datasets.items import Item, Pair
 
 
-class NLIPairs(Sequence[Pair]):
+class NLIPairs:
     """Pairs (sent0, sent1) of a csv; with `use_hard_negatives` hard_neg follows as each pair's hard negative.
 
     Rows in which a needed sentence is empty are dropped and counted in `dropped`. Words such as None, null and NA are

@@ -18,13 +18,13 @@ from __future__ import annotations
 import json
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 
 from lamra.common.errors import UserError
 from lamra.common.files import read_jsonl
-from lamra.datasets.items import Item, Pair, Part, Picture
+from lamra.datasets.items import Indexed, Item, Pair, Part, Picture
 from lamra.datasets.jsonl import read_parts, with_root
 from lamra.datasets.nli import NLIPairs
 
@@ -34,14 +34,16 @@ PICTURES_CHECKED = 2000  # of a source, before training; a missing one among the
 Row = tuple[tuple[Part, ...], ...]  # query, target, negatives; pictures by their paths below the source's root
 
 
-class PairFile(Sequence[Pair]):
+class PairFile:
     """The pairs of one source.
 
     Raises:
-        UserError: the file is missing, malformed or empty, or a picture does not exist; names file and place.
+        UserError: the file is missing, malformed or empty, or a picture does not exist; names file and line.
     """
 
-    def __init__(self, path: str | Path, format: str, *, root: str | Path | None = None, use_hard_negatives=False):
+    def __init__(
+        self, path: str | Path, format: str, *, root: str | Path | None = None, use_hard_negatives: bool = False
+    ):
         path = Path(path)
         if not path.exists():
             raise UserError(f"--data_path {path} does not exist")
@@ -59,7 +61,7 @@ class PairFile(Sequence[Pair]):
         step = -(-len(self.rows) // PICTURES_CHECKED)
         for side in (side for row in self.rows[::step] for side in row):
             for part in with_root(side, self.root):
-                if isinstance(part, Picture) and not Path(part.image).is_file():
+                if isinstance(part, Picture) and not Path(str(part.image)).is_file():
                     raise UserError(f"picture {part.image} of {path} does not exist; is --image_root right?")
 
     def __len__(self) -> int:
@@ -116,17 +118,17 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 DATA_FORMATS = ("nli", *READERS)
 
 
-def load_source(path: str | Path, format: str, root: str | Path | None, use_hard_negatives: bool) -> Sequence[Pair]:
+def load_source(path: str | Path, format: str, root: str | Path | None, use_hard_negatives: bool) -> Indexed[Pair]:
     """The pairs of one file or folder in one of DATA_FORMATS."""
     if format == "nli":
         return NLIPairs(path, use_hard_negatives)
     return PairFile(path, format, root=root, use_hard_negatives=use_hard_negatives)
 
 
-class Mixture(Sequence[Pair]):
+class Mixture:
     """Several sources as one; `groups` gives each source's indices."""
 
-    def __init__(self, sources: dict[str, Sequence[Pair]]):
+    def __init__(self, sources: dict[str, Indexed[Pair]]):
         self.sources = list(sources.values())
         self.ends = list(accumulate(len(source) for source in self.sources))
         starts = [0, *self.ends]
@@ -136,14 +138,14 @@ class Mixture(Sequence[Pair]):
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> Pair:
-        place = bisect_right(self.ends, index)
-        return self.sources[place][index - (self.ends[place - 1] if place else 0)]
+        number = bisect_right(self.ends, index)
+        return self.sources[number][index - (self.ends[number - 1] if number else 0)]
 
 
-class Subset(Sequence[Pair]):
+class Subset:
     """`count` pairs of a source, drawn by `seed`: a smaller subset of the same seed is among a larger one's."""
 
-    def __init__(self, source: Sequence[Pair], count: int, seed: int):
+    def __init__(self, source: Indexed[Pair], count: int, seed: int):
         self.source = source
         self.indices = random.Random(seed).sample(range(len(source)), len(source))[:count]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lamra.common.errors import UserError
 from lamra.common.files import read_jsonl, whole_file
-from lamra.datasets.tasks import Items
+from lamra.datasets.tasks import FileItems, Items
 
 QUERY_NAMES = "_query_names.json"
 UPSTREAM_RANKING = (QUERY_NAMES, "_cand_names.json", "_scores.json")
@@ -41,7 +41,7 @@ class RankingLine(NamedTuple):
     rank: int
 
 
-def write_ranking(path: str | Path, queries: Items, gallery: Items, ranking: Ranking) -> None:
+def write_ranking(path: str | Path, queries: FileItems, gallery: FileItems, ranking: Ranking) -> None:
     """Write one line {qid, did, score, rank} for each candidate of each query, rank 1 first."""
     with whole_file(path) as file:
         for query, candidates, scores in ranking:

@@ -90,7 +90,7 @@ class RetrievalTask:
     reported: Reported | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rows_of_queries = {"answers": self.answers, "candidates": self.candidates, "excluded": self.excluded}
         for name, rows in rows_of_queries.items():
             if rows is None:

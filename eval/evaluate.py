@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ def _searched(
     )
 
 
-def _without(excluded: Sequence[int], query: int, rows: list[int], scores: list[float], depth: int) -> RankedQuery:
+def _without(excluded: Collection[int], query: int, rows: list[int], scores: list[float], depth: int) -> RankedQuery:
     if excluded:
         kept = [position for position, row in enumerate(rows) if row not in excluded]
         rows, scores = [rows[position] for position in kept], [scores[position] for position in kept]
@@ -106,6 +106,7 @@ def _ranked(
 
 
 def _joined(parts: Sequence[Embeddings]) -> Embeddings:
-    if all(isinstance(part, Shards) for part in parts):
-        return Shards([file for part in parts for file in part.files])
+    shards = [part for part in parts if isinstance(part, Shards)]
+    if len(shards) == len(parts):
+        return Shards([file for part in shards for file in part.files])
     return torch.cat([torch.as_tensor(part[:]) for part in parts])

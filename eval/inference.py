@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -93,7 +94,7 @@ def start(args: RetrieverArguments) -> PartialState:
     return start_processes()
 
 
-def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple:
+def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple[Any, Processor, Settings, int, int]:
     """What `load` (load_embedder or load_reranker) makes of the flags, its processor, settings, budget and workers."""
     state = start(args)
     on_cuda = state.device.type == "cuda"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 
 from lamra.common.files import sha256
 from lamra.common.processes import broadcast, is_first_process
-from lamra.datasets.items import Item
+from lamra.datasets.items import ImageSource, Item
 from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.rows import MODALITIES, dataset_of
 from lamra.datasets.rankings import RankedQuery
@@ -23,7 +23,7 @@ from lamra.eval.search import Blocks, search
 QUERIES_TOGETHER = 16_384  # of a search: other processes wait while the first looks which candidates are usable
 
 
-class TrainingQueries(Sequence[Item]):
+class TrainingQueries:
     """The queries of training pairs, each once, with its instruction of the first epoch.
 
     Args:
@@ -125,10 +125,10 @@ def same(a: Item, b: Item) -> bool:
     return any(_same_file(image, other) for image in a.images for other in b.images)
 
 
-def _same_file(a: Path, b: Path) -> bool:
-    return a == b or (_size(a) == _size(b) and sha256(a) == sha256(b))
+def _same_file(a: ImageSource, b: ImageSource) -> bool:
+    return a == b or (_size(a) == _size(b) and sha256(str(a)) == sha256(str(b)))
 
 
 @lru_cache(maxsize=1_000_000)
-def _size(path: Path) -> int:
-    return path.stat().st_size
+def _size(path: ImageSource) -> int:
+    return Path(str(path)).stat().st_size

@@ -5,7 +5,7 @@ Dimension letters: Q queries, N gallery items, D embedding size; q and n are the
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,9 +17,20 @@ from lamra.common.processes import process_rank, world_size
 from lamra.models.float32 import full_float32
 
 
+class Rows(Protocol):
+    """(N, D) vectors that are read by slices of rows: a tensor on any device, numpy.memmap, cache.shards.Shards."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
 def top_k(
     query: Tensor,
-    gallery: Tensor | np.ndarray,
+    gallery: Rows,
     k: int,
     block_size: int = 16384,
     query_block_size: int = 1024,
@@ -89,7 +100,7 @@ class Blocks(NamedTuple):
 
 
 def search(
-    query: Tensor | np.ndarray, gallery: Tensor | np.ndarray, k: int, blocks: Blocks, device: torch.device | str = "cpu"
+    query: Rows, gallery: Rows, k: int, blocks: Blocks, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """`top_k` shared out: each process looks at its part of the gallery. Equal on any number of processes.
 

@@ -56,7 +56,10 @@ def evaluate_captions(default_name: str) -> None:
         tasks = captioned_tasks(data, data_name, args.text_data_path, protocol)
         metrics: dict[str, float] = {}
         for task, ranking, recalls in evaluate(
-            tasks, lambda items: retriever.encode(items, items.name), depth=RERANK_DEPTH, device=state.device
+            tasks,
+            lambda items: retriever.encode([items[row] for row in range(len(items))], items.name),
+            depth=RERANK_DEPTH,
+            device=state.device,
         ):
             metrics |= {f"{task.name}_{name}": recall for name, recall in recalls.items()}
             if args.save_for_rerank:

@@ -18,7 +18,7 @@ from codecs import BOM_UTF8
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from tqdm import tqdm
@@ -69,7 +69,7 @@ def key_id(key: int) -> str:
     return f"{dataset_of(int(key))}:{int(key) & (1 << NUMBER_BITS) - 1}"
 
 
-def dataset_of(key):
+def dataset_of(key: Any) -> Any:
     """The dataset number of an integer key, or of an array of them."""
     return key >> NUMBER_BITS
 
@@ -111,7 +111,7 @@ class Rows:
     def __getitem__(self, row: int) -> Item:
         return self.item(row)
 
-    def __del__(self):
+    def __del__(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
 

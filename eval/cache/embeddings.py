@@ -6,28 +6,20 @@ is complete or not there. All processes must see the folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from accelerate import PartialState
 
 from lamra.common.files import sha256, whole_file
 from lamra.common.processes import is_first_process, on_first_process
-from lamra.datasets.items import Item
+from lamra.datasets.items import Indexed, Item
 from lamra.datasets.mbeir.tasks import JoinedPools
-from lamra.datasets.tasks import Items
+from lamra.datasets.tasks import FileItems
 from lamra.eval.cache.manifest import check_manifest, pictures_sha256
 from lamra.eval.cache.shards import Shards
 from lamra.eval.inference import Retriever
-
-
-class DrawnItems(Items, Protocol):
-    """Items of a file that something else decides too, such as an instruction drawn for each."""
-
-    @property
-    def drawn_by(self) -> Mapping[str, Path | int | str]: ...
 
 
 class EmbeddingsCache:
@@ -45,7 +37,7 @@ class EmbeddingsCache:
         self.provenance, self.shard_size = provenance, shard_size
         self.files: dict[str, str] = {}
 
-    def embed(self, items: Items | DrawnItems | JoinedPools) -> Shards:
+    def embed(self, items: FileItems | JoinedPools) -> Shards:
         """(N, D) embeddings; see encode_to_shards. All processes must call this."""
         if isinstance(items, JoinedPools):
             return Shards([file for part in items.parts for file in self.embed(part).files])
@@ -68,7 +60,7 @@ class EmbeddingsCache:
 
 def encode_to_shards(
     retriever: Retriever,
-    items: Items | Sequence[Item],
+    items: Indexed[Item],
     folder: str | Path,
     manifest: dict,
     *,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from lamra.collators.messages import (
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
 from lamra.common.processes import of_all_processes, on_first_process, process_rank, world_size
-from lamra.datasets.items import Item
+from lamra.datasets.items import Indexed, Item
 from lamra.eval.flags import RetrieverArguments
 from lamra.models.digests import model_sha256
 from lamra.models.folders import is_adapter
@@ -68,20 +68,20 @@ def prompts_sha256() -> str:
     return _digest(json.dumps([*prompts, YES, NO, listwise_answer(1)]))
 
 
-def pictures_sha256(items: Sequence[Item]) -> str:
+def pictures_sha256(items: Indexed[Item]) -> str:
     """Of path, size and time of change of all pictures, in order. All processes must call this: they share the work."""
     starts = range(0, len(items), PICTURES_TOGETHER)[process_rank() :: world_size()]
     mine = [(start, _digest(json.dumps([*map(_pictures, _part(items, start))]))) for start in starts]
     return _digest(json.dumps(sorted(map(list, of_all_processes(mine)))))
 
 
-def _part(items: Sequence[Item], start: int) -> Iterator[Item]:
+def _part(items: Indexed[Item], start: int) -> Iterator[Item]:
     return (items[row] for row in range(start, min(start + PICTURES_TOGETHER, len(items))))
 
 
 def _pictures(item: Item) -> list:
     found = []
-    for path in map(os.path.abspath, item.images):
+    for path in map(os.path.abspath, map(str, item.images)):
         try:
             status = os.stat(path)
             found.append((path, status.st_size, status.st_mtime_ns))

@@ -32,7 +32,7 @@ def plot_recalls(path: str | Path, rows: Recalls) -> None:
             bars = panel.bar(left, [recalls[f"{direction}@{k}"] for k in KS], 0.94 * width, color=colour, label=name)
             panel.bar_label(bars, fmt="%.3f", fontsize=8 if len(rows) < 3 else 6.5, padding=2)
         panel.set(title=title, xlabel="k (candidates looked at)", ylim=(0, 1.08), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
-        panel.set_xticks(range(len(KS)), KS)
+        panel.set_xticks(range(len(KS)), map(str, KS))
         panel.tick_params(axis="x", length=0)
         open_frame(panel)
     panels[0].set_ylabel("recall@k")

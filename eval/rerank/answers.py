@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lamra.collators.rerank import RankPrompts, Shown
+from lamra.collators.rerank import PreparedItem, RankPrompts
 from lamra.common.processes import is_first_process, on_first_process, process_rank, world_size
 from lamra.datasets.items import Item
 from lamra.datasets.rankings import Ranking
@@ -45,11 +45,11 @@ class _Prepared(Dataset):
         except ValueError as error:  # a worker would wrap it in its own traceback
             return row, error
 
-    def _prepared(self, item: Item) -> Shown:
-        return replace(self.prompts.shown(self.pictures.decoded(item)), item=item)
+    def _prepared(self, item: Item) -> PreparedItem:
+        return replace(self.prompts.prepare(self.pictures.decoded(item)), item=item)
 
 
-def joined(shown: Sequence[Shown]) -> tuple[list[Item], torch.Tensor | None, torch.Tensor | None]:
+def joined(shown: Sequence[PreparedItem]) -> tuple[list[Item], torch.Tensor | None, torch.Tensor | None]:
     """Items, and all their pixels and grids in one tensor each.
 
     A tensor that comes from a worker process holds a file handle open, and 1,024 of them is many a machine's limit.
@@ -58,19 +58,35 @@ def joined(shown: Sequence[Shown]) -> tuple[list[Item], torch.Tensor | None, tor
         [tensor for tensor in column if tensor is not None]
         for column in zip(*((item.pixel_values, item.image_grid_thw) for item in shown))
     )
-    return [part.item for part in shown], *(torch.cat(column) if column else None for column in tensors)
+    pixels, grids = (torch.cat(column) if column else None for column in tensors)
+    return [part.item for part in shown], pixels, grids
 
 
-def divided(prepared: tuple[list[Item], torch.Tensor | None, torch.Tensor | None]) -> list[Shown]:
+def divided(prepared: tuple[list[Item], torch.Tensor | None, torch.Tensor | None]) -> list[PreparedItem]:
     """The inverse of `joined`."""
     items, pixels, grids = prepared
     if pixels is None:
-        return [Shown(item, None, None) for item in items]
+        return [PreparedItem(item, None, None) for item in items]
     pictures = [len(item.images) for item in items]
     grids = grids.split(pictures)  # (pictures of the item, 3) each
     pixels = pixels.split([int(grid.prod(dim=1).sum()) for grid in grids])
     parts = zip(items, pixels, grids)
-    return [Shown(item, *(part if item.images else (None, None))) for item, *part in parts]
+    return [PreparedItem(item, *(part if item.images else (None, None))) for item, *part in parts]
+
+
+class _QueriesThenCandidates:
+    """Some queries of a task and some rows of its gallery as one."""
+
+    def __init__(self, task: RetrievalTask, queries: list[int], candidates: list[int]):
+        self.task, self.queries, self.candidates = task, queries, candidates
+
+    def __len__(self) -> int:
+        return len(self.queries) + len(self.candidates)
+
+    def __getitem__(self, row: int) -> Item:
+        if row < len(self.queries):
+            return self.task.queries[self.queries[row]]
+        return self.task.gallery[self.candidates[row - len(self.queries)]]
 
 
 def answers_of(
@@ -99,9 +115,7 @@ def answers_of(
     """
     folder = Path(folder)
     candidates = sorted({row for ranked in ranking for row in ranked.candidates[:depth]})
-    items = ConcatDataset(
-        [Subset(task.queries, [ranked.query for ranked in ranking]), Subset(task.gallery, candidates)]
-    )
+    items = _QueriesThenCandidates(task, [ranked.query for ranked in ranking], candidates)
     manifest = {**manifest, "style": style, "depth": depth, "pictures": pictures_sha256(items)}
     check_manifest(folder, manifest, "answers")
     done = on_first_process(lambda: _read_answers(folder))

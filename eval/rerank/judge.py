@@ -14,7 +14,7 @@ import torch
 
 from lamra.collators.messages import MOST_CANDIDATES, NO, YES, listwise_answer
 from lamra.collators.processing import Processor
-from lamra.collators.rerank import RankPrompts, Shown
+from lamra.collators.rerank import PreparedItem, RankPrompts
 from lamra.common.errors import UserError
 from lamra.eval.encode import named, token_batches
 from lamra.eval.flags import RetrieverArguments
@@ -45,12 +45,12 @@ class Judge:
         self.tokens = self.queries = 0  # computed and answered so far
         self.seconds = 0.0
 
-    def answer(self, style: str, query: Shown, candidates: Sequence[Shown]) -> list:
+    def answer(self, style: str, query: PreparedItem, candidates: Sequence[PreparedItem]) -> list:
         """P(Yes) of each candidate for "pointwise", the candidates' positions best first for "listwise"."""
         return (self.pointwise if style == "pointwise" else self.listwise)(query, candidates)
 
     @torch.no_grad()
-    def pointwise(self, query: Shown, candidates: Sequence[Shown]) -> list[float]:
+    def pointwise(self, query: PreparedItem, candidates: Sequence[PreparedItem]) -> list[float]:
         """P(Yes) of each candidate, over the two answers. The query's part of the prompts is computed once.
 
         That is exact, pictures and all: causal attention never looks ahead, so the tokens that all prompts begin with
@@ -80,7 +80,7 @@ class Judge:
         return scores.tolist()
 
     @torch.no_grad()
-    def listwise(self, query: Shown, candidates: Sequence[Shown]) -> list[int]:
+    def listwise(self, query: PreparedItem, candidates: Sequence[PreparedItem]) -> list[int]:
         """Positions of the candidates, best first, by the logits of their numbers in the answer.
 
         A list holds MOST_CANDIDATES. Deeper, a window slides from the last candidates to the first, and the best of
@@ -107,7 +107,7 @@ class Judge:
             start = max(0, start - MOST_CANDIDATES + 1)
 
     @staticmethod
-    def _require_finite(answers: torch.Tensor, query: Shown, candidates: Sequence[Shown]) -> None:
+    def _require_finite(answers: torch.Tensor, query: PreparedItem, candidates: Sequence[PreparedItem]) -> None:
         wrong = [shown.item.id for shown, fine in zip(candidates, answers.isfinite().tolist()) if not fine]
         if wrong:
             raise UserError(
@@ -115,7 +115,7 @@ class Judge:
                 "weights, its config.json or its preprocessor_config.json are damaged"
             )
 
-    def _shared_tokens(self, ids: list[list[int]], query: Shown) -> int:
+    def _shared_tokens(self, ids: list[list[int]], query: PreparedItem) -> int:
         """How many tokens all prompts begin with: those of the query, no picture of a candidate, no prompt's last."""
         known = min(len(os.path.commonprefix(ids)), min(map(len, ids)) - 1)
         begins = self.model.config.vision_start_token_id
@@ -126,7 +126,7 @@ class Judge:
         return pictures[of_query] if len(pictures) > of_query else known
 
     def _last_logits(
-        self, prompts: list[dict], shown: Sequence[Shown], answers: list[int], prefix=None
+        self, prompts: list[dict], shown: Sequence[PreparedItem], answers: list[int], prefix=None
     ) -> torch.Tensor:
         """(b, n) logits of n tokens that may follow each prompt.
 

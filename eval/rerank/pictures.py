@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lamra.collators.processing import open_image
-from lamra.collators.rerank import Shown
+from lamra.collators.rerank import PreparedItem
 from lamra.datasets.items import Item, Picture
 from lamra.models.reranker import Reranker
 
@@ -65,12 +65,12 @@ class PictureFeatures:
         self.computed = 0  # items so far
         self._kept: OrderedDict[tuple, torch.Tensor] = OrderedDict()
 
-    def of(self, shown: Sequence[Shown]) -> torch.Tensor | None:
+    def of(self, shown: Sequence[PreparedItem]) -> torch.Tensor | None:
         """(tokens, D) of the pictures of items in order; None without any."""
         parts = [self._of_item(item) for item in shown if item.pixel_values is not None]
         return torch.cat(parts) if parts else None
 
-    def _of_item(self, shown: Shown) -> torch.Tensor:
+    def _of_item(self, shown: PreparedItem) -> torch.Tensor:
         key = tuple(map(str, shown.item.images))
         if key in self._kept:
             self._kept.move_to_end(key)

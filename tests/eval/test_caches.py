@@ -203,7 +203,7 @@ def test_a_reranked_query_needs_few_file_handles_and_sees_exchanged_pictures(tin
         answers = answers_of(judge, task, ranking, "pointwise", 300, tmp_path / "answers", {"version": 2}, "ask")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-    shown = [judge.prompts.shown(item) for item in many]
+    shown = [judge.prompts.prepare(item) for item in many]
     assert answers == 2 * [judge.answer("", None, shown)] and len(set(answers[0])) == 4
     for one, again in zip(shown, divided(joined(shown)), strict=True):
         assert one.item == again.item and (one.pixel_values is None) == (again.pixel_values is None)

@@ -88,7 +88,7 @@ def test_no_embedding_that_is_not_finite_leaves_the_model(tiny_model, processor,
 def test_no_answer_that_is_not_finite_leaves_the_reranker(tiny_model, processor):
     model, settings = load_reranker(tiny_model, dtype=torch.float32)
     judge = Judge(model, Processor(tiny_model, max_length=2048), settings, 4096, 0, True)
-    query, *candidates = (judge.prompts.shown(Item(name, name)) for name in ("q", "a", "b"))
+    query, *candidates = (judge.prompts.prepare(Item(name, name)) for name in ("q", "a", "b"))
     model.stock.model.language_model.norm.weight.data.fill_(torch.nan)
     for style in ("pointwise", "listwise"):
         with pytest.raises(ValueError, match="answers to the query q about items a, b are not finite: its weights"):

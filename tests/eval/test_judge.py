@@ -67,8 +67,8 @@ def test_shared_prefix_and_batches_change_nothing(tiny_model, mbeir, position_id
     judge = judge_of(tiny_model, position_ids)
     plain = judge_of(tiny_model, position_ids, padding_free=False)
     small = judge_of(tiny_model, position_ids, budget=400)
-    shown = [judge.prompts.shown(item) for item in candidates]
-    for query in map(judge.prompts.shown, of):
+    shown = [judge.prompts.prepare(item) for item in candidates]
+    for query in map(judge.prompts.prepare, of):
         for some in (shown, shown[3:], [shown[1], shown[4]], shown[:1]):
             alone = [plain.pointwise(query, [one])[0] for one in some]
             assert judge.pointwise(query, some) == pytest.approx(alone, abs=1e-5)
@@ -77,7 +77,7 @@ def test_shared_prefix_and_batches_change_nothing(tiny_model, mbeir, position_id
         assert judge.listwise(query, shown) == plain.listwise(query, shown) == small.listwise(query, shown)
         assert sorted(judge.listwise(query, shown)) == list(range(6))
     judge.tokens = plain.tokens = 0
-    query = judge.prompts.shown(of[2])
+    query = judge.prompts.prepare(of[2])
     judge.pointwise(query, shown), plain.pointwise(query, shown)
     assert judge.tokens < plain.tokens / 2
 
@@ -87,7 +87,7 @@ def test_a_picture_is_looked_at_once(tiny_model, mbeir):
     items.append(Item("text", "A red circle.", (mbeir / "mbeir_images/train/0.png",)))  # the same picture once more
     judge, forgetful = judge_of(tiny_model), judge_of(tiny_model, memory=0)
     little = judge_of(tiny_model, memory=2.5 * 9 * 128 * 4 / 2**30)  # room for two pictures
-    shown = [judge.prompts.shown(item) for item in items]
+    shown = [judge.prompts.prepare(item) for item in items]
     answers = []
     for one, kept in ((judge, 4), (forgetful, 0), (little, 2)):
         queries = shown[0], shown[4], shown[1]
@@ -110,7 +110,7 @@ def test_answers_are_told_apart_in_bf16(tiny_model):
     judge = judge_of(tiny_model)
     model = Reranker(judge.model.model.bfloat16(), "mrope").eval()
     model.stock.lm_head.weight.data.mul_(40)  # logits of the size that trained models have
-    rows = [judge.prompts.pointwise(*(judge.prompts.shown(Item(t, t)) for t in ("q", f"{i} c"))) for i in range(40)]
+    rows = [judge.prompts.pointwise(*(judge.prompts.prepare(Item(t, t)) for t in ("q", f"{i} c"))) for i in range(40)]
     inputs = judge.processor.pad(rows)
     last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
     inputs["answer_mask"] = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, last, True)
@@ -124,7 +124,7 @@ def test_answers_are_told_apart_in_bf16(tiny_model):
 def test_the_window_carries_the_best_to_the_front(tiny_model, monkeypatch):
     judge, asked = judge_of(tiny_model), []
     names = [f"{i} is it." for i in range(12)]
-    shown = [judge.prompts.shown(Item(name, name)) for name in names]
+    shown = [judge.prompts.prepare(Item(name, name)) for name in names]
 
     def last_logits(prompts, _shown, _answers):
         (prompt,) = prompts
@@ -137,7 +137,7 @@ def test_the_window_carries_the_best_to_the_front(tiny_model, monkeypatch):
         return logits
 
     monkeypatch.setattr(judge, "_last_logits", last_logits)
-    query = judge.prompts.shown(Item("q", "Which?"))
+    query = judge.prompts.prepare(Item("q", "Which?"))
     assert judge.listwise(query, shown)[0] == 9 and [len(window) for window in asked] == [5, 5, 5]
     assert judge.listwise(query, shown[7:]) == [2, 1, 3, 0, 4]
     assert judge.listwise(query, shown[:1]) == [0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,7 +244,8 @@ def test_the_table_of_tasks():
     coco, cirr = (
         next(task for task in TASK_TABLE if task.name == name) for name in ("mscoco_task0_test", "cirr_task7")
     )
-    assert str(coco.pool("test", "local")) == "cand_pool/local/mbeir_mscoco_task0_test_cand_pool.jsonl"
-    assert str(coco.qrels("val")) == "qrels/val/mbeir_mscoco_task0_val_qrels.txt"
-    assert str(cirr.pool("test", "local")) == "cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl"
-    assert str(cirr.queries("test")) == "query/test/mbeir_cirr_task7_test.jsonl"
+    assert coco.files("d", "test", "local").pool == Path("d/cand_pool/local/mbeir_mscoco_task0_test_cand_pool.jsonl")
+    assert coco.files("d", "val", "local").qrels == Path("d/qrels/val/mbeir_mscoco_task0_val_qrels.txt")
+    assert cirr.files("d", "test", "local").pool == Path("d/cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl")
+    assert cirr.files("d", "test", "global").pool == Path("d/cand_pool/global/mbeir_union_test_cand_pool.jsonl")
+    assert cirr.files("d", "test", "local").queries == Path("d/query/test/mbeir_cirr_task7_test.jsonl")

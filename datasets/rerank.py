@@ -1,4 +1,4 @@
-"""What LamRA-Rank is trained and asked on: rankings of candidates, and examples drawn from them."""
+"""What LamRA-Rank is trained on: examples drawn from mined candidates."""
 
 from __future__ import annotations
 

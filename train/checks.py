@@ -38,7 +38,7 @@ def check_pairs(pairs: Indexed, args: TrainingArguments, path: str, *, in_batch_
 
 
 def _targets(pairs: Indexed[Pair]) -> Iterator:
-    """The contents of targets and hard negatives, without rows that cannot be read: training leaves them out."""
+    """What targets and hard negatives show, without rows that cannot be read: training leaves them out."""
     for row in range(len(pairs)):
         with suppress(ItemError):
             pair = pairs[row]

@@ -43,9 +43,10 @@ class EmbeddingsCache:
             return Shards([file for part in items.parts for file in self.embed(part).files])
         path = Path(items.path)
         self.files[path.name] = sha256(path)
-        manifest = {**self.provenance, "file": self.files[path.name]}
+        manifest = dict(self.provenance)
         for name, value in getattr(items, "drawn_by", {}).items():
             manifest[name] = sha256(value) if isinstance(value, Path) else value
+        manifest["file"] = self.files[path.name]
         return encode_to_shards(self.retriever, items, self.folder / items.name, manifest, self.shard_size)
 
 

@@ -57,7 +57,7 @@ def build_mbeir(root: Path) -> None:
         query, candidate = KINDS[int(number)].split(">")
         lines.append(f"{query}\t{candidate}\t{dataset}\t{DATASETS[dataset]}\tFind what belongs to this {dataset}.")
         own = Path(local_pool(task.name)).name
-        assert own == task.files("", "test", "local").pool.name
+        assert own == task.files(root, "test", "local").pool.name
         for split, pools in (("test", [local_pool(task.name), global_pool("test")]), ("train", [global_pool("train")])):
             pools = pools if split == "test" else [*pools, f"cand_pool/rerank_pool/mbeir_{name}_cand_pool.jsonl"]
             dids = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lamra.common.errors import UserError
 from lamra.common.files import path_inside
@@ -46,7 +45,12 @@ def load_captioned_images(image_folder: str | Path, text_path: str | Path) -> Ca
     image_folder, text_path = Path(image_folder), Path(text_path)
     if not image_folder.is_dir():
         raise UserError(f"image folder {image_folder} does not exist: bash scripts/download.sh flickr coco gets it")
-    content = _read_json(text_path)
+    if not text_path.is_file():
+        raise UserError(f"caption file {text_path} does not exist: bash scripts/download.sh flickr coco gets it")
+    try:
+        content = json.loads(text_path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the json or of its encoding
+        raise UserError(f"{text_path} is not valid json ({error}): download or write it again") from None
     if isinstance(content, list):
         captions = _lamra_captions(content, image_folder, text_path)
     elif isinstance(content, dict) and isinstance(content.get("images"), list):
@@ -100,18 +104,11 @@ def captioned_tasks(
         ("image_retrieval", caption_queries, pictures, [[picture] for picture in data.image_of_text]),
         ("text_retrieval", picture_queries, texts, captions_of),
     )
-    known = zip(directions, RERANK_WEIGHTS.get(name, (1.0, 1.0)), PAPER.get(name, (None, None)))
-    files = {"captions": Path(captions)}
-    return [RetrievalTask(*task, weight=weight, reported=paper, files=files) for task, weight, paper in known]
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"caption file {path} does not exist: bash scripts/download.sh flickr coco gets it")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the json or of its encoding
-        raise UserError(f"{path} is not valid json ({error}): download or write it again") from None
+    reported, weights = PAPER.get(name, (None, None)), RERANK_WEIGHTS.get(name, (1.0, 1.0))
+    return [
+        RetrievalTask(*direction, weight=weight, reported=paper, files={"captions": Path(captions)})
+        for direction, weight, paper in zip(directions, weights, reported)
+    ]
 
 
 def _lamra_captions(captions: list, image_folder: Path, text_path: Path) -> dict[str, list]:

@@ -82,11 +82,13 @@ class Item:
     @property
     def content(self) -> Hashable:
         """Equal for items that look the same, whatever their ids; pictures count by their path."""
-        sources = (part.image if isinstance(part, Picture) else part for part in self.parts)
-        return self.instruction, tuple(
-            source if isinstance(source, Text) else ("image", id(source) if _is_image(source) else str(source))
-            for source in sources
-        )
+
+        def of(part: Part) -> Hashable:
+            if isinstance(part, Text):
+                return part
+            return "image", id(part.image) if isinstance(part.image, Image.Image) else str(part.image)
+
+        return self.instruction, tuple(map(of, self.parts))
 
     def with_texts(self, texts: Sequence[str], instruction: str | None = None) -> Item:
         """The same pictures with other texts in the texts' positions; texts beyond these follow at the end."""
@@ -98,10 +100,6 @@ class Item:
             elif left:
                 parts.append(Text(left.pop(0)))
         return Item(self.id, parts=(*parts, *map(Text, left)), instruction=instruction)
-
-
-def _is_image(source: object) -> bool:
-    return isinstance(source, Image.Image)
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,7 @@ class NLIPairs:
                 frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
         except FileNotFoundError:
             raise UserError(f"the csv {path} does not exist: bash scripts/download.sh nli gets it") from None
-        except (
-            pd.errors.ParserError,
-            pd.errors.ParserWarning,
-            pd.errors.EmptyDataError,
-            UnicodeDecodeError,
-            OSError,
-        ) as error:
+        except (pd.errors.ParserWarning, OSError, ValueError) as error:  # pandas' and Unicode's are ValueErrors
             raise UserError(f"{path} cannot be read as a csv: {' '.join(str(error).split())}") from None
         missing = [column for column in self.columns if column not in frame.columns]
         if missing:

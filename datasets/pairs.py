@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -128,7 +128,7 @@ def load_source(path: str | Path, format: str, root: str | Path | None, use_hard
 class Mixture:
     """Several sources as one; `groups` gives each source's indices."""
 
-    def __init__(self, sources: dict[str, Indexed[Pair]]):
+    def __init__(self, sources: Mapping[str, Indexed[Pair]]):
         self.sources = list(sources.values())
         self.ends = list(accumulate(len(source) for source in self.sources))
         starts = [0, *self.ends]

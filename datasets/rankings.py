@@ -32,15 +32,6 @@ class RankedQuery(NamedTuple):
 Ranking = Sequence[RankedQuery]
 
 
-class RankingLine(NamedTuple):
-    """A line of a file."""
-
-    qid: str
-    did: str
-    score: float
-    rank: int
-
-
 def write_ranking(path: str | Path, queries: FileItems, gallery: FileItems, ranking: Ranking) -> None:
     """Write one line {qid, did, score, rank} for each candidate of each query, rank 1 first."""
     with whole_file(path) as file:
@@ -79,8 +70,7 @@ def read_ranking(path: str | Path, queries: Items, gallery: Items, *, by_positio
 def _rows_of(path: Path, kind: str, ids: list[str], items: Items, by_position: bool) -> list[int]:
     try:
         if by_position:
-            rows = [int(position) if position.isdecimal() else -1 for position in ids]
-            rows = [row if row < len(items) else -1 for row in rows]
+            rows = [int(row) if row.isdecimal() and int(row) < len(items) else -1 for row in ids]
         else:
             rows = items.find(ids)
     except ValueError as error:
@@ -96,22 +86,21 @@ def ranked_ids(path: str | Path) -> dict[str, tuple[list[str], list[float]]]:
     Raises:
         UserError: as ranking_lines; or a query has a candidate twice, or ranks other than 1, 2, ..., n.
     """
-    lines: dict[str, list[RankingLine]] = {}
-    for line in ranking_lines(path):
-        lines.setdefault(line.qid, []).append(line)
+    lines: dict[str, list[tuple[int, str, float]]] = {}
+    for qid, did, score, rank in ranking_lines(path):
+        lines.setdefault(qid, []).append((rank, did, score))
     ranking = {}
     for qid, found in lines.items():
-        found.sort(key=lambda line: line.rank)
-        dids = [line.did for line in found]
+        ranks, dids, scores = map(list, zip(*sorted(found, key=lambda line: line[0])))
         if len(set(dids)) < len(dids):
             raise UserError(f"{path} has a candidate of the query {qid} twice: a ranking names each once")
-        wrong = [line.rank for position, line in enumerate(found, start=1) if line.rank != position]
+        wrong = [rank for expected, rank in enumerate(ranks, start=1) if rank != expected]
         if wrong:
             raise UserError(
                 f"{path}: the {len(found)} candidates of the query {qid} do not have the ranks 1 to {len(found)}, "
                 f"{wrong[0]} is repeated or follows a gap: evaluate the retriever again"
             )
-        ranking[qid] = dids, [line.score for line in found]
+        ranking[qid] = dids, scores
     return ranking
 
 
@@ -145,8 +134,8 @@ def ranking_files(path: str | Path) -> tuple[Path, ...]:
     return tuple(path.with_name(path.name.removesuffix(QUERY_NAMES) + end) for end in UPSTREAM_RANKING)
 
 
-def ranking_lines(path: str | Path) -> Iterator[RankingLine]:
-    """The lines {qid, did, score, rank} of a jsonl file, or the same from the three files that upstream writes.
+def ranking_lines(path: str | Path) -> Iterator[tuple[str, str, float, int]]:
+    """(qid, did, score, rank) of each line of a jsonl file, or the same from the three files that upstream writes.
 
     Upstream's are named by the first, *_query_names.json, and stand beside one another:
         *_query_names.json  [qid, ...]; M-BEIR's ids, or for Flickr30K positions of captions or pictures, from 0
@@ -167,14 +156,14 @@ def ranking_lines(path: str | Path) -> Iterator[RankingLine]:
     for row in read_jsonl(path):
         empty = False
         try:
-            yield RankingLine(str(row["qid"]), str(row["did"]), float(row["score"]), int(row["rank"]))
+            yield str(row["qid"]), str(row["did"]), float(row["score"]), int(row["rank"])
         except (ValueError, TypeError):
             raise UserError(f"{row.location} is not {{qid, did, score, rank}}: {json.dumps(row)!r}") from None
     if empty:
         raise UserError(f"the ranking {path} is empty")
 
 
-def _upstream_lines(path: Path) -> Iterator[RankingLine]:
+def _upstream_lines(path: Path) -> Iterator[tuple[str, str, float, int]]:
     queries, candidates, scores = (_read_list(file) for file in ranking_files(path))
     scores = [row[0] if isinstance(row, list) and len(row) == 1 and isinstance(row[0], list) else row for row in scores]
     try:
@@ -194,7 +183,7 @@ def _upstream_lines(path: Path) -> Iterator[RankingLine]:
     distances = max(steps, default=0) > 0
     for qid, dids, row in zip(queries, candidates, table):
         for rank, (did, score) in enumerate(zip(dids, row), start=1):
-            yield RankingLine(str(qid), str(did), 1 - score / 2 if distances else score, rank)
+            yield str(qid), str(did), 1 - score / 2 if distances else score, rank
 
 
 def _read_list(path: Path) -> list:
@@ -220,7 +209,7 @@ def mined_candidates(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     """
     path = Path(path)
     if path.suffix != ".json":
-        yield from ((line.qid, [line.did]) for line in ranking_lines(path))
+        yield from ((qid, [did]) for qid, did, _, _ in ranking_lines(path))
         return
     try:
         mined = json.loads(path.read_text(encoding="utf-8-sig"))

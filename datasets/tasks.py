@@ -91,13 +91,11 @@ class RetrievalTask:
     files: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        rows_of_queries = {"answers": self.answers, "candidates": self.candidates, "excluded": self.excluded}
-        for name, rows in rows_of_queries.items():
-            if rows is None:
-                continue
-            if len(rows) != len(self.queries):
+        for name in ("answers", "candidates", "excluded"):
+            rows = getattr(self, name)
+            if rows is not None and len(rows) != len(self.queries):
                 raise ValueError(f"{self.name}: {name} of {len(rows)} queries, and there are {len(self.queries)}")
-            if not all(0 <= row < len(self.gallery) for of_query in rows for row in of_query):
+            if not all(0 <= row < len(self.gallery) for of_query in rows or () for row in of_query):
                 raise ValueError(f"{self.name}: {name} beyond the {len(self.gallery)} rows of the gallery")
         if self.candidates is not None and self.excluded is not None:
             raise ValueError(f"{self.name}: queries with candidates of their own exclude by not naming")

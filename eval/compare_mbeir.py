@@ -8,12 +8,11 @@ from __future__ import annotations
 from lamra.common.cli import run
 from lamra.common.errors import UserError
 from lamra.datasets.mbeir.layout import TASKS
-from lamra.eval.reporting.runs import parser_of_runs, read_results
-from lamra.eval.reporting.tables import print_table
+from lamra.eval.reporting.results import Parser, print_table, read_results
 
 
 def main() -> None:
-    arguments = parser_of_runs(__doc__, "metrics.json").parse_args().runs
+    arguments = Parser(__doc__, "metrics.json").parse_args().runs
     results = read_results(arguments, "name a file that eval_mbeir.py wrote")
     tasks = [task for task in TASKS if all(task.name in result.content for result in results.values())]
     if not tasks:

@@ -11,21 +11,20 @@ from pathlib import Path
 from lamra.common.cli import run
 from lamra.common.errors import UserError
 from lamra.datasets.mbeir.layout import TASKS
-from lamra.eval.reporting.runs import Result, named_paths, parser_of_runs, read_result
-from lamra.eval.reporting.tables import print_table
+from lamra.eval.reporting.results import Parser, Result, named_paths, print_table, read_result
 
 WAY_OUT = "name a folder that rerank_mbeir.sh or rerank_zeroshot.sh wrote"
 
 
 def main() -> None:
-    parser = parser_of_runs(__doc__, "folder")
+    parser = Parser(__doc__, "folder")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
 
-    from lamra.eval.reporting.figures import plot_percent, require_colours  # matplotlib: after --help
+    from lamra.eval.reporting.figures import COLOURS, plot_percent, require_colours  # matplotlib: after --help
 
     folders = named_paths(args.runs, "folder")
-    require_colours(len(folders), others=1)  # the rankings before
+    require_colours(len(folders), len(COLOURS) - 1)  # the rankings before have one
     results = {name: read_result(folder / "metrics.json", WAY_OUT) for name, folder in folders.items()}
     tasks = common_tasks(results)
     columns = recall_at_1(results, tasks)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,24 +18,37 @@ from lamra.datasets.items import Item
 from lamra.models.embedder import Embedder
 
 
-class _Batches(Dataset):
-    """Batches of item indices to (indices, model inputs), prepared in a worker process ahead of the model."""
-
-    def __init__(self, items: Sequence[Item], batches: list[list[int]], processor: Processor):
-        self.items, self.batches, self.processor = items, batches, processor
+class _Prepared(Dataset):
+    def __init__(self, prepare: Callable[[int], Any], count: int):
+        self.prepare, self.count = prepare, count
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return self.count
 
-    def __getitem__(self, i: int):
+    def __getitem__(self, i: int) -> Any:
         try:
-            return self.batches[i], self.processor([self.items[j] for j in self.batches[i]])
+            return self.prepare(i)
         except ValueError as error:  # a worker would wrap it in its own traceback
-            return error, None
+            return error
 
 
 def single_thread(_worker_id: int) -> None:
     torch.set_num_threads(1)
+
+
+def prepared(prepare: Callable[[int], Any], count: int, num_workers: int) -> Iterator[Any]:
+    """prepare(0), prepare(1), ... from worker processes, ahead of the model; a ValueError of theirs is raised here."""
+    loader = DataLoader(
+        _Prepared(prepare, count),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=single_thread,
+        generator=torch.Generator(),  # the global generator is training's: a draw would shift its dropout
+    )
+    for found in loader:
+        if isinstance(found, ValueError):
+            raise found
+        yield found
 
 
 @torch.no_grad()
@@ -87,19 +101,13 @@ def encode(
     embedder.eval()
     prefix_ids = torch.tensor(processor.prefix_ids)
     prefix = embedder.prefix_of(prefix_ids.to(embedder.device)) if share_prefix and embedder.padding_free else None
-    loader = DataLoader(
-        _Batches(unique, mine, processor),
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=single_thread,
-        generator=torch.Generator(),  # the global generator is training's: a draw would shift its dropout
-    )
     parts = []
+
+    def prepare(i: int) -> tuple[list[int], dict[str, Tensor]]:
+        return mine[i], processor([unique[row] for row in mine[i]])
+
     with tqdm(total=len(unique), desc=description, unit="item", disable=rank > 0 or description is None) as progress:
-        for indices, inputs in loader:
-            if inputs is None:
-                progress.close()
-                raise indices
+        for indices, inputs in prepared(prepare, steps, num_workers):
             begins = (inputs["input_ids"][:, : len(prefix_ids)] == prefix_ids).all()
             inputs = {name: tensor.to(embedder.device, non_blocking=True) for name, tensor in inputs.items()}
             rows = torch.full((most,), -1, device=embedder.device)  # -1 marks padding of a short batch

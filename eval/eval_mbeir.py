@@ -30,7 +30,7 @@ from lamra.datasets.rankings import write_ranking
 from lamra.datasets.tasks import RetrievalTask
 from lamra.eval import upstream_files
 from lamra.eval.flags import RetrieverArguments, output_folder
-from lamra.eval.reporting.runs import write_json
+from lamra.eval.reporting.results import write_json
 
 KS = (1, 5, 10, 20, 50)
 

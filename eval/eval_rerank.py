@@ -23,7 +23,7 @@ from lamra.datasets.rankings import RankedQuery, ranking_files, ranking_of, read
 from lamra.datasets.tasks import KS, RetrievalTask
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.metrics import average, recalls
-from lamra.eval.reporting.runs import write_json
+from lamra.eval.reporting.results import write_json
 from lamra.eval.rerank.fusion import rerank
 
 DEPTHS = {"pointwise": 50, "listwise": 5}  # LamRA's on M-BEIR, by style

@@ -6,16 +6,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lamra.common.processes import is_first_process
 from lamra.datasets.rankings import RankedQuery
 from lamra.datasets.tasks import Items, RetrievalTask
 from lamra.eval.cache.shards import RowsOf, Shards
 from lamra.eval.metrics import recalls
-from lamra.eval.search import Blocks, as_float32, block_top_k, search
-
-Embeddings = Tensor | Shards  # (N, D) float32 of unit norm, sliced by rows
+from lamra.eval.search import Blocks, Embeddings, as_float32, block_top_k, search
 
 SEARCH_MEMORY = 4.0  # GiB
 
@@ -33,7 +30,8 @@ def evaluate(
     All processes must iterate; the first process alone receives what is found.
 
     Args:
-        embed: called once for each different object among queries and galleries, by all processes.
+        embed: to (N, D) float32 embeddings of unit norm. Called once for each different object among queries and
+            galleries, by all processes.
         depth: candidates of each query in the rankings, at least the largest k; of its own candidates it ranks all.
         search_memory: GiB that a process's search may use.
 
@@ -84,10 +82,8 @@ def _searched(
 
 
 def _without(excluded: Collection[int], query: int, rows: list[int], scores: list[float], depth: int) -> RankedQuery:
-    if excluded:
-        kept = [position for position, row in enumerate(rows) if row not in excluded]
-        rows, scores = [rows[position] for position in kept], [scores[position] for position in kept]
-    return RankedQuery(query, rows[:depth], scores[:depth])
+    kept = [position for position, row in enumerate(rows) if row not in excluded][:depth]
+    return RankedQuery(query, [rows[position] for position in kept], [scores[position] for position in kept])
 
 
 def _ranked(

@@ -15,7 +15,7 @@ from torch import Tensor
 from lamra.collators.processing import Processor
 from lamra.common.errors import UserError
 from lamra.common.processes import check_devices, default_workers, start_processes
-from lamra.datasets.items import Item
+from lamra.datasets.items import Indexed, Item
 from lamra.eval.encode import encode
 from lamra.eval.flags import RetrieverArguments
 from lamra.models.embedder import Embedder
@@ -53,12 +53,12 @@ class Retriever:
         found = [as_item(entry, str(number)) for number, entry in enumerate(items)]
         return self.encode(found, None if few else "embed", num_workers=0 if few else None)
 
-    def encode(self, items: Sequence[Item], description: str | None, num_workers: int | None = None) -> Tensor:
+    def encode(self, items: Indexed[Item], description: str | None, num_workers: int | None = None) -> Tensor:
         """(N, D) float32 unit embeddings on the CPU; see eval.encode."""
         return encode(
             self.embedder,
             self.processor,
-            items,
+            [items[row] for row in range(len(items))],
             max_tokens_per_batch=self.max_tokens_per_batch,
             num_workers=self.num_workers if num_workers is None else num_workers,
             share_prefix=self.share_prefix,

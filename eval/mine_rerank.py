@@ -17,7 +17,7 @@ from lamra.common.lock import folder_lock
 from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
 from lamra.datasets.rankings import Ranking, write_ranking
 from lamra.eval.flags import RetrieverArguments, output_folder
-from lamra.eval.reporting.runs import write_json
+from lamra.eval.reporting.results import write_json
 
 if TYPE_CHECKING:
     from lamra.eval.mining import TrainingQueries

@@ -13,12 +13,12 @@ import torch
 
 from lamra.common.files import sha256
 from lamra.common.processes import broadcast, is_first_process
-from lamra.datasets.items import ImageSource, Item
+from lamra.datasets.items import Item
 from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.rows import MODALITIES, dataset_of
 from lamra.datasets.rankings import RankedQuery
-from lamra.eval.cache.shards import RowsOf, Shards
-from lamra.eval.search import Blocks, search
+from lamra.eval.cache.shards import RowsOf
+from lamra.eval.search import Blocks, Embeddings, search
 
 QUERIES_TOGETHER = 16_384  # of a search: other processes wait while the first looks which candidates are usable
 
@@ -33,7 +33,7 @@ class TrainingQueries:
         rows: the row of each query, the first where it is repeated.
     """
 
-    def __init__(self, pairs: MBEIRPairs, drawn_by: Mapping[str, Path | int | str] | None = None):
+    def __init__(self, pairs: MBEIRPairs, drawn_by: Mapping[str, object] | None = None):
         self.pairs, self.drawn_by = pairs, drawn_by or {}
         self.name, self.path = pairs.queries.name, pairs.queries.path
         self.rows = np.unique(pairs.queries.rows_of(pairs.queries.keys))
@@ -50,8 +50,8 @@ class TrainingQueries:
 
 def mine(
     queries: TrainingQueries,
-    embeddings: Shards,
-    gallery: Shards,
+    embeddings: Embeddings,
+    gallery: Embeddings,
     *,
     top: int,
     own_kind: bool,
@@ -71,7 +71,7 @@ def mine(
     """
     pairs = queries.pairs
     found: dict[int, RankedQuery] = {}
-    for members, candidates in searched_together(pairs, queries, own_kind):
+    for members, candidates in searched_together(queries, own_kind):
         depth = search_depth or 2 * top
         while len(members):
             blocks = Blocks.within(search_memory * 2**30, gallery.shape[1], depth)
@@ -90,25 +90,18 @@ def mine(
     return [found[query] for query in sorted(found)]
 
 
-def searched_together(
-    pairs: MBEIRPairs, queries: TrainingQueries, own_kind: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def searched_together(queries: TrainingQueries, own_kind: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Numbers of queries, and the rows of the pool that they search: all, or the kinds of their positives."""
-    pool = pairs.pool
-    if not own_kind:
-        yield from _in_parts(np.arange(len(queries)), np.arange(len(pool)))
-        return
+    pairs, pool = queries.pairs, queries.pairs.pool
     kinds = dataset_of(pool.keys) * len(MODALITIES) + pool.modalities  # (N,)
+    kinds = kinds if own_kind else np.zeros_like(kinds)
     members: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for query, row in enumerate(queries.rows):
         members[tuple(np.unique(kinds[pairs.answers(int(row))]).tolist())].append(query)
     for wanted, together in members.items():
-        yield from _in_parts(np.array(together), np.flatnonzero(np.isin(kinds, wanted)))
-
-
-def _in_parts(queries: np.ndarray, candidates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(queries), QUERIES_TOGETHER):
-        yield queries[start : start + QUERIES_TOGETHER], candidates
+        candidates = np.flatnonzero(np.isin(kinds, wanted))
+        for start in range(0, len(together), QUERIES_TOGETHER):
+            yield np.array(together[start : start + QUERIES_TOGETHER]), candidates
 
 
 def usable(pairs: MBEIRPairs, answers: list[int], candidates: list[int]) -> Iterator[int]:
@@ -122,13 +115,13 @@ def same(a: Item, b: Item) -> bool:
     """Whether two candidates have the same text or the same picture, or both nothing at all."""
     if (a.text and a.text == b.text) or not (a.text or a.images or b.text or b.images):
         return True
-    return any(_same_file(image, other) for image in a.images for other in b.images)
+    return any(_same_file(Path(str(image)), Path(str(other))) for image in a.images for other in b.images)
 
 
-def _same_file(a: ImageSource, b: ImageSource) -> bool:
-    return a == b or (_size(a) == _size(b) and sha256(str(a)) == sha256(str(b)))
+def _same_file(a: Path, b: Path) -> bool:
+    return a == b or (_size(a) == _size(b) and sha256(a) == sha256(b))
 
 
 @lru_cache(maxsize=1_000_000)
-def _size(path: ImageSource) -> int:
-    return Path(str(path)).stat().st_size
+def _size(path: Path) -> int:
+    return path.stat().st_size

@@ -9,16 +9,16 @@ from itertools import product
 from pathlib import Path
 
 from lamra.common.cli import run
-from lamra.eval.reporting.runs import parser_of_runs, read_results, write_json
+from lamra.eval.reporting.results import Parser, read_results, write_json
 
 
 def main() -> None:
-    parser = parser_of_runs(__doc__, "metrics.json")
+    parser = Parser(__doc__, "metrics.json")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
 
     from lamra.eval.reporting.figures import plot_recalls, require_colours  # matplotlib: after --help
-    from lamra.eval.reporting.tables import DIRECTIONS, KS, print_recalls
+    from lamra.eval.reporting.results import DIRECTIONS, KS, print_recalls
 
     require_colours(len(args.runs))
     results = read_results(args.runs, "name a file that eval_flickr.py or eval_coco.py wrote")

@@ -5,7 +5,7 @@ Dimension letters: Q queries, N gallery items, D embedding size; q and n are the
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,20 +17,20 @@ from lamra.common.processes import process_rank, world_size
 from lamra.models.float32 import full_float32
 
 
-class Rows(Protocol):
-    """(N, D) vectors that are read by slices of rows: a tensor on any device, numpy.memmap, cache.shards.Shards."""
+class Embeddings(Protocol):
+    """(N, D) embeddings by slices of their rows: a tensor on any device, an array, numpy.memmap, cache.shards."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: slice, /) -> Any: ...
+    def __getitem__(self, rows: slice, /) -> Tensor | np.ndarray: ...
 
 
 def top_k(
     query: Tensor,
-    gallery: Rows,
+    gallery: Embeddings,
     k: int,
     block_size: int = 16384,
     query_block_size: int = 1024,
@@ -44,7 +44,7 @@ def top_k(
 
     Args:
         query: (Q, D).
-        gallery: (N, D), anything that gives (n, D) arrays or tensors by slicing: a tensor on any device, numpy.memmap.
+        gallery: (N, D).
         k: capped at the number of rows.
         rows: the part of the gallery to look at, by default all of it; indices are the whole gallery's.
 
@@ -100,12 +100,12 @@ class Blocks(NamedTuple):
 
 
 def search(
-    query: Rows, gallery: Rows, k: int, blocks: Blocks, device: torch.device | str = "cpu"
+    query: Embeddings, gallery: Embeddings, k: int, blocks: Blocks, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """`top_k` shared out: each process looks at its part of the gallery. Equal on any number of processes.
 
     Args:
-        query: (Q, D), like the gallery anything that can be sliced, the same on every process.
+        query, gallery: (Q, D) and (N, D), the same on every process.
 
     Returns:
         (Q, k) float32 scores and (Q, k) int64 gallery indices on the CPU, the same on every process.

@@ -11,7 +11,7 @@ from pathlib import Path
 from lamra.common.cli import run
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
-from lamra.eval.reporting.runs import Parser
+from lamra.eval.reporting.results import Parser
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
 from lamra.datasets.rankings import QUERY_NAMES, Ranking, ranking_files
-from lamra.datasets.tasks import Items
+from lamra.datasets.tasks import FileItems
 
 RETRIEVED = Path("LamRA_Ret_eval_results")
 RETRIEVED_GLOBAL = Path("LamRA_Ret_eval_global_results")
@@ -44,7 +44,7 @@ def read_json(path: str | Path, kind: type, command: str):
     return content
 
 
-def write_retrieved(prefix: Path, queries: Items, gallery: Items, ranking: Ranking, *, nested: bool) -> None:
+def write_retrieved(prefix: Path, queries: FileItems, gallery: FileItems, ranking: Ranking, *, nested: bool) -> None:
     """A ranking; its scores are cosines, one level deeper where a task has a pool of its own."""
     qids = [queries.id(ranked.query) for ranked in ranking]
     dids = [[gallery.id(row) for row in ranked.candidates] for ranked in ranking]

@@ -17,9 +17,8 @@ from lamra.common.files import sha256
 from lamra.common.lock import folder_lock
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TASKS, task_of_file
-from lamra.datasets.mbeir.queries import InstructedQueries
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows
-from lamra.datasets.mbeir.tasks import modality_of, open_tasks
+from lamra.datasets.mbeir.tasks import InstructedQueries, modality_of, open_tasks
 from lamra.datasets.rankings import QUERY_NAMES, RankedQuery, ranking_files, read_ranking
 from lamra.datasets.tasks import RetrievalTask
 from lamra.eval import upstream_files

@@ -11,8 +11,7 @@ from lamra.common.lock import folder_lock
 from lamra.datasets.caption import PROTOCOLS, CaptionedImages, captioned_tasks, load_captioned_images
 from lamra.datasets.rankings import write_ranking
 from lamra.eval.flags import RetrieverArguments, output_folder
-from lamra.eval.reporting.runs import write_json
-from lamra.eval.reporting.tables import PRACTICE_STAGE1_FLICKR30K, print_recalls
+from lamra.eval.reporting.results import PRACTICE_STAGE1_FLICKR30K, print_recalls, write_json
 
 RERANK_DEPTH = 50
 
@@ -56,10 +55,7 @@ def evaluate_captions(default_name: str) -> None:
         tasks = captioned_tasks(data, data_name, args.text_data_path, protocol)
         metrics: dict[str, float] = {}
         for task, ranking, recalls in evaluate(
-            tasks,
-            lambda items: retriever.encode([items[row] for row in range(len(items))], items.name),
-            depth=RERANK_DEPTH,
-            device=state.device,
+            tasks, lambda items: retriever.encode(items, items.name), depth=RERANK_DEPTH, device=state.device
         ):
             metrics |= {f"{task.name}_{name}": recall for name, recall in recalls.items()}
             if args.save_for_rerank:

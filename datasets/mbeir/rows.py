@@ -18,7 +18,7 @@ from codecs import BOM_UTF8
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -28,6 +28,7 @@ from lamra.common.files import path_inside, whole_file
 from lamra.datasets.items import Item
 
 MODALITIES = ("text", "image", "image,text")
+Key = TypeVar("Key", int, np.ndarray)
 NUMBER_BITS = 40  # an id "dataset:number" is one int64
 
 
@@ -69,7 +70,7 @@ def key_id(key: int) -> str:
     return f"{dataset_of(int(key))}:{int(key) & (1 << NUMBER_BITS) - 1}"
 
 
-def dataset_of(key: Any) -> Any:
+def dataset_of(key: Key) -> Key:
     """The dataset number of an integer key, or of an array of them."""
     return key >> NUMBER_BITS
 

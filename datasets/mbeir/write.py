@@ -40,7 +40,7 @@ class MBEIRFiles:
         """Add a query and its qrels, or a training query for split "train"; returns its qid."""
         qid = self._id("qid", dataset)
         row: dict[str, object] = {"qid": qid, "query_txt": text, "query_img_path": image}
-        row |= {"query_modality": modality(text, image)}
+        row["query_modality"] = modality(text, image)
         row |= {"pos_cand_list": list(positives), "neg_cand_list": list(negatives)}
         self._rows[TRAIN_QUERIES if split == "train" else queries_of(task, split)].append(json.dumps(row))
         if split != "train":

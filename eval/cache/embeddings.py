@@ -37,57 +37,42 @@ class EmbeddingsCache:
         self.provenance, self.shard_size = provenance, shard_size
         self.files: dict[str, str] = {}
 
-    def embed(self, items: FileItems | JoinedPools) -> Shards:
+    def embed(self, items: FileItems) -> Shards:
         """(N, D) embeddings; see encode_to_shards. All processes must call this."""
         if isinstance(items, JoinedPools):
             return Shards([file for part in items.parts for file in self.embed(part).files])
         path = Path(items.path)
         self.files[path.name] = sha256(path)
-        drawn_by = {
-            name: sha256(value) if isinstance(value, Path) else value
-            for name, value in getattr(items, "drawn_by", {}).items()
-        }
-        manifest = {**self.provenance, **drawn_by, "file": self.files[path.name]}
-        return encode_to_shards(
-            self.retriever,
-            items,
-            self.folder / items.name,
-            manifest,
-            shard_size=self.shard_size,
-            description=items.name,
-        )
+        manifest = dict(self.provenance)
+        for name, value in getattr(items, "drawn_by", {}).items():
+            manifest[name] = sha256(value) if isinstance(value, Path) else value
+        manifest["file"] = self.files[path.name]
+        return encode_to_shards(self.retriever, items, self.folder / items.name, manifest, self.shard_size)
 
 
 def encode_to_shards(
-    retriever: Retriever,
-    items: Indexed[Item],
-    folder: str | Path,
-    manifest: dict,
-    *,
-    shard_size: int,
-    description: str,
+    retriever: Retriever, items: Indexed[Item], folder: Path, manifest: Mapping[str, object], shard_size: int
 ) -> Shards:
     """Encode what is not there yet, `shard_size` items at a time, on all processes together.
 
     Args:
+        folder: its name stands at the progress bar.
         manifest: of what and by what; anything that can be json.
 
     Raises:
         UserError: the folder holds embeddings with another manifest; says what differs.
     """
-    folder = Path(folder)
     manifest = {**manifest, "items": len(items), "shard_size": shard_size, "pictures": pictures_sha256(items)}
-    check_manifest(folder, manifest, "embeddings")
+    on_first_process(lambda: check_manifest(folder, manifest, "embeddings"))
     parts = [range(start, min(start + shard_size, len(items))) for start in range(0, len(items), shard_size)]
     files = [folder / f"{number:05d}.npy" for number in range(len(parts))]
     # One process looks: on a network disk another may remember for a while that a file was not there.
     complete = on_first_process(lambda: [_is_complete(file, len(rows)) for file, rows in zip(files, parts)])
     for number in [i for i, there in enumerate(complete) if not there]:
-        rows, file = parts[number], files[number]
-        part = f"{description} {number + 1}/{len(files)}" if len(files) > 1 else description
-        embeddings = retriever.encode([items[row] for row in rows], part)  # (n, D), the same on every process
+        part = f"{folder.name} {number + 1}/{len(files)}" if len(files) > 1 else folder.name
+        embeddings = retriever.encode([items[row] for row in parts[number]], part)  # (n, D), the same on every process
         if is_first_process():
-            with whole_file(file, "wb") as out:
+            with whole_file(files[number], "wb") as out:
                 np.save(out, embeddings.numpy())
     PartialState().wait_for_everyone()
     return Shards(files)

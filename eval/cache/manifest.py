@@ -8,24 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from lamra.collators.messages import (
-    NO,
-    RANK_STYLES,
-    YES,
-    embedding_messages,
-    listwise_answer,
-    listwise_messages,
-    pointwise_messages,
-)
+from lamra.collators import messages
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
-from lamra.common.processes import of_all_processes, on_first_process, process_rank, world_size
+from lamra.common.processes import of_all_processes, process_rank, world_size
 from lamra.datasets.items import Indexed, Item
 from lamra.eval.flags import RetrieverArguments
 from lamra.models.digests import model_sha256
@@ -62,26 +54,27 @@ def prompts_sha256() -> str:
     """Of the prompts of every kind of item, so that a changed word in collators.messages is another digest."""
     text, picture = Item("", "text", instruction="instruction"), Item("", None, ("picture",))
     both = Item("", "text", ("picture",), "instruction")
-    prompts = [embedding_messages(item) for item in (replace(text, instruction=None), text, picture, both)]
-    for style in RANK_STYLES:
-        prompts += [pointwise_messages(style, both, picture), listwise_messages(style, both, [picture, text])]
-    return _digest(json.dumps([*prompts, YES, NO, listwise_answer(1)]))
+    prompts = [messages.embedding_messages(item) for item in (replace(text, instruction=None), text, picture, both)]
+    for style in messages.RANK_STYLES:
+        prompts.append(messages.pointwise_messages(style, both, picture))
+        prompts.append(messages.listwise_messages(style, both, [picture, text]))
+    return _digest(json.dumps([*prompts, messages.YES, messages.NO, messages.listwise_answer(1)]))
 
 
 def pictures_sha256(items: Indexed[Item]) -> str:
     """Of path, size and time of change of all pictures, in order. All processes must call this: they share the work."""
-    starts = range(0, len(items), PICTURES_TOGETHER)[process_rank() :: world_size()]
-    mine = [(start, _digest(json.dumps([*map(_pictures, _part(items, start))]))) for start in starts]
-    return _digest(json.dumps(sorted(map(list, of_all_processes(mine)))))
+    mine = []
+    for start in range(0, len(items), PICTURES_TOGETHER)[process_rank() :: world_size()]:
+        rows = range(start, min(start + PICTURES_TOGETHER, len(items)))
+        mine.append([start, _digest(json.dumps([_pictures(items[row]) for row in rows]))])
+    return _digest(json.dumps(sorted(of_all_processes(mine))))
 
 
-def _part(items: Indexed[Item], start: int) -> Iterator[Item]:
-    return (items[row] for row in range(start, min(start + PICTURES_TOGETHER, len(items))))
-
-
-def _pictures(item: Item) -> list:
-    found = []
-    for path in map(os.path.abspath, map(str, item.images)):
+def _pictures(item: Item) -> list[tuple[str, int | None, int | None]]:
+    found: list[tuple[str, int | None, int | None]] = []
+    for image in item.images:
+        assert isinstance(image, (str, Path))  # caches are of files
+        path = os.path.abspath(image)
         try:
             status = os.stat(path)
             found.append((path, status.st_size, status.st_mtime_ns))
@@ -94,19 +87,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_manifest(folder: Path, manifest: dict, content: str) -> None:
+def check_manifest(folder: Path, manifest: Mapping[str, object], content: str) -> None:
     """Write down what the folder's files are made of and by, or compare it with what an earlier run wrote.
 
-    What an earlier version of this project wrote is removed, with a note, to be made anew. The first process looks and
-    decides for all: all must call this.
+    What an earlier version of this project wrote is removed, with a note, to be made anew. For the first process.
 
     Raises:
         UserError: the folder holds `content` with another manifest; says what differs.
     """
-    on_first_process(lambda: _check_manifest(folder, manifest, content))
-
-
-def _check_manifest(folder: Path, manifest: dict, content: str) -> None:
     path = folder / MANIFEST
     try:
         before = json.loads(path.read_text())

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+
+from lamra.eval.search import Embeddings
 
 
 class Shards:
@@ -40,7 +41,7 @@ class RowsOf:
 
     READ_TOGETHER = 4096  # rows of the embeddings
 
-    def __init__(self, embeddings: Shards | Tensor, rows: np.ndarray):
+    def __init__(self, embeddings: Embeddings, rows: np.ndarray):
         self.embeddings, self.rows, self.shape = embeddings, rows, (len(rows), embeddings.shape[1])
 
     def __len__(self) -> int:
@@ -52,7 +53,7 @@ class RowsOf:
         start = 0
         while start < len(rows):
             stop = int(np.searchsorted(rows, rows[start] + self.READ_TOGETHER))
-            block = self.embeddings[rows[start] : rows[stop - 1] + 1]
+            block = np.asarray(self.embeddings[rows[start] : rows[stop - 1] + 1])
             out[start:stop] = block[rows[start:stop] - rows[start]]
             start = stop
         return out

@@ -11,16 +11,16 @@ from matplotlib.figure import Figure
 
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
-from lamra.eval.reporting.tables import DIRECTIONS, KS, Recalls
+from lamra.eval.reporting.results import DIRECTIONS, KS, Recalls
 
 # Okabe and Ito's palette, told apart with any colour vision: blue, orange, green, purple, sky blue, vermilion.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
-def require_colours(runs: int, others: int = 0) -> None:
-    """Refuse more runs than a figure has colours for, where `others` are taken already."""
-    if runs + others > len(COLOURS):
-        raise UserError(f"{runs} runs: the figure tells at most {len(COLOURS) - others} apart; name fewer")
+def require_colours(runs: int, most: int = len(COLOURS)) -> None:
+    """Refuse more runs than a figure has colours for."""
+    if runs > most:
+        raise UserError(f"{runs} runs: the figure tells at most {most} apart; name fewer")
 
 
 def plot_recalls(path: str | Path, rows: Recalls) -> None:
@@ -34,7 +34,6 @@ def plot_recalls(path: str | Path, rows: Recalls) -> None:
         panel.set(title=title, xlabel="k (candidates looked at)", ylim=(0, 1.08), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
         panel.set_xticks(range(len(KS)), map(str, KS))
         panel.tick_params(axis="x", length=0)
-        open_frame(panel)
     panels[0].set_ylabel("recall@k")
     save_figure(path, figure, panels[0])
 
@@ -50,26 +49,23 @@ def plot_percent(path: str | Path, columns: Mapping[str, Sequence[float]], names
     panel.set(xlabel="recall@1 in percent", xlim=(0, 108), ylim=(len(names) - 0.45, -0.55))  # the first name on top
     panel.set_yticks(range(len(names)), names)
     panel.tick_params(axis="y", length=0)
-    open_frame(panel)
     save_figure(path, figure, panel)
 
 
 def figure_of(panels: int) -> tuple[Figure, list[Axes]]:
-    """Panels side by side that share their y axis."""
+    """Panels side by side that share their y axis, without lines above and to the right."""
     figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+    axes = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def bar_positions(groups: int, bars: int, share: float = 0.84) -> tuple[list[list[float]], float]:
     """For each bar its centre in each group, and a bar's width; a group is 1 wide, of which bars fill `share`."""
     width = share / max(bars, 1)
     return [[x - share / 2 + (i + 0.5) * width for x in range(groups)] for i in range(bars)], width
-
-
-def open_frame(panel: Axes) -> None:
-    """Leave out the lines above and to the right of a panel."""
-    panel.spines[["top", "right"]].set_visible(False)
 
 
 def save_figure(path: str | Path, figure: Figure, panel: Axes) -> None:

@@ -11,13 +11,11 @@ import re
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.axes import Axes
 
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
-from lamra.eval.reporting.figures import COLOURS, bar_positions, figure_of, open_frame, save_figure
-from lamra.eval.reporting.runs import read_result
-from lamra.eval.reporting.tables import DIRECTIONS
+from lamra.eval.reporting.figures import COLOURS, bar_positions, figure_of, save_figure
+from lamra.eval.reporting.results import DIRECTIONS, read_result
 
 KINDS = {"none": "base model", "text": "text", "image": "image", "image-text": "image-text", "mixture": "mixture"}
 RUN = re.compile(r"(?P<kind>.+)-(?P<percent>\d+)-seed(?P<seed>\d+)")
@@ -85,23 +83,17 @@ def conclusions(frame: pd.DataFrame) -> list[tuple[str, str]]:
             return "within the spread"
         return "held" if mean_a > mean_b else "did not hold"
 
-    def joined(verdicts: list[str]) -> str:
+    def verdict(*pairs: tuple) -> str:
+        found = [exceeds(a, b) for a, b in pairs if a in means and b in means]
         order = ("did not hold", "needs 2 seeds", "within the spread", "held")
-        return next((verdict for verdict in order if verdict in verdicts), "not run")
+        return next((word for word in order if word in found), "not run")
 
-    others = [(kind, 100) for kind in ("image", "image-text", "mixture") if (kind, 100) in means]
-    text = ("text", 100)
-    sizes = sorted(percent for kind, percent in means if kind == "text")
+    text, mixture = ("text", 100), ("mixture", 100)
+    sizes = sorted(key for key in means if key[0] == "text")
     return [
-        ("text alone is the best data", joined([exceeds(text, other) for other in others] if text in means else [])),
-        (
-            "text alone rises steadily with its size",
-            joined([exceeds(("text", b), ("text", a)) for a, b in itertools.pairwise(sizes)]),
-        ),
-        (
-            "mixing lowers the result of text alone",
-            exceeds(text, ("mixture", 100)) if {text, ("mixture", 100)} <= means.keys() else "not run",
-        ),
+        ("text alone is the best data", verdict((text, ("image", 100)), (text, ("image-text", 100)), (text, mixture))),
+        ("text alone rises steadily with its size", verdict(*((b, a) for a, b in itertools.pairwise(sizes)))),
+        ("mixing lowers the result of text alone", verdict((text, mixture))),
     ]
 
 
@@ -152,7 +144,7 @@ def plot_kinds(path: Path, frame: pd.DataFrame) -> None:
                 panel.plot([x] * len(runs), runs, ".", color="black", markersize=3, alpha=0.5)
         panel.set(title=title, xlabel="pre-training data")
         panel.set_xticks(range(len(kinds)), [KINDS.get(kind, kind) for kind in kinds], fontsize=8)
-        _frame(panel)
+        panel.set_ylim(0, 1.02)
     panels[0].set_ylabel("recall@1")
     save_figure(path, figure, panels[0])
 
@@ -176,14 +168,9 @@ def plot_sizes(path: Path, frame: pd.DataFrame) -> None:
         ticks = sorted(frame["percent"].unique())
         panel.set_xticks(ticks, ticks)
         panel.minorticks_off()
-        _frame(panel)
+        panel.set_ylim(0, 1.02)
     panels[0].set_ylabel("recall@1")
     save_figure(path, figure, panels[0])
-
-
-def _frame(panel: Axes) -> None:
-    panel.set_ylim(0, 1.02)
-    open_frame(panel)
 
 
 def write_hparams(checkpoints: Path, frame: pd.DataFrame) -> None:

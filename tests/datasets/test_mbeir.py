@@ -18,8 +18,8 @@ from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import INSTRUCTIONS, PAPER_AVERAGE, TRAIN_QUERIES
 from lamra.datasets.mbeir.layout import TASKS as TASK_TABLE
 from lamra.datasets.mbeir.qrels import read_qrels
-from lamra.datasets.mbeir.queries import InstructedQueries
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, sentence
+from lamra.datasets.mbeir.tasks import InstructedQueries
 from lamra.eval import eval_mbeir
 from lamra.eval.metrics import recall_at_k
 from lamra.miniature.mbeir import TASKS, build_mbeir

@@ -19,8 +19,8 @@ from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import INSTRUCTIONS, TRAIN_QUERIES, global_pool, local_pool
 from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.qrels import read_qrels
-from lamra.datasets.mbeir.queries import InstructedQueries
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, id_key, key_id
+from lamra.datasets.mbeir.tasks import InstructedQueries
 from lamra.datasets.rankings import mined_candidates, ranked_ids, ranking_of
 from lamra.datasets.rerank import RerankExamples
 from lamra.eval import eval_mbeir, eval_rerank, mine_rerank

@@ -124,7 +124,7 @@ def encoded(items, folder, manifest) -> np.ndarray:
         return torch.tensor([[float(Image.open(item.images[0]).getpixel((0, 0))[0])] for item in part])
 
     retriever = SimpleNamespace(encode=encode)
-    found = encode_to_shards(retriever, items, folder, manifest, shard_size=2, description="")
+    found = encode_to_shards(retriever, items, folder, manifest, 2)
     return found[: len(found)][:, 0].tolist()
 
 

@@ -17,7 +17,7 @@ from lamra.datasets.tasks import ItemList, RetrievalTask
 from lamra.eval import compare_mbeir, compare_rerank, report
 from lamra.eval.evaluate import evaluate
 from lamra.eval.metrics import average, recall_at_k, recalls
-from lamra.eval.reporting import figures, runs, tables
+from lamra.eval.reporting import figures, results
 from lamra.eval.search import top_k
 
 
@@ -136,7 +136,7 @@ def test_caption_recalls_by_hand():
     }
     assert caption_recalls(images, texts, image_of_text, ks=(1, 2)) == expected
     found = caption_recalls(images, texts, image_of_text)  # k beyond both galleries
-    assert list(found) == list(tables.PRACTICE_STAGE1_FLICKR30K)
+    assert list(found) == list(results.PRACTICE_STAGE1_FLICKR30K)
     assert found["image_retrieval_recall@10"] == found["text_retrieval_recall@10"] == 1.0
 
 
@@ -150,17 +150,17 @@ def test_a_model_that_gives_one_embedding_to_everything_scores_by_chance():
 
 
 def test_report_writes_equal_files_and_a_picture(tmp_path, capsys):
-    row = tables.PRACTICE_STAGE1_FLICKR30K
-    tables.print_recalls({"base model": dict.fromkeys(row, 0.1), "paper (7B, Flickr30K 1K)": row})
+    row = results.PRACTICE_STAGE1_FLICKR30K
+    results.print_recalls({"base model": dict.fromkeys(row, 0.1), "paper (7B, Flickr30K 1K)": row})
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].split()[-6:] == ["0.8056", "0.9536", "0.9732", "0.9140", "0.9910", "0.9970"]
     assert len({len(line) for line in lines}) == 1
 
-    first = runs.write_json(tmp_path / "a/metrics.json", {"b": 1 / 3, "a": 2}).read_bytes()
-    assert first == runs.write_json(tmp_path / "b/metrics.json", {"a": 2, "b": 1 / 3}).read_bytes()
+    first = results.write_json(tmp_path / "a/metrics.json", {"b": 1 / 3, "a": 2}).read_bytes()
+    assert first == results.write_json(tmp_path / "b/metrics.json", {"a": 2, "b": 1 / 3}).read_bytes()
     assert json.loads(first) == {"a": 2, "b": 1 / 3}
     with pytest.raises(ValueError, match="JSON"):
-        runs.write_json(tmp_path / "a/metrics.json", {"a": float("nan")})
+        results.write_json(tmp_path / "a/metrics.json", {"a": float("nan")})
     assert (tmp_path / "a" / "metrics.json").read_bytes() == first
 
     figures.plot_recalls(tmp_path / "plots" / "recall.png", {"paper": row})
@@ -168,16 +168,16 @@ def test_report_writes_equal_files_and_a_picture(tmp_path, capsys):
 
 
 def test_table_columns_are_as_wide_as_their_widest_cell(capsys):
-    tables.print_table(["", "a head", "b"], [["name", "1", "22222"]])
+    results.print_table(["", "a head", "b"], [["name", "1", "22222"]])
     assert capsys.readouterr().out == "      a head      b\nname       1  22222\n"
-    tables.print_table(["", "b"], [["name", "1"]], name_width=6, cell_width=4)
+    results.print_table(["", "b"], [["name", "1"]], name_width=6, cell_width=4)
     assert capsys.readouterr().out == "         b\nname     1\n"
 
 
 def test_report_of_two_runs(tmp_path, capsys, monkeypatch):
     for name, recall in (("before", 0.25), ("after", 0.75)):
-        content = dict.fromkeys(tables.PRACTICE_STAGE1_FLICKR30K, recall) | {"protocol": "clean"}
-        runs.write_json(tmp_path / f"{name}.json", content)
+        content = dict.fromkeys(results.PRACTICE_STAGE1_FLICKR30K, recall) | {"protocol": "clean"}
+        results.write_json(tmp_path / f"{name}.json", content)
     named = [f"{name}={tmp_path / name}.json" for name in ("before", "after")]
     monkeypatch.setattr("sys.argv", ["report", "--output_dir", str(tmp_path / "out"), *named])
     report.main()
@@ -258,7 +258,7 @@ def test_paths_and_flags_that_are_wrong_are_one_sentence(tmp_path, fails):
 def test_reranked_tasks_stand_in_the_first_runs_order(tmp_path, capsys, monkeypatch):
     tasks = ("text_retrieval", "cirr_task7", "image_retrieval", "mscoco_task0_test")
     recalls = {when: {"recall@1": 0.5} for when in ("before", "after")}
-    runs.write_json(tmp_path / "metrics.json", dict.fromkeys(tasks, recalls))  # sorts its keys
+    results.write_json(tmp_path / "metrics.json", dict.fromkeys(tasks, recalls))  # sorts its keys
     monkeypatch.setattr("sys.argv", ["compare", "--output_dir", str(tmp_path), f"a={tmp_path}"])
     compare_rerank.main()
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:5]]

@@ -28,6 +28,7 @@ from lamra.common.processes import end_process_group, end_with_parent, forget_ha
 # What a path can be that cannot be read or written.
 PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 PATH_ERRORS |= {errno.ELOOP, errno.ESTALE}
+REFUSED = 2  # exit status of what ends in a sentence; a bug's is 1
 NONE = ("None", "none", "")  # how a script spells a flag's value that is not there
 
 
@@ -80,7 +81,7 @@ def note(message: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main` and exit: 0, or 1 after one line on stderr for a UserError, a full disk, a path or a port."""
+    """Call `main` and exit: 0, or REFUSED after one line on stderr for a UserError, a full disk, a path or a port."""
     end_with_parent()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where it is closed
@@ -104,13 +105,13 @@ def run(main: Callable[[], None]) -> None:
 
 
 def fail(sentence: str) -> NoReturn:
-    """Print it, from the first process that comes to it, and exit with status 1."""
+    """Print it, from the first process that comes to it, and exit with status 2."""
     if int(os.environ.get("RANK", 0)) > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)  # the first process says the same, and the launcher then ends this process before it repeats it
     with suppress(BrokenPipeError):
         print(f"\nerror: {sentence}", file=sys.stderr, flush=True)  # on a line of its own, below a progress bar
-    sys.exit(1)
+    sys.exit(REFUSED)
 
 
 def what_the_machine_says(error: Exception) -> str | None:

@@ -38,6 +38,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
+from lamra.common.cli import REFUSED
 from lamra.common.errors import UserError
 from lamra.datasets.caption import load_captioned_images
 from lamra.models.folders import PUBLISHED
@@ -434,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 download_model(hub, name, args.models_dir)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return REFUSED
     return 0
 
 

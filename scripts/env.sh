@@ -12,7 +12,7 @@ tethered() { "$PYTHON" common/tether.py "$@"; }
 for name in OUTPUT_DIR SAVE_PATH MODEL_ID MODEL_LOCAL_PATH ORIGINAL_MODEL_ID RANKINGS DATA_PATH TRAIN_DATA_PATH; do
   case ${!name:-} in -*)
     echo "error: $name=${!name} begins with a dash, which is a flag's: write ./${!name}" >&2
-    exit 1
+    exit 2
     ;;
   esac
 done
@@ -100,7 +100,7 @@ launch() {
 require_free_port() {
   if [ "${NNODES:-1}" -gt 1 ] && [ "$NODE_RANK" = 0 ] && (: <"/dev/tcp/localhost/$MASTER_PORT") 2>/dev/null; then
     echo "error: MASTER_PORT=$MASTER_PORT is in use here: set another, the same on all machines" >&2
-    exit 1
+    exit 2
   fi
 }
 

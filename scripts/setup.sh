@@ -15,7 +15,7 @@ fi
 
 "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || {
   echo "error: $("$PYTHON" --version) is not supported: set PYTHON to a Python 3.10 to 3.13" >&2
-  exit 1
+  exit 2
 }
 echo "installing into .venv (once, about two minutes)"
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv

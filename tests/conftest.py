@@ -197,14 +197,14 @@ def call(main, *flags, **named) -> None:
 
 @pytest.fixture
 def fails(monkeypatch, capsys):
-    """Call an entrypoint with flags, expect exit 1, return the sentence on stderr."""
+    """Call an entrypoint with flags, expect exit status 2, return the sentence on stderr."""
 
     def call(main, *flags, **named):
         arguments = [*flags, *(part for name, value in named.items() for part in (f"--{name}", value))]
         monkeypatch.setattr(sys, "argv", ["entrypoint", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
             run(main)
-        assert exit_.value.code == 1
+        assert exit_.value.code == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ")
         return error

@@ -23,7 +23,7 @@ def test_only_a_users_mistake_becomes_a_sentence(capsys):
     ):
         with pytest.raises(SystemExit) as exit_:
             run(lambda error=error: (_ for _ in ()).throw(error))
-        assert exit_.value.code == 1
+        assert exit_.value.code == 2
         assert capsys.readouterr().err == "\nerror: give --x 1\n"
 
 

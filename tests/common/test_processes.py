@@ -70,5 +70,5 @@ def test_a_closed_pipe_ends_in_a_sentence(monkeypatch, capsys):
         os.dup2(kept, 1)
         os.close(kept)
         os.close(write)
-    assert exit_.value.code == 1
+    assert exit_.value.code == 2
     assert "error: what this run prints goes into a pipe that was closed" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_help_and_mistakes_come_at_once(entrypoint):
             break
     assert printed[0].startswith("usage: ") and [line for line in printed if line[:5] == "exit "] == [
         "exit 0",
-        "exit 1",
+        "exit 2",
     ]
     assert "error: unknown flag --no_such_flag: --help lists the flags" in done.stderr
     assert with_torch == "False" and float(seconds) < MOST

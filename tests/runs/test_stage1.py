@@ -79,7 +79,7 @@ def test_a_finished_run_is_not_written_over(trained, world, tiny_model):
         *("--data_path", world / "nli.csv", "--output_dir", trained, "--per_device_train_batch_size", 8),
         check=False,
     )
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert f"--output_dir {trained} holds a finished run" in refused.stderr and "--resume auto" in refused.stderr
 
 

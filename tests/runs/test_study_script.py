@@ -82,7 +82,7 @@ def test_a_broken_study_goes_on_and_repeats_nothing(variables):
         assert pd.read_csv(results / "results.csv").equals(frame)
 
         refused = run_script(*command, check=False, **(both | dict(LR="1e-9")))
-        assert refused.returncode == 1 and "was made with other settings" in refused.stderr
+        assert refused.returncode == 2 and "was made with other settings" in refused.stderr
     finally:
         for folder in (results, runs):
             shutil.rmtree(folder, ignore_errors=True)

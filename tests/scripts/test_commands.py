@@ -144,7 +144,7 @@ def test_scripts_tell_a_mistake(checkout, variables, words):
         server.listen()
         port = str(server.getsockname()[1])
         commands, done = recorded(checkout, "bash scripts/lamra_ret/pretrain.sh", MASTER_PORT=port, **variables)
-    assert not commands and done.returncode == 1
+    assert not commands and done.returncode == 2
     assert words in done.stderr and len(done.stderr.splitlines()) == 1
 
 

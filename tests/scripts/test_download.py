@@ -162,7 +162,7 @@ def test_a_new_start_goes_on_from_the_partial_file(hub, run, tmp_path):
     with partial.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         status, printed = run("nli")
-        assert status == 1 and "another process is downloading" in printed
+        assert status == 2 and "another process is downloading" in printed
     assert run("nli")[0] == 0
     assert hub.log[-1].endswith("bytes=1000-")
     assert (tmp_path / "data/nli_for_simcse.csv").read_bytes() == CSV
@@ -215,7 +215,7 @@ def test_an_archive_is_extracted_once(hub, run, tmp_path):
 
     (tmp_path / "data/flickr/images/1.png").unlink()
     status, printed = run("flickr")
-    assert status == 1 and "flickr is not complete: move it away" in printed
+    assert status == 2 and "flickr is not complete: move it away" in printed
 
 
 @extracts
@@ -223,7 +223,7 @@ def test_an_archive_is_extracted_once(hub, run, tmp_path):
 def test_a_malicious_archive_is_refused(hub, run, tmp_path, name):
     hub.files[EVAL] = {"flickr.tar.gz": archive(flickr(**{name: b"gotcha"}))}
     status, printed = run("flickr")
-    assert status == 1 and "flickr.tar.gz is refused, it may be malicious" in printed
+    assert status == 2 and "flickr.tar.gz is refused, it may be malicious" in printed
     assert not list(tmp_path.rglob("*escaped*")) and not Path("/tmp/lamra-escaped.txt").exists()
     assert not (tmp_path / "data/flickr").exists()
 
@@ -304,13 +304,13 @@ def test_of_mbeir_come_the_tasks_that_are_named(hub, run, tmp_path):
 def test_what_is_wrong_with_mbeir_is_named(hub, run, tmp_path):
     hub.files[MBEIR] = mbeir()
     status, printed = run("mbeir:cirr_task8")
-    assert status == 1 and "mbeir:cirr_task8 is unknown: choose train, or of cirr_task7, mscoco_task0" in printed
+    assert status == 2 and "mbeir:cirr_task8 is unknown: choose train, or of cirr_task7, mscoco_task0" in printed
     part = hub.files[MBEIR].pop("mbeir_images.tar.gz.part-01")
     status, printed = run("mbeir:cirr_task7")
-    assert status == 1 and "holds the archive's parts [0, 2]" in printed
+    assert status == 2 and "holds the archive's parts [0, 2]" in printed
     hub.files[MBEIR]["mbeir_images.tar.gz.part-01"] = part[:-20]
     status, printed = run("mbeir:cirr_task7")
-    assert status == 1 and "part-00 and the other parts are damaged" in printed
+    assert status == 2 and "part-00 and the other parts are damaged" in printed
     for name in hub.files[MBEIR]:
         if "part-" in name:
             hub.files[MBEIR][name] = archive({"../../escaped.txt": b"gotcha"}) if name.endswith("00") else b""
@@ -318,28 +318,28 @@ def test_what_is_wrong_with_mbeir_is_named(hub, run, tmp_path):
     for number in (1, 2):
         (tmp_path / f"data/M-BEIR/.download/mbeir_images.tar.gz.part-0{number}").write_bytes(b"")
     status, printed = run("mbeir:cirr_task7")
-    assert status == 1 and "is refused, it may be malicious: it holds '../../escaped.txt'" in printed
+    assert status == 2 and "is refused, it may be malicious: it holds '../../escaped.txt'" in printed
     assert not list(tmp_path.rglob("*escaped*"))
 
 
 def test_errors_are_one_sentence_and_a_status(hub, run, tmp_path, monkeypatch):
-    assert run("qwen9") == (1, "error: 'qwen9' is unknown: choose from qwen2-vl-2b qwen2-vl-7b qwen2.5-vl-3b "
+    assert run("qwen9") == (2, "error: 'qwen9' is unknown: choose from qwen2-vl-2b qwen2-vl-7b qwen2.5-vl-3b "
                                "qwen2.5-vl-7b lamra-ret-pretrained lamra-ret lamra-rank nli flickr coco "
                                "mbeir\n")  # fmt: skip
     assert hub.log == []
 
     status, printed = run("qwen2-vl-2b", tries=50)  # no such repository: no reason to try again
-    assert status == 1 and "Qwen/Qwen2-VL-2B-Instruct cannot be downloaded" in printed and len(hub.log) == 1
+    assert status == 2 and "Qwen/Qwen2-VL-2B-Instruct cannot be downloaded" in printed and len(hub.log) == 1
 
     hub.refuses = 100
     status, printed = run("nli", tries=2)
-    assert status == 1 and "could not be downloaded in 2 tries: check the network" in printed
+    assert status == 2 and "could not be downloaded in 2 tries: check the network" in printed
 
     hub.refuses = 0
     hub.files[NLI] = {"nli_for_simcse.csv": CSV}
     (tmp_path / "data/nli_for_simcse.csv").write_bytes(b"own")
     status, printed = run("nli")
-    assert status == 1 and f"has 3 bytes, the hub's {len(CSV)}: move it away" in printed
+    assert status == 2 and f"has 3 bytes, the hub's {len(CSV)}: move it away" in printed
     (tmp_path / "data/nli_for_simcse.csv").unlink()
 
     def full(*args, **kwargs):
@@ -347,7 +347,7 @@ def test_errors_are_one_sentence_and_a_status(hub, run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(download, "http_get", full)
     status, printed = run("nli", tries=50)
-    assert status == 1 and "data cannot be written ([Errno 28] No space left on device)" in printed
+    assert status == 2 and "data cannot be written ([Errno 28] No space left on device)" in printed
 
 
 def test_nothing_listens(hub, tmp_path):

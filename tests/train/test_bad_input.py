@@ -1,4 +1,4 @@
-"""A user's mistake is told in one sentence that names the file or flag, before a model is loaded; exit status 1."""
+"""A user's mistake is told in one sentence that names the file or flag, before a model is loaded; exit status 2."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_cuda_out_of_memory_is_told_with_the_settings_that_need_less(monkeypatch
     monkeypatch.setattr(sys, "argv", ["train_nli.py", *flags.split()])
     with pytest.raises(SystemExit) as exit_:
         run(train_nli.main)
-    assert exit_.value.code == 1
+    assert exit_.value.code == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: step 1: CUDA is out of memory on rank 0: the device has ")
     assert "with PER_DEVICE_BATCH_SIZE=8, GRAD_CACHE_CHUNK=6, GRADIENT_CHECKPOINTING=False; the batch can stay" in error

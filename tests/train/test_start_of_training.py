@@ -12,16 +12,16 @@ from conftest import ROOT
 
 SECONDS = 1.5  # of one core, user and system
 HELP = ("--help", 0, "--model_id")
-UNKNOWN = ("--no_such_flag 1", 1, "error: unknown flag --no_such_flag 1: --help lists the flags")
-NO_NUMBER = ("--adam_beta1 abc", 1, "error: argument --adam_beta1/--adam-beta1: invalid float value: 'abc'")
+UNKNOWN = ("--no_such_flag 1", 2, "error: unknown flag --no_such_flag 1: --help lists the flags")
+NO_NUMBER = ("--adam_beta1 abc", 2, "error: argument --adam_beta1/--adam-beta1: invalid float value: 'abc'")
 REFUSED = (
     "--fsdp full_shard",
-    1,
+    2,
     "error: --fsdp full_shard: use --deepspeed ds_configs/zero3.json; leave the flag",
 )
-NO_SENSE = ("--learning_rate 0", 1, "error: --learning_rate 0.0: expected a positive value")
-NO_MODEL = ("--model_id qwen9", 1, "error: --model_id 'qwen9' is unknown: choose one of")
-NO_TYPE = ("--dtype fp8", 1, "error: --dtype fp8: expected bf16 or fp32")
+NO_SENSE = ("--learning_rate 0", 2, "error: --learning_rate 0.0: expected a positive value")
+NO_MODEL = ("--model_id qwen9", 2, "error: --model_id 'qwen9' is unknown: choose one of")
+NO_TYPE = ("--dtype fp8", 2, "error: --dtype fp8: expected bf16 or fp32")
 CASES = {
     "train/train_nli.py": (HELP, UNKNOWN, NO_NUMBER, NO_MODEL),
     "train/train_mbeir.py": (HELP, UNKNOWN, REFUSED),

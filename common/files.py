@@ -179,20 +179,18 @@ def read_lines(path: str | Path) -> Iterator[str]:
         raise UserError(f"{path} is a damaged gzip file ({error}): copy or download it again") from None
 
 
-def parse_json(text: str, location: str, *, strict: bool = True) -> Any:
+def parse_json(text: str, location: str) -> Any:
     """The value of a json text.
 
-    Args:
-        strict: refuse NaN, Infinity and half of a letter (a lone surrogate, which no tokenizer takes) anywhere in it.
-
     Raises:
-        UserError: it is none; begins with `location`.
+        UserError: it is none, or has NaN, Infinity or half of a letter (a lone surrogate, which no tokenizer takes);
+            begins with `location`.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant if strict else None)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{location} is not json ({error}): write it again, or give another file") from None
-    if strict and SURROGATE.search(text):
+    if SURROGATE.search(text):
         require_whole_letters(json.dumps(value, ensure_ascii=False), location)
     return value
 

@@ -6,13 +6,12 @@ Karpathy:   one json, images[].{filename, filepath?, split, sentences[].raw}; th
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamra.common.errors import UserError
-from lamra.common.files import path_inside
-from lamra.datasets.items import Item
+from lamra.common.files import path_inside, read_json
+from lamra.datasets.items import Item, is_blank
 from lamra.datasets.tasks import ItemList, Reported, RetrievalTask
 
 CAPTIONS_PER_IMAGE = 5  # LamRA_Eval's layout says it nowhere else
@@ -47,10 +46,7 @@ def load_captioned_images(image_folder: str | Path, text_path: str | Path) -> Ca
         raise UserError(f"image folder {image_folder} does not exist: bash scripts/download.sh flickr coco gets it")
     if not text_path.is_file():
         raise UserError(f"caption file {text_path} does not exist: bash scripts/download.sh flickr coco gets it")
-    try:
-        content = json.loads(text_path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the json or of its encoding
-        raise UserError(f"{text_path} is not valid json ({error}): download or write it again") from None
+    content = read_json(text_path)
     if isinstance(content, list):
         captions = _lamra_captions(content, image_folder, text_path)
     elif isinstance(content, dict) and isinstance(content.get("images"), list):
@@ -66,7 +62,7 @@ def load_captioned_images(image_folder: str | Path, text_path: str | Path) -> Ca
         )
     for name, texts in captions.items():
         for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or is_blank(text):
                 raise UserError(f"caption {i + 1} of picture {name} in {text_path} is {text!r}: write or remove it")
     return CaptionedImages(
         images=[Item(name, images=(image_folder / name,)) for name in captions],
@@ -150,7 +146,7 @@ def _picture(image_folder: Path, text_path: Path, filename: str, filepath: str) 
     nested = Path(filepath, filename)
     try:
         path_inside(image_folder, nested)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{text_path}: {error}") from None
     flat = (image_folder / filename).is_file() or not (image_folder / nested).is_file()
     return filename if flat else str(nested)

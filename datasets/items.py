@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Protocol, TypeVar
 from PIL import Image
 
 ImageSource = str | Path | Image.Image
+INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # categories of Unicode
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -19,6 +21,11 @@ class Indexed(Protocol[T_co]):
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int, /) -> T_co: ...
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: blanks, line ends, control characters, letters without width such as U+200B."""
+    return all(unicodedata.category(letter) in INVISIBLE for letter in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,19 +6,27 @@ from pathlib import Path
 
 from lamra.common.errors import ItemError, UserError
 from lamra.common.files import path_inside, read_jsonl
-from lamra.datasets.items import Item, Part, Picture, Text
+from lamra.datasets.items import Item, Part, Picture, Text, is_blank
 
+KEYS = ("text", "image", "content")
 FORMAT = '"text" and/or "image", or "content": [{"text"}, {"image"}, ...]'
 
 
-def read_parts(row: object, location: str) -> tuple[Part, ...]:
+def read_parts(row: object, location: str, *, keys: tuple[str, ...] = KEYS) -> tuple[Part, ...]:
     """The parts of a json object; pictures as the paths that it names.
 
+    Args:
+        keys: all that it may have. Nothing reads another, which is said, because a text may stand there.
+
     Raises:
-        UserError: it is not of this format, or has nothing to show.
+        UserError: it is not of this format, has another key, or has nothing to show.
     """
     if not isinstance(row, dict):
         raise UserError(f"{location} is not an object with {FORMAT}: {str(row)[:80]!r}")
+    if unknown := [key for key in row if key not in keys]:
+        raise UserError(
+            f"{location} has the key {', '.join(map(repr, unknown))}, which nothing reads: known are {', '.join(keys)}"
+        )
     if "content" in row:
         if row.get("text") or row.get("image"):
             raise UserError(f'{location} has "content" and "text" or "image" beside it: give the one or the other')
@@ -34,7 +42,7 @@ def read_parts(row: object, location: str) -> tuple[Part, ...]:
                 parts += [Picture(image)] if image else []
             case _:
                 raise UserError(f'{location}: {str(part)[:80]} is not {{"text"}} or {{"image"}} with a string')
-    if not any(isinstance(part, Picture) or part.text.strip() for part in parts):
+    if all(isinstance(part, Text) and is_blank(part.text) for part in parts):
         raise UserError(f"{location} has neither text nor picture: it needs {FORMAT}")
     return tuple(parts)
 
@@ -60,14 +68,16 @@ def load_items(path: str | Path, image_root: str | Path | None = None) -> list[I
     """
     path = Path(path)
     image_root = path.parent if image_root is None else Path(image_root)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"--input {path} does not exist")
     items: dict[str, Item] = {}
     for row in read_jsonl(path):
+        if not isinstance(row["id"], str | int) or isinstance(row["id"], bool):
+            raise UserError(f'{row.location}: "id" is {str(row["id"])[:80]}: give a string or a whole number')
         identifier = str(row["id"])
         if identifier in items:
             raise UserError(f"{row.location} repeats the id {identifier!r}: ids must be unique")
-        parts = read_parts(row, row.location)
+        parts = read_parts(row, row.location, keys=("id", *KEYS))
         try:
             item = Item(identifier, parts=with_root(parts, image_root))
             missing = [image for image in item.images if not Path(str(image)).is_file()]

@@ -15,7 +15,6 @@ Picture paths are relative to a root, by default the folder of the file.
 
 from __future__ import annotations
 
-import json
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from lamra.common.errors import UserError
-from lamra.common.files import read_jsonl
+from lamra.common.files import read_json, read_jsonl
 from lamra.datasets.items import Indexed, Item, Pair, Part, Picture
 from lamra.datasets.jsonl import read_parts, with_root
 from lamra.datasets.nli import NLIPairs
@@ -76,17 +75,22 @@ class PairFile:
 
 def _read_pairs(path: Path) -> Iterator[Row]:
     for row in read_jsonl(path):
-        with_negatives = [row["query"], row["target"], *row.get("negatives", [])]
+        if unknown := row.keys() - {"query", "target", "negatives"}:
+            raise UserError(
+                f"{row.location} has the key {', '.join(map(repr, sorted(unknown)))}, which nothing reads: known are "
+                "query, target, negatives"
+            )
+        negatives = row.get("negatives", [])
+        if not isinstance(negatives, list):
+            raise UserError(f'{row.location}: "negatives" is {str(negatives)[:80]}: give a list, or leave it out')
+        with_negatives = [row["query"], row["target"], *negatives]
         yield tuple(read_parts(side, row.location) for side in with_negatives)
 
 
 def _read_sharegpt4v(path: Path) -> Iterator[Row]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(entries, list):
-            raise UserError("it is no list")
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not ShareGPT4V's json: {error}") from None
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is not ShareGPT4V's json: it is no list")
     for number, entry in enumerate(entries, start=1):
         try:
             caption = next(turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt")

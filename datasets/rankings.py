@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lamra.common.errors import UserError
-from lamra.common.files import read_jsonl, whole_file
+from lamra.common.files import read_json, read_jsonl, whole_file
 from lamra.datasets.tasks import FileItems, Items
 
 QUERY_NAMES = "_query_names.json"
+LINE = {"qid": (str, int), "did": (str, int), "score": (int, float), "rank": (int,)}
+LARGEST = sys.float_info.max
 UPSTREAM_RANKING = (QUERY_NAMES, "_cand_names.json", "_scores.json")
 
 
@@ -73,7 +76,7 @@ def _rows_of(path: Path, kind: str, ids: list[str], items: Items, by_position: b
             rows = [int(row) if row.isdecimal() and int(row) < len(items) else -1 for row in ids]
         else:
             rows = items.find(ids)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if min(rows, default=0) < 0:
         raise UserError(f"{path} names the {kind} {ids[rows.index(-1)]}, which is not in {items.path}")
@@ -155,10 +158,9 @@ def ranking_lines(path: str | Path) -> Iterator[tuple[str, str, float, int]]:
         raise UserError(f"the ranking {path} does not exist: an evaluation writes it, see eval_mbeir.sh")
     for row in read_jsonl(path):
         empty = False
-        try:
-            yield str(row["qid"]), str(row["did"]), float(row["score"]), int(row["rank"])
-        except (ValueError, TypeError):
-            raise UserError(f"{row.location} is not {{qid, did, score, rank}}: {json.dumps(row)!r}") from None
+        if any(type(row[name]) not in kinds for name, kinds in LINE.items()) or abs(row["score"]) > LARGEST:
+            raise UserError(f"{row.location} is not {{qid, did, score, rank}}: {json.dumps(row)[:200]!r}")
+        yield str(row["qid"]), str(row["did"]), float(row["score"]), row["rank"]
     if empty:
         raise UserError(f"the ranking {path} is empty")
 
@@ -187,14 +189,11 @@ def _upstream_lines(path: Path) -> Iterator[tuple[str, str, float, int]]:
 
 
 def _read_list(path: Path) -> list:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(content, list) or not content:
-            raise UserError("it is no list")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: upstream writes three files for a ranking, copy all") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not upstream's list: {error}") from None
+    if not path.exists():
+        raise UserError(f"{path} does not exist: upstream writes three files for a ranking, copy all")
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path} is not upstream's list: it is no list")
     return content
 
 
@@ -208,13 +207,14 @@ def mined_candidates(path: str | Path) -> Iterator[tuple[str, list[str]]]:
         UserError: the file is missing or is neither; names it.
     """
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give what mine.sh wrote, or upstream's json")
     if path.suffix != ".json":
         yield from ((qid, [did]) for qid, did, _, _ in ranking_lines(path))
         return
     try:
-        mined = json.loads(path.read_text(encoding="utf-8-sig"))
-        for qid, docs in mined.items():
+        for qid, docs in read_json(path).items():
             right = set(docs["gt_docs"])
             yield qid, [did for did in docs["top100_docs"] if did not in right]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not {{qid: {{gt_docs, top100_docs}}}}: {error!r}") from None

@@ -72,7 +72,7 @@ class RerankExamples:
                 try:
                     columns[0].extend([id_key(qid)] * len(dids))
                     columns[1].extend(map(id_key, dids))
-                except ValueError as error:
+                except UserError as error:
                     raise UserError(f"{path}: {error}") from None
             keys = np.array(columns, dtype=np.int64)  # (2, candidates)
             keys = keys[:, ~np.isin(keys[0], self.pairs.left_out)]

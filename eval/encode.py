@@ -28,7 +28,7 @@ class _Prepared(Dataset):
     def __getitem__(self, i: int) -> Any:
         try:
             return self.prepare(i)
-        except ValueError as error:  # a worker would wrap it in its own traceback
+        except UserError as error:  # a worker would wrap it in a traceback
             return error
 
 
@@ -37,7 +37,7 @@ def single_thread(_worker_id: int) -> None:
 
 
 def prepared(prepare: Callable[[int], Any], count: int, num_workers: int) -> Iterator[Any]:
-    """prepare(0), prepare(1), ... from worker processes, ahead of the model; a ValueError of theirs is raised here."""
+    """prepare(0), prepare(1), ... from worker processes, ahead of the model; a UserError of theirs is raised here."""
     loader = DataLoader(
         _Prepared(prepare, count),
         batch_size=None,
@@ -46,7 +46,7 @@ def prepared(prepare: Callable[[int], Any], count: int, num_workers: int) -> Ite
         generator=torch.Generator(),  # the global generator is training's: a draw would shift its dropout
     )
     for found in loader:
-        if isinstance(found, ValueError):
+        if isinstance(found, UserError):
             raise found
         yield found
 

@@ -83,6 +83,8 @@ def load_and_note(path: str, format: str, root: str | None = None, use_hard_nega
     pairs = load_source(path, format, root, use_hard_negatives)
     if dropped := getattr(pairs, "dropped", 0):
         note(f"{path}: {dropped} rows with an empty sentence are left out, {len(pairs)} remain")
+    if folded := getattr(pairs, "folded", 0):
+        note(f"{path}: {folded} rows go over several lines; if they should not, a quote is not closed")
     return pairs
 
 

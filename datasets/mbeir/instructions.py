@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lamra.common.errors import UserError
+from lamra.common.files import read_lines
 from lamra.datasets.mbeir.rows import sentence
 
 
@@ -21,7 +23,7 @@ class Instructions:
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"{self.path} does not exist: data/README.md shows where M-BEIR's files go")
-        header, *lines = self.path.read_text(encoding="utf-8-sig").split("\n")
+        header, *lines = [line.rstrip("\r\n") for line in read_lines(self.path)] or [""]
         names = header.split("\t")
         missing = [column for column in self.COLUMNS if column not in names]
         if missing:
@@ -33,7 +35,8 @@ class Instructions:
                 continue
             row = dict(zip(names, line.split("\t")))
             prompts = [sentence(row[name]) for name in row if name.startswith("prompt_") and sentence(row[name])]
-            if not prompts or not row["dataset_id"].isdecimal():
+            complete = row.keys() >= set(self.COLUMNS) and re.fullmatch("[0-9]{1,6}", row["dataset_id"])
+            if not prompts or not complete:
                 raise UserError(f"{self.path} line {number} has no dataset_id or no prompt: complete or remove it")
             dataset = int(row["dataset_id"])
             self._names[dataset] = row["dataset_name"]

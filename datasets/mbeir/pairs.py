@@ -72,10 +72,12 @@ class MBEIRPairs:
         """How many candidates each query lists and has in the pool (N,) each, and the pool's rows of the latter."""
         counts, keys = array("q"), array("q")
         for row in tqdm(range(len(self.queries)), desc=f"{self.queries.path.name} {field}"):
+            listed = self.queries.record(row).get(field) or []
             try:
-                listed = self.queries.record(row).get(field) or []
+                if not isinstance(listed, list):
+                    raise UserError(f"{str(listed)[:80]!r} is no list")
                 keys.extend(map(id_key, listed))
-            except (ValueError, TypeError) as error:
+            except UserError as error:
                 raise UserError(f"{self.queries.line(row)}: {field}: {error}") from None
             counts.append(len(listed))
         listed, rows = np.array(counts), self.pool.rows_of(keys)

@@ -9,6 +9,7 @@ import numpy as np
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
+from lamra.common.files import read_lines
 from lamra.datasets.mbeir.rows import CANDIDATE, Rows, id_key, key_id
 
 NAMED = 10  # ids in a sentence
@@ -33,13 +34,13 @@ def read_qrels(path: str | Path, queries: Rows, pool: Rows, union: str | Path | 
     if not path.is_file():
         raise UserError(f"{path} does not exist: data/README.md shows where M-BEIR's files go")
     numbers, keys = array("q"), array("q")
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
             qid, _, did, relevance = line.split()[:4]
             keys.extend((id_key(qid), id_key(did), int(relevance)))
-        except ValueError:
+        except (ValueError, OverflowError):
             raise UserError(f'{path} line {number} is not "qid 0 did relevance": {line.strip()!r}') from None
         numbers.append(number)
     query_keys, candidate_keys, relevances = np.array(keys, dtype=np.int64).reshape(-1, 3).T  # (lines,) each

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from array import array
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lamra.common.errors import UserError
-from lamra.common.files import path_inside, whole_file
+from lamra.common.files import GZIP, path_inside, require_whole_letters, whole_file
 from lamra.datasets.items import Item
 
 MODALITIES = ("text", "image", "image,text")
@@ -195,6 +195,9 @@ class Rows:
 
     def _build_index(self) -> np.ndarray:
         """(4, N) offset, integer key and modality number of each row, and the rows sorted by key."""
+        if (begin := os.pread(self._file, 2, 0)) in (GZIP, BOM_UTF16_BE, BOM_UTF16_LE):
+            way_out = "unpack it with gunzip" if begin == GZIP else "save it as UTF-8"
+            raise UserError(f"{self.path} is no plain UTF-8, and its rows are read by their place: {way_out}")
         columns = _offsets, keys, _modalities = array("q"), array("q"), array("q")
         with (
             os.fdopen(os.dup(self._file), "rb") as file,
@@ -206,9 +209,8 @@ class Rows:
                 if line[mark:].strip():
                     try:
                         key, modality = self._checked(line[mark:])
-                    except (ValueError, TypeError, KeyError) as error:
-                        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-                        raise UserError(f"{self.path} line {number} is no row of M-BEIR: {reason}") from None
+                    except UserError as error:
+                        raise UserError(f"{self.path} line {number} is no row of M-BEIR: {error}") from None
                     for column, value in zip(columns, (position + mark, key, modality)):
                         column.append(value)
                 position += len(line)
@@ -232,15 +234,22 @@ class Rows:
 
     def _checked(self, line: bytes) -> tuple[int, int]:
         """Integer key and modality number of a line."""
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:  # of the json or of its encoding
+            raise UserError(str(error)) from None
         if not isinstance(record, dict):
             raise UserError("it is not a json object")
+        for name in (self.fields.id, self.fields.modality):
+            if name not in record:
+                raise UserError(f"it lacks {name!r}")
         identifier, modality = record[self.fields.id], record[self.fields.modality]
         text, picture = record.get(self.fields.text), record.get(self.fields.picture)
         if modality not in MODALITIES:
             raise UserError(f"{self.fields.modality} is {modality!r}, not {', '.join(map(repr, MODALITIES))}")
         if not isinstance(text, str | None) or not isinstance(picture, str | None):
             raise UserError(f"{self.fields.text} and {self.fields.picture} must be strings or null")
+        require_whole_letters(f"{text}{picture}", f"{self.fields.text} or {self.fields.picture}")
         if picture:
             path_inside(self.root, picture)
         return id_key(identifier), MODALITIES.index(modality)

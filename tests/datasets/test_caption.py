@@ -62,7 +62,7 @@ def test_real_karpathy_files(shared, name):
 
 FIVE = [f"caption {i}" for i in range(5)]
 WRONG = {
-    "malformed json": ("{", r"text\.json is not valid json .*: download or write it again"),
+    "malformed json": ("{", r"text\.json is not json .*: write it again"),
     "neither layout": ({"rows": []}, r"text\.json is neither a list of captions nor an object"),
     "captions for two pictures": (FIVE * 2, r"text\.json has 10 captions and .*images pictures up to 0\.png"),
     "no captions": ([], r"text\.json has 0 captions"),

@@ -12,9 +12,10 @@ import torch
 from conftest import ROOT
 
 from lamra.collators.processing import Processor
+from lamra.common.errors import UserError
 from lamra.datasets.items import Item
 from lamra.eval import embed
-from lamra.eval.encode import encode, token_batches
+from lamra.eval.encode import encode, prepared, token_batches
 from lamra.eval.rerank.judge import Judge
 from lamra.models.loading import load_embedder, load_reranker
 
@@ -120,10 +121,24 @@ def test_token_batches_by_hand():
     assert token_batches(lengths, 8, padding_free=True) == [[1], [2], [3, 0, 4]]  # 9 alone; 5; 4 + 3 + 1
 
 
+def test_a_bug_in_a_worker_shows_its_traceback_and_a_mistake_its_sentence():
+    def prepare(i: int) -> int:
+        if i == 0:
+            return int("no number")
+        raise UserError("the file is not there")
+
+    for num_workers, words in ((0, "invalid literal"), (1, "Original Traceback")):
+        with pytest.raises(ValueError, match=words) as bug:
+            next(prepared(prepare, 2, num_workers))
+        assert not isinstance(bug.value, UserError)
+        with pytest.raises(UserError, match="^the file is not there$"):
+            next(prepared(lambda i: prepare(1), 1, num_workers))
+
+
 def test_hugging_faces_datasets_stays_importable():
-    """A folder named datasets/ in the working directory must not hide the package of that name."""
+    """A folder named datasets/ in the working directory, ours or tests/datasets, must not hide the package."""
     code = "import datasets, lamra.datasets.items as items; print(datasets.__file__, datasets.Dataset, items.__file__)"
-    for working_directory in (ROOT, ROOT / "train"):
+    for working_directory in (ROOT, ROOT / "train", ROOT / "tests"):
         command = [sys.executable, "-c", code]
         result = subprocess.run(command, cwd=working_directory, capture_output=True, text=True, check=True)
         assert "site-packages" in result.stdout.split()[0]

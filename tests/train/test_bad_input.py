@@ -30,14 +30,14 @@ FOLDERS = ("benchmarks", "collators", "datasets", "eval", "models", "train")
     ("csv", "words"),
     [
         (None, "does not exist: bash scripts/download.sh nli gets it"),
-        ("", "cannot be read as a csv: No columns"),
+        ("", "cannot be read as a csv: it is empty"),
         ("sent0,sent1,hard_neg\n", "has no row with sent0 and sent1"),
         ("sent0,sent1\n,\n  ,x\n", "has no row with sent0 and sent1 (2 rows with an empty one)"),
         ("a,b\n1,2\n", "lacks the column sent0, sent1: its header is a, b"),
         ('sent0,sent1\n"a,b\n', "cannot be read as a csv"),
         ("sent0,sent1\na,b\na,b,c,d\n", "line 3"),
-        ("sent0,sent1\nx,a,b\ny,c,d\n", "cannot be read as a csv: Length of header"),
-        (b"sent0,sent1\n\xff\xfe,b\n", "cannot be read as a csv"),
+        ("sent0,sent1\nx,a,b\ny,c,d\n", "line 2 has 3 columns and the header 2"),
+        (b"sent0,sent1\n\xff\xfe,b\n", "line 2 is not UTF-8 (byte 0xff)"),
         ("sent0,sent1\na,b\n", "at most the 1 pairs of"),
     ],
 )
@@ -64,8 +64,9 @@ def test_words_that_pandas_takes_for_nothing_are_sentences(tmp_path):
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_csv_as_spreadsheets_write_it(tmp_path, mark):
     path = tmp_path / "data.csv"
-    path.write_bytes(mark + b'"sent0",sent1\r\n"a, ""b""\nc",d\r\n' + b"x" * 300_000 + b",e\x00f\r\n")
-    assert [(p.query.text, p.target.text) for p in NLIPairs(path)] == [('a, "b"\nc', "d"), ("x" * 300_000, "e\0f")]
+    null = "\0" if sys.version_info >= (3, 11) else " "  # Python 3.10's csv takes none
+    path.write_bytes(mark + f'"sent0",sent1\r\n"a, ""b""\nc",d\r\n{"x" * 300_000},e{null}f\r\n'.encode())
+    assert [(p.query.text, p.target.text) for p in NLIPairs(path)] == [('a, "b"\nc', "d"), ("x" * 300_000, f"e{null}f")]
 
 
 PIECES = [b'"', b",", b"\n", b"\r", b"\0", b"a", b" ", b"\xc3\xa9", b"\xff", b"\\", b"NA", b"sent0", b"\xef\xbb\xbf"]
@@ -113,7 +114,7 @@ def test_any_csv_is_sentences_or_one_sentence(tmp_path, content, header, use_har
         ({"data_format": "nil"}, "--data_format nil: expected of nli, pairs, sharegpt4v, region_edit"),
         ({"data_format": "nli,pairs"}, "--data_format nli,pairs: expected one format, or one for each of"),
         ({"data_format": "pairs"}, "nli.csv line 1 is not json"),
-        ({"data_format": "sharegpt4v"}, "nli.csv is not ShareGPT4V's json"),
+        ({"data_format": "sharegpt4v"}, "nli.csv is not json"),
         ({"mixture_weights": "1,x"}, "--mixture_weights 1,x: expected numbers with commas, such as 1,1,2"),
         ({"mixture_weights": "1,2"}, "--mixture_weights 1,2: expected several sources, such as --data_path A,B,C"),
         ({"mixture_batches": "odd"}, "--mixture_batches odd: expected mixed or homogeneous"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import gzip
-import hashlib
 import io
 import json
 import posixpath
@@ -40,6 +39,7 @@ from tqdm import tqdm
 
 from lamra.common.cli import REFUSED
 from lamra.common.errors import UserError
+from lamra.common.files import read_jsonl, sha256
 from lamra.datasets.caption import load_captioned_images
 from lamra.models.folders import PUBLISHED
 
@@ -50,11 +50,12 @@ ARCHIVES = {
     "flickr": ("flickr.tar.gz", "images", "flickr_text.json"),
     "coco": ("coco.tar.gz", "coco_images", "coco_text.json"),
 }
+KNOWN = (*PUBLISHED, "nli", *ARCHIVES, "mbeir")
 # M-BEIR's files; its pictures are one archive in parts.
 MBEIR = "TIGER-Lab/M-BEIR"
 MBEIR_TEXTS = re.compile(r"(query|cand_pool|qrels|instructions)/([\w.-]+/)?[\w.-]+\.(jsonl|txt|tsv)")
 MBEIR_TASK = re.compile(r"query/(?:val|test)/mbeir_(\w+_task\d+)_(?:val|test)\.jsonl")
-MBEIR_TRAINING = re.compile(r"query/union_train/.+|cand_pool/global/mbeir_union_train_cand_pool\.jsonl")
+MBEIR_TRAINING = r"query/union_train/.+|cand_pool/global/mbeir_union_train_cand_pool\.jsonl"
 MBEIR_PARTS = re.compile(r"mbeir_images\.tar\.gz\.part-(\d+)")
 MBEIR_PICTURES = "mbeir_images"
 GONE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, OfflineModeIsEnabled)
@@ -103,7 +104,9 @@ class Hub:
             "HF_ENDPOINT, and start again; what is there is kept"
         )
 
-    def _fetch_once(self, repo: str, repo_type: str, folder: Path, names) -> dict[str, int]:
+    def _fetch_once(
+        self, repo: str, repo_type: str, folder: Path, names: Sequence[str] | Callable[[list[str]], Sequence[str]]
+    ) -> dict[str, int]:
         revision = "main"
         if callable(names):
             info = HfApi(endpoint=self.endpoint).repo_info(repo, repo_type=repo_type, token=False, timeout=30)
@@ -146,7 +149,7 @@ class Hub:
                 displayed_filename=name,
             )
         is_sha256 = re.fullmatch(r"[0-9a-f]{64}", remote.etag)
-        if unfinished.stat().st_size != remote.size or (is_sha256 and _sha256(unfinished) != remote.etag):
+        if unfinished.stat().st_size != remote.size or (is_sha256 and sha256(unfinished) != remote.etag):
             unfinished.unlink()
             raise OSError(f"{name} arrived damaged")
         unfinished.replace(target)
@@ -163,14 +166,12 @@ def download_model(hub: Hub, name: str, models_folder: Path) -> None:
         return names
 
     folder = models_folder / repo.split("/")[1]
-    _fetch_unless_complete(hub, repo, "model", folder, model_files, str(folder))
+    _fetch_unless_complete(hub, repo, "model", folder, model_files, folder)
 
 
 def download_nli(hub: Hub, data_folder: Path) -> None:
-    name = "nli_for_simcse.csv"
-    _fetch_unless_complete(
-        hub, "princeton-nlp/datasets-for-simcse", "dataset", data_folder, [name], str(data_folder / name)
-    )
+    csv = "nli_for_simcse.csv"
+    _fetch_unless_complete(hub, "princeton-nlp/datasets-for-simcse", "dataset", data_folder, [csv], data_folder / csv)
 
 
 def download_captioned_images(hub: Hub, name: str, data_folder: Path) -> None:
@@ -180,7 +181,7 @@ def download_captioned_images(hub: Hub, name: str, data_folder: Path) -> None:
     if destination.is_dir() and any(destination.iterdir()):
         try:
             load_captioned_images(destination / images, destination / captions)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{destination} is not complete: move it away and start again ({error})") from None
         print(f"{name}: already complete in {destination}")
         return
@@ -205,9 +206,7 @@ def download_mbeir(hub: Hub, chosen: Sequence[str], data_folder: Path) -> None:
     if "all" in done or set(wanted) <= set(done):
         print(f"mbeir: already complete in {folder}: {', '.join(wanted)}")
         return
-    found = {}
-    for name in wanted:
-        found[name] = hub.fetch(MBEIR, "dataset", folder, partial(mbeir_files, name))
+    found = {name: hub.fetch(MBEIR, "dataset", folder, partial(mbeir_files, name)) for name in wanted}
     parts_folder = folder / ".download"
     parts = [parts_folder / name for name in sorted(hub.fetch(MBEIR, "dataset", parts_folder, mbeir_parts))]
     rows = [folder / name for files in found.values() for name in files if name.endswith(".jsonl")]
@@ -235,10 +234,8 @@ def mbeir_files(name: str, files: list[str]) -> list[str]:
         raise UserError(f"mbeir:{name} is unknown: choose train, or of {', '.join(tasks)}")
     if name == "all":
         return texts
-    own = (
-        MBEIR_TRAINING if name == "train" else re.compile(rf"(query|qrels|cand_pool)/(val|test|local)/mbeir_{name}_.+")
-    )
-    return [file for file in texts if own.fullmatch(file) or file.startswith("instructions/")]
+    own = MBEIR_TRAINING if name == "train" else rf"(query|qrels|cand_pool)/(val|test|local)/mbeir_{name}_.+"
+    return [file for file in texts if re.fullmatch(own, file) or file.startswith("instructions/")]
 
 
 def mbeir_parts(files: list[str]) -> list[str]:
@@ -257,12 +254,9 @@ def mbeir_parts(files: list[str]) -> list[str]:
 def pictures(files: Iterable[Path]) -> Iterator[str]:
     """The pictures that rows of M-BEIR name."""
     for file in files:
-        with open(file, encoding="utf-8-sig") as lines:
-            for line in filter(str.strip, lines):
-                row = json.loads(line)
-                picture = row.get("img_path") or row.get("query_img_path")
-                if picture:
-                    yield posixpath.normpath(picture)
+        for row in read_jsonl(file):
+            if picture := row.get("img_path") or row.get("query_img_path"):
+                yield posixpath.normpath(picture)
 
 
 class Joined(io.RawIOBase):
@@ -360,15 +354,14 @@ def _inside(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
     return tarfile.data_filter(member, path)
 
 
-def _fetch_unless_complete(hub: Hub, repo: str, repo_type: str, folder: Path, names, where: str) -> None:
-    what = f"{repo} in {where}"
-    manifest = folder / _manifest(repo)  # name -> size, written when all were there: the second run needs no network
-    sizes = _record(manifest)
-    if sizes and _complete(folder, sizes):
-        print(f"already complete: {what}")
-        return
-    hub.fetch(repo, repo_type, folder, names)
-    print(f"complete: {what}")
+def _fetch_unless_complete(
+    hub: Hub, repo: str, repo_type: str, folder: Path, names: Sequence[str] | Callable, where: Path
+) -> None:
+    sizes = _record(folder / _manifest(repo))  # written when all were there: the second run needs no network
+    already = bool(sizes) and _complete(folder, sizes)
+    if not already:
+        hub.fetch(repo, repo_type, folder, names)
+    print(f"{'already ' if already else ''}complete: {repo} in {where}")
 
 
 def _complete(folder: Path, sizes: dict[str, int]) -> bool:
@@ -387,23 +380,8 @@ def _manifest(repo: str) -> str:
     return f".{repo.split('/')[-1]}.sizes.json"
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-def _check_names(names: Sequence[str]) -> None:
-    known = [*PUBLISHED, "nli", *ARCHIVES, "mbeir"]
-    for name in names:
-        if name not in known and not re.fullmatch(r"mbeir:\w+(,\w+)*", name):
-            raise UserError(f"{name!r} is unknown: choose from {' '.join(known)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -422,7 +400,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"HF_ENDPOINT {args.endpoint!r} must start with https:// or http://")
         if min(args.max_workers, args.max_tries) < 1 or args.pause < 0:
             raise UserError("MAX_WORKERS and MAX_TRIES must be at least 1, and PAUSE at least 0")
-        _check_names(names)
+        for name in names:
+            if name not in KNOWN and not re.fullmatch(r"mbeir:\w+(,\w+)*", name):
+                raise UserError(f"{name!r} is unknown: choose from {' '.join(KNOWN)}")
         hub = Hub(args.endpoint, args.max_workers, args.max_tries, args.pause)
         for name in names:
             if name == "nli":
@@ -433,7 +413,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 download_mbeir(hub, [part for part in name.partition(":")[2].split(",") if part], args.data_dir)
             else:
                 download_model(hub, name, args.models_dir)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
     return 0

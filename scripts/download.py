@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import gzip
-import io
 import json
 import posixpath
 import re
 import shutil
 import signal
 import sys
-import tarfile
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
@@ -37,6 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
+from lamra.common.archives import Limits, unpack
 from lamra.common.cli import REFUSED
 from lamra.common.errors import UserError
 from lamra.common.files import read_jsonl, sha256
@@ -58,6 +55,7 @@ MBEIR_TASK = re.compile(r"query/(?:val|test)/mbeir_(\w+_task\d+)_(?:val|test)\.j
 MBEIR_TRAINING = r"query/union_train/.+|cand_pool/global/mbeir_union_train_cand_pool\.jsonl"
 MBEIR_PARTS = re.compile(r"mbeir_images\.tar\.gz\.part-(\d+)")
 MBEIR_PICTURES = "mbeir_images"
+LIMITS = Limits(way_out="raise MAX_FILES, MAX_UNPACKED_GB or MAX_RATIO if you trust it")
 GONE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, OfflineModeIsEnabled)
 
 
@@ -174,7 +172,7 @@ def download_nli(hub: Hub, data_folder: Path) -> None:
     _fetch_unless_complete(hub, "princeton-nlp/datasets-for-simcse", "dataset", data_folder, [csv], data_folder / csv)
 
 
-def download_captioned_images(hub: Hub, name: str, data_folder: Path) -> None:
+def download_captioned_images(hub: Hub, name: str, data_folder: Path, limits: Limits) -> None:
     """LamRA_Eval's archive to data_folder/name/{image folder, captions}."""
     archive_name, images, captions = ARCHIVES[name]
     destination = data_folder / name
@@ -188,12 +186,12 @@ def download_captioned_images(hub: Hub, name: str, data_folder: Path) -> None:
     download_folder = data_folder / ".download" / name
     hub.fetch("code-kunkun/LamRA_Eval", "dataset", download_folder, [archive_name])
     print(f"{name}: extracting {archive_name}")
-    extract(download_folder / archive_name, destination, images, captions)
+    extract(download_folder / archive_name, destination, images, captions, limits)
     shutil.rmtree(download_folder)
     print(f"{name}: complete in {destination}")
 
 
-def download_mbeir(hub: Hub, chosen: Sequence[str], data_folder: Path) -> None:
+def download_mbeir(hub: Hub, chosen: Sequence[str], data_folder: Path, limits: Limits) -> None:
     """M-BEIR's files and pictures to data_folder/M-BEIR: all, or those of the tasks (or of "train") in `chosen`.
 
     The pictures of all tasks are one archive. Its parts stay in M-BEIR/.download, where other tasks find them, until
@@ -211,7 +209,7 @@ def download_mbeir(hub: Hub, chosen: Sequence[str], data_folder: Path) -> None:
     parts = [parts_folder / name for name in sorted(hub.fetch(MBEIR, "dataset", parts_folder, mbeir_parts))]
     rows = [folder / name for files in found.values() for name in files if name.endswith(".jsonl")]
     print(f"mbeir: unpacking the pictures of {', '.join(wanted)}")
-    missing = extract_pictures(parts, folder, None if "all" in wanted else set(pictures(rows)), pictures(rows))
+    missing = extract_pictures(parts, folder, None if "all" in wanted else set(pictures(rows)), pictures(rows), limits)
     if missing:
         print(f"mbeir: {len(missing)} pictures that the files name are not in the archive, the first: {missing[0]}")
     record.write_text(json.dumps(complete | found, indent=1))
@@ -259,30 +257,13 @@ def pictures(files: Iterable[Path]) -> Iterator[str]:
                 yield posixpath.normpath(picture)
 
 
-class Joined(io.RawIOBase):
-    """Files read one after the other as if they were one."""
-
-    def __init__(self, paths: Iterable[Path]):
-        self._files = (path.open("rb") for path in paths)
-        self._file = next(self._files, None)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while self._file is not None:
-            if count := self._file.readinto(buffer):
-                return count
-            self._file.close()
-            self._file = next(self._files, None)
-        return 0
-
-
-def extract_pictures(parts: list[Path], folder: Path, wanted: set[str] | None, named: Iterable[str]) -> list[str]:
+def extract_pictures(
+    parts: list[Path], folder: Path, wanted: set[str] | None, named: Iterable[str], limits: Limits
+) -> list[str]:
     """Unpack files of M-BEIR's pictures into `folder`, each whole or not at all; what is there stays.
 
     Args:
-        parts: of the archive, in order; they are never joined on disk.
+        parts: of the archive, in order.
         wanted: the pictures to take; None takes all.
         named: the pictures that should be there afterwards.
 
@@ -290,68 +271,48 @@ def extract_pictures(parts: list[Path], folder: Path, wanted: set[str] | None, n
         Those of `named` that are not.
 
     Raises:
-        UserError: the archive is damaged, or wants to write elsewhere.
+        UserError: as archives.unpack.
     """
-    try:
-        # Not mode "r|gz", which takes damaged data for the end of the archive and checks no CRC.
-        with gzip.open(Joined(parts)) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as tar:
-            for member in tqdm(tar, unit=" files"):
-                name = posixpath.normpath(member.name)
-                if name not in (".", MBEIR_PICTURES) and not name.startswith(f"{MBEIR_PICTURES}/"):
-                    raise UserError(f"{parts[0]} is refused, it may be malicious: it holds {member.name!r}")
-                target = folder / name
-                if not member.isfile() or (wanted is not None and name not in wanted):
-                    continue
-                if target.is_file() and target.stat().st_size == member.size:
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = target.with_name(f".{target.name}.incomplete")
-                with unfinished.open("wb") as out:
-                    shutil.copyfileobj(tar.extractfile(member), out)
-                unfinished.replace(target)
-            while unzipped.read(1 << 20):  # to its end, where the CRC is
-                pass
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{parts[0]} and the other parts are damaged ({error}): delete them, start again") from None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}): see to it and start again") from None
+    progress = tqdm(unit=" files")
+
+    def place(name: str, size: int) -> Path | None:
+        progress.update()
+        if not name.startswith(f"{MBEIR_PICTURES}/"):
+            raise UserError(f"{parts[0]} is refused, it may be malicious: it holds {name!r}")
+        target = folder / name
+        there = target.is_file() and target.stat().st_size == size
+        return None if there or (wanted is not None and name not in wanted) else target
+
+    with progress:
+        _unpack(parts, folder, place, limits)
     return [picture for picture in dict.fromkeys(named) if not (folder / picture).is_file()]
 
 
-def extract(archive: Path, destination: Path, images: str, captions: str) -> None:
+def extract(archive: Path, destination: Path, images: str, captions: str, limits: Limits = LIMITS) -> None:
     """Unpack an archive and give its image folder and captions their place, checked, all at once or not at all.
 
     Raises:
-        UserError: the archive is damaged, does not hold the two, or wants to write outside the destination.
+        UserError: as archives.unpack, or the archive does not hold the two.
     """
-    if not hasattr(tarfile, "data_filter"):
-        raise UserError(f"Python {sys.version.split()[0]} cannot extract safely: use 3.10.12, 3.11.4 or later")
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".extracting-") as temporary:
+        unpacked, ready = Path(temporary, "unpacked"), Path(temporary, "ready")
+        unpacked.mkdir()
+        ready.mkdir()
+        _unpack([archive], destination, lambda name, _size: unpacked / name, limits)
+        for name in (images, captions):
+            found = list(unpacked.rglob(name))
+            if len(found) != 1:
+                raise UserError(f"{archive} holds {len(found)} of {name}, expected 1: is it LamRA_Eval's archive?")
+            found[0].rename(ready / name)
+        load_captioned_images(ready / images, ready / captions)
+        ready.rename(destination)
+
+
+def _unpack(parts: list[Path], folder: Path, place: Callable[[str, int], Path | None], limits: Limits) -> None:
     try:
-        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".extracting-") as temporary:
-            unpacked, ready = Path(temporary, "unpacked"), Path(temporary, "ready")
-            ready.mkdir()
-            with tarfile.open(archive) as tar:
-                tar.extractall(unpacked, filter=_inside)
-            for name in (images, captions):
-                found = list(unpacked.rglob(name))
-                if len(found) != 1:
-                    raise UserError(f"{archive} holds {len(found)} of {name}, expected 1: is it LamRA_Eval's archive?")
-                found[0].rename(ready / name)
-            load_captioned_images(ready / images, ready / captions)
-            ready.rename(destination)
-    except tarfile.FilterError as error:
-        raise UserError(f"{archive} is refused, it may be malicious: {error}") from None
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive} is damaged ({error}): delete it and start again") from None
+        unpack(parts, place, limits)
     except OSError as error:
-        raise UserError(f"{archive} cannot be extracted ({error}): see to it and start again") from None
-
-
-def _inside(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-    """tarfile's data filter, which refuses ../ and links that lead outside, and would make absolute names relative."""
-    if PurePosixPath(member.name).is_absolute():
-        raise tarfile.AbsolutePathError(member)
-    return tarfile.data_filter(member, path)
+        raise UserError(f"{folder} cannot be written ({error}): see to it and start again") from None
 
 
 def _fetch_unless_complete(
@@ -391,6 +352,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_workers", type=int, default=Hub.max_workers)
     parser.add_argument("--max_tries", type=int, default=Hub.max_tries)
     parser.add_argument("--pause", type=float, default=Hub.pause, help="seconds between tries")
+    parser.add_argument("--max_files", type=int, default=LIMITS.files, help="of an archive")
+    parser.add_argument("--max_unpacked_gb", type=float, default=LIMITS.gigabytes, help="that an archive unpacks to")
+    parser.add_argument("--max_ratio", type=float, default=LIMITS.ratio, help="of that to the archive's own size")
     parser.add_argument("--models_dir", type=Path, default=Path("checkpoints/hf_models"))
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
     args = parser.parse_args(arguments)
@@ -400,6 +364,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"HF_ENDPOINT {args.endpoint!r} must start with https:// or http://")
         if min(args.max_workers, args.max_tries) < 1 or args.pause < 0:
             raise UserError("MAX_WORKERS and MAX_TRIES must be at least 1, and PAUSE at least 0")
+        if args.max_files < 1 or not args.max_unpacked_gb > 0 or not args.max_ratio >= 1:
+            raise UserError("MAX_FILES and MAX_RATIO must be at least 1, and MAX_UNPACKED_GB more than 0")
+        limits = replace(LIMITS, files=args.max_files, gigabytes=args.max_unpacked_gb, ratio=args.max_ratio)
         for name in names:
             if name not in KNOWN and not re.fullmatch(r"mbeir:\w+(,\w+)*", name):
                 raise UserError(f"{name!r} is unknown: choose from {' '.join(KNOWN)}")
@@ -408,9 +375,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name == "nli":
                 download_nli(hub, args.data_dir)
             elif name in ARCHIVES:
-                download_captioned_images(hub, name, args.data_dir)
+                download_captioned_images(hub, name, args.data_dir, limits)
             elif name.startswith("mbeir"):
-                download_mbeir(hub, [part for part in name.partition(":")[2].split(",") if part], args.data_dir)
+                download_mbeir(hub, [part for part in name.partition(":")[2].split(",") if part], args.data_dir, limits)
             else:
                 download_model(hub, name, args.models_dir)
     except UserError as error:

@@ -1,4 +1,6 @@
-"""Embed your own texts and pictures: jsonl lines {"id", "text"?, "image"?} to an npz of ids and embeddings, in order.
+"""Embed your own texts and pictures: jsonl lines to an npz of ids and embeddings, in order.
+
+A line is {"id", "text"?, "image"?}, or {"id", "content": [{"text"}, {"image"}, ...]} with any number in any order.
 
 python eval/embed.py --model_id DIR --input items.jsonl --output out.npz
 """

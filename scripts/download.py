@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import gzip
-import hashlib
-import io
 import json
 import posixpath
 import re
 import shutil
 import signal
 import sys
-import tarfile
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
@@ -38,8 +33,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
+from lamra.common.archives import Limits, unpack
 from lamra.common.cli import REFUSED
 from lamra.common.errors import UserError
+from lamra.common.files import read_jsonl, sha256
 from lamra.datasets.caption import load_captioned_images
 from lamra.models.folders import PUBLISHED
 
@@ -50,13 +47,15 @@ ARCHIVES = {
     "flickr": ("flickr.tar.gz", "images", "flickr_text.json"),
     "coco": ("coco.tar.gz", "coco_images", "coco_text.json"),
 }
+KNOWN = (*PUBLISHED, "nli", *ARCHIVES, "mbeir")
 # M-BEIR's files; its pictures are one archive in parts.
 MBEIR = "TIGER-Lab/M-BEIR"
 MBEIR_TEXTS = re.compile(r"(query|cand_pool|qrels|instructions)/([\w.-]+/)?[\w.-]+\.(jsonl|txt|tsv)")
 MBEIR_TASK = re.compile(r"query/(?:val|test)/mbeir_(\w+_task\d+)_(?:val|test)\.jsonl")
-MBEIR_TRAINING = re.compile(r"query/union_train/.+|cand_pool/global/mbeir_union_train_cand_pool\.jsonl")
+MBEIR_TRAINING = r"query/union_train/.+|cand_pool/global/mbeir_union_train_cand_pool\.jsonl"
 MBEIR_PARTS = re.compile(r"mbeir_images\.tar\.gz\.part-(\d+)")
 MBEIR_PICTURES = "mbeir_images"
+LIMITS = Limits(way_out="raise MAX_FILES, MAX_UNPACKED_GB or MAX_RATIO if you trust it")
 GONE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, OfflineModeIsEnabled)
 
 
@@ -103,7 +102,9 @@ class Hub:
             "HF_ENDPOINT, and start again; what is there is kept"
         )
 
-    def _fetch_once(self, repo: str, repo_type: str, folder: Path, names) -> dict[str, int]:
+    def _fetch_once(
+        self, repo: str, repo_type: str, folder: Path, names: Sequence[str] | Callable[[list[str]], Sequence[str]]
+    ) -> dict[str, int]:
         revision = "main"
         if callable(names):
             info = HfApi(endpoint=self.endpoint).repo_info(repo, repo_type=repo_type, token=False, timeout=30)
@@ -146,7 +147,7 @@ class Hub:
                 displayed_filename=name,
             )
         is_sha256 = re.fullmatch(r"[0-9a-f]{64}", remote.etag)
-        if unfinished.stat().st_size != remote.size or (is_sha256 and _sha256(unfinished) != remote.etag):
+        if unfinished.stat().st_size != remote.size or (is_sha256 and sha256(unfinished) != remote.etag):
             unfinished.unlink()
             raise OSError(f"{name} arrived damaged")
         unfinished.replace(target)
@@ -163,36 +164,34 @@ def download_model(hub: Hub, name: str, models_folder: Path) -> None:
         return names
 
     folder = models_folder / repo.split("/")[1]
-    _fetch_unless_complete(hub, repo, "model", folder, model_files, str(folder))
+    _fetch_unless_complete(hub, repo, "model", folder, model_files, folder)
 
 
 def download_nli(hub: Hub, data_folder: Path) -> None:
-    name = "nli_for_simcse.csv"
-    _fetch_unless_complete(
-        hub, "princeton-nlp/datasets-for-simcse", "dataset", data_folder, [name], str(data_folder / name)
-    )
+    csv = "nli_for_simcse.csv"
+    _fetch_unless_complete(hub, "princeton-nlp/datasets-for-simcse", "dataset", data_folder, [csv], data_folder / csv)
 
 
-def download_captioned_images(hub: Hub, name: str, data_folder: Path) -> None:
+def download_captioned_images(hub: Hub, name: str, data_folder: Path, limits: Limits) -> None:
     """LamRA_Eval's archive to data_folder/name/{image folder, captions}."""
     archive_name, images, captions = ARCHIVES[name]
     destination = data_folder / name
     if destination.is_dir() and any(destination.iterdir()):
         try:
             load_captioned_images(destination / images, destination / captions)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{destination} is not complete: move it away and start again ({error})") from None
         print(f"{name}: already complete in {destination}")
         return
     download_folder = data_folder / ".download" / name
     hub.fetch("code-kunkun/LamRA_Eval", "dataset", download_folder, [archive_name])
     print(f"{name}: extracting {archive_name}")
-    extract(download_folder / archive_name, destination, images, captions)
+    extract(download_folder / archive_name, destination, images, captions, limits)
     shutil.rmtree(download_folder)
     print(f"{name}: complete in {destination}")
 
 
-def download_mbeir(hub: Hub, chosen: Sequence[str], data_folder: Path) -> None:
+def download_mbeir(hub: Hub, chosen: Sequence[str], data_folder: Path, limits: Limits) -> None:
     """M-BEIR's files and pictures to data_folder/M-BEIR: all, or those of the tasks (or of "train") in `chosen`.
 
     The pictures of all tasks are one archive. Its parts stay in M-BEIR/.download, where other tasks find them, until
@@ -205,14 +204,12 @@ def download_mbeir(hub: Hub, chosen: Sequence[str], data_folder: Path) -> None:
     if "all" in done or set(wanted) <= set(done):
         print(f"mbeir: already complete in {folder}: {', '.join(wanted)}")
         return
-    found = {}
-    for name in wanted:
-        found[name] = hub.fetch(MBEIR, "dataset", folder, partial(mbeir_files, name))
+    found = {name: hub.fetch(MBEIR, "dataset", folder, partial(mbeir_files, name)) for name in wanted}
     parts_folder = folder / ".download"
     parts = [parts_folder / name for name in sorted(hub.fetch(MBEIR, "dataset", parts_folder, mbeir_parts))]
     rows = [folder / name for files in found.values() for name in files if name.endswith(".jsonl")]
     print(f"mbeir: unpacking the pictures of {', '.join(wanted)}")
-    missing = extract_pictures(parts, folder, None if "all" in wanted else set(pictures(rows)), pictures(rows))
+    missing = extract_pictures(parts, folder, None if "all" in wanted else set(pictures(rows)), pictures(rows), limits)
     if missing:
         print(f"mbeir: {len(missing)} pictures that the files name are not in the archive, the first: {missing[0]}")
     record.write_text(json.dumps(complete | found, indent=1))
@@ -235,10 +232,8 @@ def mbeir_files(name: str, files: list[str]) -> list[str]:
         raise UserError(f"mbeir:{name} is unknown: choose train, or of {', '.join(tasks)}")
     if name == "all":
         return texts
-    own = (
-        MBEIR_TRAINING if name == "train" else re.compile(rf"(query|qrels|cand_pool)/(val|test|local)/mbeir_{name}_.+")
-    )
-    return [file for file in texts if own.fullmatch(file) or file.startswith("instructions/")]
+    own = MBEIR_TRAINING if name == "train" else rf"(query|qrels|cand_pool)/(val|test|local)/mbeir_{name}_.+"
+    return [file for file in texts if re.fullmatch(own, file) or file.startswith("instructions/")]
 
 
 def mbeir_parts(files: list[str]) -> list[str]:
@@ -257,38 +252,18 @@ def mbeir_parts(files: list[str]) -> list[str]:
 def pictures(files: Iterable[Path]) -> Iterator[str]:
     """The pictures that rows of M-BEIR name."""
     for file in files:
-        with open(file, encoding="utf-8-sig") as lines:
-            for line in filter(str.strip, lines):
-                row = json.loads(line)
-                picture = row.get("img_path") or row.get("query_img_path")
-                if picture:
-                    yield posixpath.normpath(picture)
+        for row in read_jsonl(file):
+            if picture := row.get("img_path") or row.get("query_img_path"):
+                yield posixpath.normpath(picture)
 
 
-class Joined(io.RawIOBase):
-    """Files read one after the other as if they were one."""
-
-    def __init__(self, paths: Iterable[Path]):
-        self._files = (path.open("rb") for path in paths)
-        self._file = next(self._files, None)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while self._file is not None:
-            if count := self._file.readinto(buffer):
-                return count
-            self._file.close()
-            self._file = next(self._files, None)
-        return 0
-
-
-def extract_pictures(parts: list[Path], folder: Path, wanted: set[str] | None, named: Iterable[str]) -> list[str]:
+def extract_pictures(
+    parts: list[Path], folder: Path, wanted: set[str] | None, named: Iterable[str], limits: Limits
+) -> list[str]:
     """Unpack files of M-BEIR's pictures into `folder`, each whole or not at all; what is there stays.
 
     Args:
-        parts: of the archive, in order; they are never joined on disk.
+        parts: of the archive, in order.
         wanted: the pictures to take; None takes all.
         named: the pictures that should be there afterwards.
 
@@ -296,79 +271,58 @@ def extract_pictures(parts: list[Path], folder: Path, wanted: set[str] | None, n
         Those of `named` that are not.
 
     Raises:
-        UserError: the archive is damaged, or wants to write elsewhere.
+        UserError: as archives.unpack.
     """
-    try:
-        # Not mode "r|gz", which takes damaged data for the end of the archive and checks no CRC.
-        with gzip.open(Joined(parts)) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as tar:
-            for member in tqdm(tar, unit=" files"):
-                name = posixpath.normpath(member.name)
-                if name not in (".", MBEIR_PICTURES) and not name.startswith(f"{MBEIR_PICTURES}/"):
-                    raise UserError(f"{parts[0]} is refused, it may be malicious: it holds {member.name!r}")
-                target = folder / name
-                if not member.isfile() or (wanted is not None and name not in wanted):
-                    continue
-                if target.is_file() and target.stat().st_size == member.size:
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = target.with_name(f".{target.name}.incomplete")
-                with unfinished.open("wb") as out:
-                    shutil.copyfileobj(tar.extractfile(member), out)
-                unfinished.replace(target)
-            while unzipped.read(1 << 20):  # to its end, where the CRC is
-                pass
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{parts[0]} and the other parts are damaged ({error}): delete them, start again") from None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}): see to it and start again") from None
+    progress = tqdm(unit=" files")
+
+    def place(name: str, size: int) -> Path | None:
+        progress.update()
+        if not name.startswith(f"{MBEIR_PICTURES}/"):
+            raise UserError(f"{parts[0]} is refused, it may be malicious: it holds {name!r}")
+        target = folder / name
+        there = target.is_file() and target.stat().st_size == size
+        return None if there or (wanted is not None and name not in wanted) else target
+
+    with progress:
+        _unpack(parts, folder, place, limits)
     return [picture for picture in dict.fromkeys(named) if not (folder / picture).is_file()]
 
 
-def extract(archive: Path, destination: Path, images: str, captions: str) -> None:
+def extract(archive: Path, destination: Path, images: str, captions: str, limits: Limits = LIMITS) -> None:
     """Unpack an archive and give its image folder and captions their place, checked, all at once or not at all.
 
     Raises:
-        UserError: the archive is damaged, does not hold the two, or wants to write outside the destination.
+        UserError: as archives.unpack, or the archive does not hold the two.
     """
-    if not hasattr(tarfile, "data_filter"):
-        raise UserError(f"Python {sys.version.split()[0]} cannot extract safely: use 3.10.12, 3.11.4 or later")
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".extracting-") as temporary:
+        unpacked, ready = Path(temporary, "unpacked"), Path(temporary, "ready")
+        unpacked.mkdir()
+        ready.mkdir()
+        _unpack([archive], destination, lambda name, _size: unpacked / name, limits)
+        for name in (images, captions):
+            found = list(unpacked.rglob(name))
+            if len(found) != 1:
+                raise UserError(f"{archive} holds {len(found)} of {name}, expected 1: is it LamRA_Eval's archive?")
+            found[0].rename(ready / name)
+        load_captioned_images(ready / images, ready / captions)
+        ready.rename(destination)
+
+
+def _unpack(parts: list[Path], folder: Path, place: Callable[[str, int], Path | None], limits: Limits) -> None:
     try:
-        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".extracting-") as temporary:
-            unpacked, ready = Path(temporary, "unpacked"), Path(temporary, "ready")
-            ready.mkdir()
-            with tarfile.open(archive) as tar:
-                tar.extractall(unpacked, filter=_inside)
-            for name in (images, captions):
-                found = list(unpacked.rglob(name))
-                if len(found) != 1:
-                    raise UserError(f"{archive} holds {len(found)} of {name}, expected 1: is it LamRA_Eval's archive?")
-                found[0].rename(ready / name)
-            load_captioned_images(ready / images, ready / captions)
-            ready.rename(destination)
-    except tarfile.FilterError as error:
-        raise UserError(f"{archive} is refused, it may be malicious: {error}") from None
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive} is damaged ({error}): delete it and start again") from None
+        unpack(parts, place, limits)
     except OSError as error:
-        raise UserError(f"{archive} cannot be extracted ({error}): see to it and start again") from None
+        raise UserError(f"{folder} cannot be written ({error}): see to it and start again") from None
 
 
-def _inside(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-    """tarfile's data filter, which refuses ../ and links that lead outside, and would make absolute names relative."""
-    if PurePosixPath(member.name).is_absolute():
-        raise tarfile.AbsolutePathError(member)
-    return tarfile.data_filter(member, path)
-
-
-def _fetch_unless_complete(hub: Hub, repo: str, repo_type: str, folder: Path, names, where: str) -> None:
-    what = f"{repo} in {where}"
-    manifest = folder / _manifest(repo)  # name -> size, written when all were there: the second run needs no network
-    sizes = _record(manifest)
-    if sizes and _complete(folder, sizes):
-        print(f"already complete: {what}")
-        return
-    hub.fetch(repo, repo_type, folder, names)
-    print(f"complete: {what}")
+def _fetch_unless_complete(
+    hub: Hub, repo: str, repo_type: str, folder: Path, names: Sequence[str] | Callable, where: Path
+) -> None:
+    sizes = _record(folder / _manifest(repo))  # written when all were there: the second run needs no network
+    already = bool(sizes) and _complete(folder, sizes)
+    if not already:
+        hub.fetch(repo, repo_type, folder, names)
+    print(f"{'already ' if already else ''}complete: {repo} in {where}")
 
 
 def _complete(folder: Path, sizes: dict[str, int]) -> bool:
@@ -387,23 +341,8 @@ def _manifest(repo: str) -> str:
     return f".{repo.split('/')[-1]}.sizes.json"
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-def _check_names(names: Sequence[str]) -> None:
-    known = [*PUBLISHED, "nli", *ARCHIVES, "mbeir"]
-    for name in names:
-        if name not in known and not re.fullmatch(r"mbeir:\w+(,\w+)*", name):
-            raise UserError(f"{name!r} is unknown: choose from {' '.join(known)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -413,6 +352,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_workers", type=int, default=Hub.max_workers)
     parser.add_argument("--max_tries", type=int, default=Hub.max_tries)
     parser.add_argument("--pause", type=float, default=Hub.pause, help="seconds between tries")
+    parser.add_argument("--max_files", type=int, default=LIMITS.files, help="of an archive")
+    parser.add_argument("--max_unpacked_gb", type=float, default=LIMITS.gigabytes, help="that an archive unpacks to")
+    parser.add_argument("--max_ratio", type=float, default=LIMITS.ratio, help="of that to the archive's own size")
     parser.add_argument("--models_dir", type=Path, default=Path("checkpoints/hf_models"))
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
     args = parser.parse_args(arguments)
@@ -422,18 +364,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"HF_ENDPOINT {args.endpoint!r} must start with https:// or http://")
         if min(args.max_workers, args.max_tries) < 1 or args.pause < 0:
             raise UserError("MAX_WORKERS and MAX_TRIES must be at least 1, and PAUSE at least 0")
-        _check_names(names)
+        if args.max_files < 1 or not args.max_unpacked_gb > 0 or not args.max_ratio >= 1:
+            raise UserError("MAX_FILES and MAX_RATIO must be at least 1, and MAX_UNPACKED_GB more than 0")
+        limits = replace(LIMITS, files=args.max_files, gigabytes=args.max_unpacked_gb, ratio=args.max_ratio)
+        for name in names:
+            if name not in KNOWN and not re.fullmatch(r"mbeir:\w+(,\w+)*", name):
+                raise UserError(f"{name!r} is unknown: choose from {' '.join(KNOWN)}")
         hub = Hub(args.endpoint, args.max_workers, args.max_tries, args.pause)
         for name in names:
             if name == "nli":
                 download_nli(hub, args.data_dir)
             elif name in ARCHIVES:
-                download_captioned_images(hub, name, args.data_dir)
+                download_captioned_images(hub, name, args.data_dir, limits)
             elif name.startswith("mbeir"):
-                download_mbeir(hub, [part for part in name.partition(":")[2].split(",") if part], args.data_dir)
+                download_mbeir(hub, [part for part in name.partition(":")[2].split(",") if part], args.data_dir, limits)
             else:
                 download_model(hub, name, args.models_dir)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
     return 0

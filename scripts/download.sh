@@ -17,6 +17,11 @@ MAX_WORKERS=${MAX_WORKERS:-2} # files at the same time
 MAX_TRIES=${MAX_TRIES:-1000}
 PAUSE=${PAUSE:-5} # seconds between tries
 
+# What an archive may unpack to
+MAX_FILES=${MAX_FILES:-10000000}
+MAX_UNPACKED_GB=${MAX_UNPACKED_GB:-2000}
+MAX_RATIO=${MAX_RATIO:-50} # to its own size
+
 # Where to
 MODELS_DIR=${MODELS_DIR:-checkpoints/hf_models}
 DATA_DIR=${DATA_DIR:-data}
@@ -26,6 +31,9 @@ DATA_DIR=${DATA_DIR:-data}
     --max_workers "$MAX_WORKERS" \
     --max_tries "$MAX_TRIES" \
     --pause "$PAUSE" \
+    --max_files "$MAX_FILES" \
+    --max_unpacked_gb "$MAX_UNPACKED_GB" \
+    --max_ratio "$MAX_RATIO" \
     --models_dir "$MODELS_DIR" \
     --data_dir "$DATA_DIR" \
     "$@"

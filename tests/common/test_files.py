@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from full_disk import largest_file
 
 from lamra.common import files
 from lamra.common.files import whole_file
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A full disk for whoever writes more than `size` bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def in_child(work) -> multiprocessing.Process:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import largest_file
 
 from lamra.common import lock
 from lamra.common.cli import what_the_machine_says
@@ -54,17 +52,6 @@ def trained(world, tiny_model, tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A full disk for whoever writes more than `size` bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def content(folder: Path) -> dict[str, bytes]:

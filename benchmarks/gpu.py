@@ -128,7 +128,7 @@ def processor_of(size: str) -> Iterator[tuple[Processor, Path]]:
         folder = Path(name)
         build_tokenizer([" ".join(WORDS)] * 3).save_pretrained(folder)
         Qwen2VLImageProcessorPil().save_pretrained(folder)
-        yield Processor(folder, max_length=2048, **({"max_pixels": 16 * 28 * 28} if size == "tiny" else {})), folder
+        yield Processor(folder, max_length=2048, max_pixels=(16 if size == "tiny" else 300) * 28 * 28), folder
 
 
 def photographs(folder: Path, count: int) -> list[Path]:

@@ -7,28 +7,30 @@ other pixels. This one is the tokenizer and the PIL-backed image processor, and 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BatchEncoding
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from lamra.collators.messages import embedding_messages, instructed_texts
+from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, LONG, SPECIAL, input_digest
 from lamra.common.errors import ItemError, PictureError, TooLongError, UserError
 from lamra.datasets.items import ImageSource, Item
 
 IMAGE_TOKEN = "<|image_pad|>"
 MAX_ASPECT_RATIO = 200  # smart_resize's own limit
-NOTES_IN_TRAINING = 10  # of prompts longer than --model_max_length
+MARK = "\ufdd0"  # stands for a text while the chat template is rendered; no letter, and in no template
 
 
 def open_image(source: ImageSource, name: str = "picture") -> Image.Image:
@@ -106,9 +108,10 @@ class Processor:
     Args:
         folder: a model or checkpoint folder with tokenizer, chat template and preprocessor_config.json.
         min_pixels, max_pixels: a picture is resized to an area between these, sides multiples of 28.
-        max_length: longest prompt in tokens; a longer one loses the end of its text, never its image or its frame,
-            which is said in a line.
+        max_length: longest prompt in tokens; a longer one loses the end of its text, never its image or its frame.
         text_max_tokens: instruction and text together are cut after so many tokens, in training; None does not cut.
+        special_tokens_in_text: how a text that spells a special token, such as <|im_end|>, is read: "special", as that
+            token, or "plain", as the letters that it is spelt with.
 
     Raises:
         UserError: a file of the folder is missing, cannot be read, or contradicts itself.
@@ -122,6 +125,7 @@ class Processor:
         max_pixels: int = 300 * 28 * 28,
         max_length: int = 1024,
         text_max_tokens: int | None = None,
+        special_tokens_in_text: str = "special",
     ):
         folder = Path(folder)
         _check_pixel_limits(folder / "preprocessor_config.json")
@@ -144,12 +148,12 @@ class Processor:
         if (size["shortest_edge"], size["longest_edge"]) != (min_pixels, max_pixels):
             raise RuntimeError(f"pictures would be sized by {size}, not from {min_pixels} to {max_pixels} pixels")
         self.max_length, self.text_max_tokens = max_length, text_max_tokens
-        self._notes_left: float = NOTES_IN_TRAINING
+        self.special_tokens_in_text = special_tokens_in_text
 
     def for_evaluation(self, max_length: int) -> Processor:
         """The same without cuts, but for the model's own limit of `max_length` tokens, as upstream evaluates."""
         uncut = copy(self)
-        uncut.max_length, uncut.text_max_tokens, uncut._notes_left = max_length, None, math.inf
+        uncut.max_length, uncut.text_max_tokens = max_length, None
         return uncut
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -164,29 +168,35 @@ class Processor:
     def encode(self, item: Item) -> dict:
         """One item to {"input_ids": list[int], "pixel_values": (P, C) or None, "image_grid_thw": (images, 3) or None}.
 
+        Beside them "notes": what befell its text, see collators.texts.
+
         Raises:
             ItemError: a picture cannot be read, or the prompt is longer than max_length even without its text.
         """
-        item, pixels = self.cut(item, self.text_max_tokens), self.pixels(item)
-        grids = pixels["image_grid_thw"]
+        whole, pixels = item, self.pixels(item)
+        item = kept = self.cut(whole, self.text_max_tokens)
+        grids, befell = pixels["image_grid_thw"], [CUT_TEXT] * (item is not whole)
         ids = self.token_ids(embedding_messages(item), grids, item.id)
-        if len(ids) > self.max_length:
-            self.note_cut(f"item {item.id!r}", len(ids))
-            item = self._shortened(item, len(ids) - self.max_length)
-            ids = self.token_ids(embedding_messages(item), grids, item.id)
-        return {"input_ids": ids, **pixels}
+        excess = len(ids) - self.max_length
+        while len(ids) > self.max_length:  # more than once where the cut leaves a letter of several tokens whole
+            kept = self._shortened(item, excess)
+            ids, excess = self.token_ids(embedding_messages(kept), grids, item.id), excess + 1
+        befell += [CUT_PROMPT] * (kept is not item) + [LONG] * (len(ids) > self.max_length // 2)
+        befell += [SPECIAL] * self.reads_special_tokens_in(kept.texts)
+        notes = dict.fromkeys(befell, input_digest(ids, *map(str, item.images))) if befell else {}
+        return {"input_ids": ids, **pixels, "notes": notes}
 
     def length(self, item: Item) -> int:
         """Tokens that `encode` makes of an item, from the headers of its pictures."""
         factor = self.image_processor.patch_size * self.image_processor.merge_size
         limits = self.image_processor.size["shortest_edge"], self.image_processor.size["longest_edge"]
-        pictures = 0
+        image_tokens = []
         for image in item.images:
             width, height = image.size if isinstance(image, Image.Image) else picture_size(image)
             resized = smart_resize(height, width, factor, *limits)
-            pictures += resized[0] * resized[1] // factor**2 - 1
-        prompt = self.render(embedding_messages(self.cut(item, self.text_max_tokens)))
-        return min(len(self.tokenizer(prompt)["input_ids"]) + pictures, self.max_length)
+            image_tokens.append(resized[0] * resized[1] // factor**2)
+        ids = self._token_ids(embedding_messages(self.cut(item, self.text_max_tokens)), image_tokens, item.id)
+        return min(len(ids), self.max_length)
 
     @cached_property
     def prefix_ids(self) -> list[int]:
@@ -223,39 +233,90 @@ class Processor:
         """The rendered messages with as many image tokens as the grids of their pictures ask for.
 
         Raises:
-            ItemError: a text contains the image token; `name` says whose.
+            ItemError: a text contains the image token, where it is read as such; `name` says whose.
         """
-        parts = self.render(messages).split(IMAGE_TOKEN)
         grids = () if image_grid_thw is None else image_grid_thw
-        if len(parts) != len(grids) + 1:
-            raise ItemError(f"the text of item {name!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it")
+        return self._token_ids(
+            messages, [int(grid.prod()) // self.image_processor.merge_size**2 for grid in grids], name
+        )
+
+    def _token_ids(self, messages: list[dict], image_tokens: Sequence[int], name: str) -> list[int]:
+        """Args: image_tokens: of each picture."""
+        if self.special_tokens_in_text == "plain":
+            texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+            if self._special_tokens.search("".join(texts)):
+                return self._ids_with_plain_texts(messages, image_tokens)
+        parts = self.render(messages).split(IMAGE_TOKEN)
+        if len(parts) != len(image_tokens) + 1:
+            raise ItemError(
+                f"the text of item {name!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it, or read it as "
+                "plain text with --special_tokens_in_text plain"
+            )
         text = parts[0]
-        for grid, part in zip(grids, parts[1:]):
-            text += IMAGE_TOKEN * (int(grid.prod()) // self.image_processor.merge_size**2) + part
+        for count, part in zip(image_tokens, parts[1:]):
+            text += IMAGE_TOKEN * count + part
         return self.tokenizer(text)["input_ids"]
 
-    def note_cut(self, name: str, tokens: int) -> None:
-        """Say that a prompt is too long; printed where it is prepared, in a data worker of any process.
+    def _ids_with_plain_texts(self, messages: list[dict], image_tokens: Sequence[int]) -> list[int]:
+        """The same where a text spells special tokens: only the chat template's are special.
 
-        In evaluation every one is named, in training the first few of each process.
+        The template is rendered around a mark for each text. Between two special tokens nothing looks beyond them, so
+        that each such piece has the tokens that it has in the whole.
         """
-        self._notes_left -= 1
-        last = "" if self._notes_left else "; this process names no more"
-        if self._notes_left >= 0:
-            print(f"note: {name} has {tokens} tokens, more than {self.max_length}: its text is cut{last}", flush=True)
+        texts: list[str] = []
+        frame = []
+        for message in messages:
+            content = []
+            for part in message["content"]:
+                if part["type"] == "text":
+                    texts.append(part["text"])
+                    part = {"type": "text", "text": f"{MARK}{len(texts) - 1}{MARK}"}
+                content.append(part)
+            frame.append({**message, "content": content})
+        counts, ids = iter(image_tokens), []
+        for piece in self._special_tokens.split(self.render(frame)):
+            if self._special_tokens.fullmatch(piece):
+                ids += [self.tokenizer.convert_tokens_to_ids(piece)] * (next(counts) if piece == IMAGE_TOKEN else 1)
+            else:
+                whole = re.sub(f"{MARK}([0-9]+){MARK}", lambda mark: texts[int(mark[1])], piece)
+                ids += self._text_ids(whole)["input_ids"]
+        return ids
+
+    @cached_property
+    def _special_tokens(self) -> re.Pattern[str]:
+        """One group: a special token."""
+        tokens = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return re.compile(f"({'|'.join(map(re.escape, sorted({*tokens, IMAGE_TOKEN}, key=len, reverse=True)))})")
+
+    def reads_special_tokens_in(self, texts: Sequence[str]) -> bool:
+        """Whether a text spells a special token and is not read as plain text."""
+        return self.special_tokens_in_text == "special" and bool(self._special_tokens.search("\n".join(texts)))
+
+    def _text_ids(self, text: str, **options: Any) -> BatchEncoding:
+        """What the tokenizer makes of a text outside of the chat template."""
+        plain = self.special_tokens_in_text == "plain"
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain, **options)
 
     def cut(self, item: Item, most: int | None, *, whole_characters: bool = False) -> Item:
         """`item` with at most so many tokens of instruction and text, which are its text then; None does not cut.
 
         Encoded, cut and decoded, as the published checkpoints were trained: a character of several tokens that the cut
         splits leaves U+FFFD. `whole_characters` drops it.
+
+        Raises:
+            ItemError: a text has half of a letter (a lone surrogate), which is no text.
         """
         texts = instructed_texts(item)
-        if most is None or len("".join(texts).encode()) <= most:
+        try:
+            size = len("".join(texts).encode())
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise ItemError(f"the text of item {item.id!r} has {half}, half of a letter: write it whole") from None
+        if most is None or size <= most:
             return item  # a token is a byte or more
         left, kept = most, []
         for text in texts:
-            ids = self.tokenizer(text)["input_ids"]
+            ids = self._text_ids(text)["input_ids"]
             if len(ids) > left:
                 text = self.tokenizer.decode(ids[:left], clean_up_tokenization_spaces=False)
                 kept.append(text.rstrip("\ufffd") if whole_characters else text)
@@ -269,7 +330,7 @@ class Processor:
         texts = list(item.texts)
         while texts:
             text = texts.pop()
-            offsets = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+            offsets = self._text_ids(text, return_offsets_mapping=True)["offset_mapping"]
             keep = len(offsets) - excess - 2
             if keep > 0:
                 return item.with_texts([*texts, text[: offsets[keep - 1][1]]], item.instruction)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lamra.collators.messages import NO, YES, listwise_answer, listwise_messages, pointwise_messages
 from lamra.collators.processing import Processor
+from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, SPECIAL, input_digest
 from lamra.common.errors import TooLongError, UserError
 from lamra.datasets.items import Item
 from lamra.datasets.rerank import RerankExample
@@ -34,8 +35,9 @@ class PreparedItem:
 class RankPrompts:
     """Builds prompts in one of messages.RANK_STYLES.
 
-    An encoded prompt is what Processor.encode gives, and "labels": how many of its last tokens LamRA-Rank learns, which
-    are the assistant's whole turn, from its header to the newline after its end; 0 where no answer is given.
+    An encoded prompt is what Processor.encode gives, "name", what its notes call it, and "labels": how many of its last
+    tokens LamRA-Rank learns, which are the assistant's whole turn, from its header to the newline after its end; 0
+    where no answer is given.
     """
 
     processor: Processor
@@ -86,17 +88,23 @@ class RankPrompts:
         pixels = _joined([part.pixel_values for part in parts])
         grids = _joined([part.image_grid_thw for part in parts])
         query = parts[0].item.id
+        name = f"query {query} with {', '.join(part.item.id for part in parts[1:])}"
         most, whole_characters = self.processor.text_max_tokens, self.style != "released"
         while True:
-            items = (self.processor.cut(part.item, most, whole_characters=whole_characters) for part in parts)
+            items = [self.processor.cut(part.item, most, whole_characters=whole_characters) for part in parts]
             messages = messages_of(*items)
             answer_ids = self.answer_ids(answer, messages) if answer else []
             ids = self.processor.token_ids(messages, grids, query) + answer_ids
             if len(ids) <= self.processor.max_length:
                 labels = len(answer_ids) + len(self.header_ids) if answer else 0
-                return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": grids, "labels": labels}
-            if most == self.processor.text_max_tokens:
-                self.processor.note_cut(f"the prompt of query {query!r} with {len(parts) - 1} candidates", len(ids))
+                befell = []
+                if any(item is not part.item for item, part in zip(items, parts)):
+                    befell.append(CUT_TEXT if most == self.processor.text_max_tokens else CUT_PROMPT)
+                if any(self.processor.reads_special_tokens_in(item.texts) for item in items):
+                    befell.append(SPECIAL)
+                notes = dict.fromkeys(befell, input_digest(name))  # equal lists of candidates are no news
+                inputs = {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": grids, "labels": labels}
+                return {**inputs, "name": name, "notes": notes}
             most = (most or self.processor.max_length) // 2  # every text alike, so that no candidate is favoured
             if not most:
                 raise TooLongError(
@@ -140,6 +148,7 @@ class RerankCollator:
 
         "ids": (B,) the queries' ids.
         "labels": (3 B, L), IGNORED but for the assistant's turns.
+        "notes": the names of prompts and what befell their texts, see collators.texts.
         "faults": as in UsableBatch. A batch without examples is nothing else.
         """
         if not batch.pairs:
@@ -151,4 +160,5 @@ class RerankCollator:
             turn = slice(len(prompt["input_ids"]) - prompt["labels"], len(prompt["input_ids"]))
             row[turn] = torch.tensor(prompt["input_ids"][turn])
         ids = [example.query.id for example in batch.pairs]
-        return {**inputs, "labels": labels, "ids": ids, "faults": batch.faults}
+        notes = [(prompt["name"], prompt["notes"]) for prompt in prompts if prompt["notes"]]
+        return {**inputs, "labels": labels, "ids": ids, "notes": notes, "faults": batch.faults}

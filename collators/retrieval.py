@@ -34,6 +34,7 @@ class RetrievalCollator:
         "ids": (B,) the queries' ids.
         "item_ids": (B + M,) int64, equal where two items are the same: such targets are no negatives.
         "hit_ids": (B + M,) int64, equal where the items' texts and pictures' paths are: such targets count as hits.
+        "notes": the ids of items and what befell their texts, see collators.texts.
         "faults": as in UsableBatch. A batch without pairs is nothing else.
         """
         if not batch.pairs:
@@ -51,6 +52,7 @@ class RetrievalCollator:
             "ids": [pair.query.id for pair in batch.pairs],
             "item_ids": torch.tensor(item_ids),
             "hit_ids": torch.tensor([_int64(repr(item.content).encode()) for item in items]),
+            "notes": [(item.id, inputs["notes"]) for item, inputs in zip(items, encoded) if inputs["notes"]],
             "faults": batch.faults,
         }
 

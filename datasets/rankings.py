@@ -158,7 +158,7 @@ def ranking_lines(path: str | Path) -> Iterator[tuple[str, str, float, int]]:
         raise UserError(f"the ranking {path} does not exist: an evaluation writes it, see eval_mbeir.sh")
     for row in read_jsonl(path):
         empty = False
-        if any(type(row[name]) not in kinds for name, kinds in LINE.items()) or abs(row["score"]) > LARGEST:
+        if any(type(row.get(name)) not in kinds for name, kinds in LINE.items()) or abs(row["score"]) > LARGEST:
             raise UserError(f"{row.location} is not {{qid, did, score, rank}}: {json.dumps(row)[:200]!r}")
         yield str(row["qid"]), str(row["did"]), float(row["score"]), row["rank"]
     if empty:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lamra.collators.processing import Processor
+from lamra.collators.texts import TextNotes, ToldTexts
 from lamra.common.errors import UserError
 from lamra.common.gather import all_gather_with_grad
 from lamra.common.processes import process_rank, world_size
@@ -103,11 +104,15 @@ def encode(
     prefix = embedder.prefix_of(prefix_ids.to(embedder.device)) if share_prefix and embedder.padding_free else None
     parts = []
 
-    def prepare(i: int) -> tuple[list[int], dict[str, Tensor]]:
-        return mine[i], processor([unique[row] for row in mine[i]])
+    texts = ToldTexts()
+
+    def prepare(i: int) -> tuple[list[int], dict[str, Tensor], list[tuple[str, TextNotes]]]:
+        encoded = [processor.encode(unique[row]) for row in mine[i]]
+        return mine[i], processor.pad(encoded), [(unique[row].id, of["notes"]) for row, of in zip(mine[i], encoded)]
 
     with tqdm(total=len(unique), desc=description, unit="item", disable=rank > 0 or description is None) as progress:
-        for indices, inputs in prepared(prepare, steps, num_workers):
+        for indices, inputs, notes in prepared(prepare, steps, num_workers):
+            texts.add(notes)
             begins = (inputs["input_ids"][:, : len(prefix_ids)] == prefix_ids).all()
             inputs = {name: tensor.to(embedder.device, non_blocking=True) for name, tensor in inputs.items()}
             rows = torch.full((most,), -1, device=embedder.device)  # -1 marks padding of a short batch
@@ -118,6 +123,7 @@ def encode(
             require_unit(*parts[-1], unique)
             progress.update(min(len(indices) * world, len(unique) - progress.n))
     embedder.train(training)
+    texts.tell(description or "encode")
     return _in_order(parts, len(unique))[row_of_item]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lamra.common.cli import flag, note, require
 from lamra.models.folders import is_adapter, local_folder
-from lamra.models.settings import POSITION_IDS, Settings
+from lamra.models.settings import POSITION_IDS, SPECIAL_TOKENS_IN_TEXT, Settings
 
 
 @dataclass
@@ -21,6 +21,10 @@ class RetrieverArguments:
     model_max_length: int | None = flag(None, "ignored with a note: nothing is cut")
     position_ids: str | None = flag(None, "default: what the checkpoint was trained with")
     max_pixels: int | None = flag(None, "default: what the checkpoint was trained with")
+    special_tokens_in_text: str | None = flag(
+        None,
+        "read them as plain letters, or as special; default: what the checkpoint was trained with",
+    )
     attn_implementation: str | None = flag(
         None, "flash_attention_2, sdpa, eager; of packed text: chosen by models/packing.py"
     )
@@ -38,6 +42,8 @@ class RetrieverArguments:
         budget, pixels = self.max_tokens_per_batch, self.max_pixels
         require(budget is None or budget > 0, "max_tokens_per_batch", budget, "1 or more")
         require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
+        special = self.special_tokens_in_text
+        require(special in (None, *SPECIAL_TOKENS_IN_TEXT), "special_tokens_in_text", special, "plain or special")
         least = (Settings.read(self.model_id) or Settings).min_pixels
         require(pixels is None or pixels >= least, "max_pixels", pixels, f"{least} (--min_pixels) or more")
         if self.model_max_length is not None:

@@ -108,12 +108,14 @@ def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple[Any, 
         attn_implementation=args.attn_implementation,
         position_ids=args.position_ids,
         max_pixels=args.max_pixels,
+        special_tokens_in_text=args.special_tokens_in_text,
         padding_free=args.padding_free,
     )
     processor = Processor(
         settings.base_model if is_adapter(args.model_id) else args.model_id,
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
+        special_tokens_in_text=settings.special_tokens_in_text,
     ).for_evaluation(model.context_length)
     workers = default_workers() if args.num_workers is None else args.num_workers
     budget = args.max_tokens_per_batch or (32768 if on_cuda else 4096)

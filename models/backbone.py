@@ -178,8 +178,13 @@ class Backbone(nn.Module):
 
     def _pictures_after(self, input_ids: Tensor, known: int) -> Tensor:
         """(pictures,) bool, in order: whether a picture begins after the first `known` tokens of its row."""
-        begins = input_ids == self.config.vision_start_token_id  # (B, L)
-        return begins.nonzero()[:, 1] >= known  # (pictures,)
+        return self.picture_begins(input_ids).nonzero()[:, 1] >= known  # (pictures,)
+
+    def picture_begins(self, input_ids: Tensor) -> Tensor:
+        """(B, L) bool: the tokens before a picture's first. A text may spell the same token; no image token follows."""
+        follows = (input_ids == self.config.image_token_id).roll(-1, dims=1)  # (B, L)
+        follows[:, -1] = False
+        return (input_ids == self.config.vision_start_token_id) & follows
 
     def _last_hidden_state(
         self,

@@ -81,7 +81,7 @@ class Embedder(Backbone):
         inputs = (input_ids, attention_mask, pixel_values, image_grid_thw)
         run_vision = self.vision_must_run(input_ids, pixel_values)
         if self.grad_cache_chunk and torch.is_grad_enabled() and prefix is None:
-            images_per_row = (input_ids == self.config.vision_start_token_id).sum(dim=1)
+            images_per_row = self.picture_begins(input_ids).sum(dim=1)
             embed = partial(self.hidden_state, run_vision=run_vision)
             hidden = embed_in_chunks(embed, self.grad_cache_chunk, *inputs, images_per_row)
         else:

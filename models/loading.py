@@ -124,6 +124,7 @@ def load_trained(
     attn_implementation: str | None = None,
     position_ids: str | None = None,
     max_pixels: int | None = None,
+    special_tokens_in_text: str | None = None,
     merge: bool = True,
 ) -> tuple[PreTrainedModel | PeftModel, Settings]:
     """The stock or PEFT model of an adapter folder, a merged folder or a bare base model, and its settings.
@@ -132,7 +133,8 @@ def load_trained(
         role: what it must be, "retriever" or "reranker"; None takes either.
         original_model: the base model under an adapter, see base_under.
         merge: add an adapter to the weights in memory, which then cost nothing more; False keeps it apart.
-        position_ids, max_pixels: None takes the checkpoint's, or for a bare base model the default of its kind.
+        position_ids, max_pixels, special_tokens_in_text: None takes the checkpoint's, or for a bare base model the
+            default of its kind.
 
     Raises:
         UserError: a folder is not there or does not fit, an adapter's base model is no base of it, or a flag
@@ -144,6 +146,7 @@ def load_trained(
         raise UserError(f"--model_id {folder}: no adapter_config.json and no config.json there ({hint})")
     base = folder
     settings = Settings.read(folder)
+    flags = {"position_ids": position_ids, "max_pixels": max_pixels, "special_tokens_in_text": special_tokens_in_text}
     if is_adapter(folder):
         base = Path(base_under(folder, original_model))
         if not (base / "config.json").is_file():
@@ -159,12 +162,12 @@ def load_trained(
     if settings:
         if role:
             settings.require_role(folder, role)
-        settings.with_flags(folder, position_ids=position_ids, max_pixels=max_pixels)
+        settings.with_flags(folder, **flags)
         if is_adapter(folder):
             check_base(folder, base, settings)
             settings = replace(settings, base_model=str(base))
     else:
-        settings = default_settings(base, role, position_ids=position_ids, max_pixels=max_pixels)
+        settings = default_settings(base, role, **flags)
 
     attn = attention_implementation(attn_implementation, device, dtype)
     model = load_model(base, dtype=dtype, attn_implementation=attn)

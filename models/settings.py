@@ -22,6 +22,7 @@ POSITION_IDS = ("sequential", "mrope")  # see backbone.Backbone
 # computes it.
 DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
 RERANKER_POSITION_IDS = "mrope"
+SPECIAL_TOKENS_IN_TEXT = ("plain", "special")
 RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate, in training
 
 
@@ -30,7 +31,7 @@ class Settings:
     """Settings that training fixes and evaluation reads back.
 
     Raises:
-        UserError: min_pixels is not between 1 and max_pixels.
+        UserError: min_pixels is not between 1 and max_pixels, or special_tokens_in_text is none of its values.
 
     Attributes:
         base_model: folder of the base model under an adapter; for a merged model, the folder it was merged from.
@@ -44,6 +45,8 @@ class Settings:
         train_position_ids: a reranker was trained with these where they differ from position_ids; else None.
         base_sha256: digests.model_sha256 of `base_model`; None in checkpoints that were written before it was kept.
         quantized: the base model's linears were in 4 bits (NF4) while the adapter was trained.
+        special_tokens_in_text: a text that spells a special token is read as its letters ("plain"), or as that token
+            ("special"): so LamRA's released checkpoints were trained, and those that do not say it.
     """
 
     base_model: str
@@ -57,8 +60,11 @@ class Settings:
     train_position_ids: str | None = None
     base_sha256: str | None = None
     quantized: bool = False
+    special_tokens_in_text: str = "special"
 
     def __post_init__(self) -> None:
+        if self.special_tokens_in_text not in SPECIAL_TOKENS_IN_TEXT:
+            raise UserError(f"--special_tokens_in_text {self.special_tokens_in_text}: expected plain or special")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise UserError(f"--min_pixels {self.min_pixels}: expected 1 to --max_pixels ({self.max_pixels})")
 
@@ -147,10 +153,18 @@ def default_settings(folder: str | Path, role: str | None = None, **flags: Any) 
     return Settings(str(folder), **given)
 
 
-def settings_to_train(folder: str | Path, *, text_max_tokens: int | None, temperature: float, **flags: Any) -> Settings:
+def settings_to_train(
+    folder: str | Path,
+    *,
+    text_max_tokens: int | None,
+    temperature: float,
+    special_tokens_in_text: str | None = None,
+    **flags: Any,
+) -> Settings:
     """Settings for training on top of the model in `folder`: a merged LamRA model goes on with what it remembers.
 
     Args:
+        special_tokens_in_text: None takes the model's, or for a bare base model "plain".
         flags: position_ids, min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
 
     Raises:
@@ -159,9 +173,9 @@ def settings_to_train(folder: str | Path, *, text_max_tokens: int | None, temper
     settings = Settings.read(folder)
     if settings:
         settings.require_role(folder, "retriever")
-        settings.with_flags(folder, **flags)
+        settings.with_flags(folder, special_tokens_in_text=special_tokens_in_text, **flags)
     else:
-        settings = default_settings(folder, **flags)
+        settings = default_settings(folder, **flags | {"special_tokens_in_text": special_tokens_in_text or "plain"})
     return replace(
         settings,
         base_model=str(folder),
@@ -178,7 +192,7 @@ def settings_to_rerank(
     position_ids: str | None,
     train_position_ids: str | None,
     text_max_tokens: int | None,
-    **pixels: int | None,
+    **shown: Any,
 ) -> Settings:
     """Settings for training a reranker on top of the model in `folder`: a LamRA model's pictures keep their sizes.
 
@@ -187,7 +201,7 @@ def settings_to_rerank(
 
     Args:
         position_ids, train_position_ids: to answer and to train with; None takes upstream's.
-        pixels: min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
+        shown: min_pixels, max_pixels and special_tokens_in_text, as for settings_to_train.
 
     Raises:
         UserError: a flag contradicts the model, or min_pixels exceeds max_pixels.
@@ -195,7 +209,7 @@ def settings_to_rerank(
     position_ids = position_ids or RERANKER_POSITION_IDS
     trained = train_position_ids or DEFAULT_POSITION_IDS[architecture(folder)]
     temperature = Settings.temperature  # no flag: a reranker has no contrastive loss
-    settings = settings_to_train(folder, text_max_tokens=text_max_tokens, temperature=temperature, **pixels)
+    settings = settings_to_train(folder, text_max_tokens=text_max_tokens, temperature=temperature, **shown)
     return replace(
         settings,
         position_ids=position_ids,

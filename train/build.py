@@ -35,6 +35,7 @@ def retriever_settings(folder: Path, model_args: ModelArguments, args: TrainingA
         position_ids=model_args.position_ids,
         min_pixels=model_args.min_pixels,
         max_pixels=model_args.max_pixels,
+        special_tokens_in_text=model_args.special_tokens_in_text,
         text_max_tokens=args.text_max_tokens,
         temperature=args.temperature,
     )
@@ -49,6 +50,7 @@ def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -
         max_pixels=settings.max_pixels,
         max_length=args.model_max_length,
         text_max_tokens=settings.text_max_tokens,
+        special_tokens_in_text=settings.special_tokens_in_text,
     )
 
 

@@ -22,6 +22,7 @@ class ContrastiveTrainer(LamRATrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         self.count_faults(inputs.pop("faults"))
+        self.texts.add(inputs.pop("notes"))
         num_queries, self.nonfinite.rows = inputs.pop("num_queries"), inputs.pop("ids")
         item_ids, hit_ids = inputs.pop("item_ids"), inputs.pop("hit_ids")  # (B + M,) each
         embeddings = model(**inputs)  # (B + M, D): queries, then targets

@@ -18,7 +18,7 @@ from lamra.common.errors import UserError
 from lamra.common.processes import TIMEOUT
 from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
 from lamra.datasets.pairs import DATA_FORMATS
-from lamra.models.settings import POSITION_IDS
+from lamra.models.settings import POSITION_IDS, SPECIAL_TOKENS_IN_TEXT
 from lamra.train.inherited import REFUSED, InheritedFlags, with_help
 
 MEASURES = ("recall@1", "accuracy")  # what an evaluation during training gives
@@ -46,10 +46,16 @@ class ModelArguments:
     last_token_only: bool = flag(True, "the last layer computes pooled tokens only")
     min_pixels: int | None = flag(None, "smallest area of a picture; default 4*28*28")
     max_pixels: int | None = flag(None, "largest area of a picture; default 300*28*28")
+    special_tokens_in_text: str | None = flag(
+        None,
+        "read them as plain letters, or as special; default: plain, or as the model was trained",
+    )
 
     def __post_init__(self):
         require_finite(self)
         require(self.position_ids in (None, *POSITION_IDS), "position_ids", self.position_ids, "sequential or mrope")
+        special = self.special_tokens_in_text
+        require(special in (None, *SPECIAL_TOKENS_IN_TEXT), "special_tokens_in_text", special, "plain or special")
         require(self.lora_r > 0, "lora_r", self.lora_r, "a positive rank")
         require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a positive number: 0 would train nothing")
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a value from 0 to below 1")

@@ -21,6 +21,7 @@ class RerankTrainer(LamRATrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         self.count_faults(inputs.pop("faults"))
+        self.texts.add(inputs.pop("notes"))
         self.nonfinite.rows, labels = inputs.pop("ids"), inputs.pop("labels")  # labels: (B, L)
         answer_mask = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # (B, L): a token predicts its successor
         logits, answers = model(answer_mask=answer_mask, **inputs), labels[labels != IGNORED]  # (A, V), (A,)

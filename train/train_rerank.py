@@ -47,6 +47,7 @@ def main() -> None:
             text_max_tokens=args.text_max_tokens,
             min_pixels=model_args.min_pixels,
             max_pixels=model_args.max_pixels,
+            special_tokens_in_text=model_args.special_tokens_in_text,
         )
         settings = replace(settings, quantized=model_args.q_lora)
         processor = build_processor(folder, settings, args)

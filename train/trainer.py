@@ -17,6 +17,7 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINER_STATE_NAME
 
+from lamra.collators.texts import ToldTexts
 from lamra.common.cli import note
 from lamra.common.gather import sum_over_processes
 from lamra.common.processes import is_first_process
@@ -57,6 +58,7 @@ class LamRATrainer(Trainer):
         self._sampler = sampler
         super().__init__(**rest)
         self.settings, self.record, self.preemption, self.skipped_pairs = settings, record, preemption, skipped
+        self.texts = ToldTexts()
         self.disk, self.nonfinite = DiskGuard(), NonFinite(self.args)
         self.throughput = Throughput(self.args.device, self.model)
 
@@ -65,6 +67,7 @@ class LamRATrainer(Trainer):
         args = self.args
         with tell_when_full(self):
             self.train(resume_from_checkpoint=checkpoint)
+        self.texts.tell()
         if self.preemption.happened:
             if is_first_process():
                 Path(args.output_dir, PREEMPTED).touch()

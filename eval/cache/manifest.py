@@ -46,6 +46,8 @@ def provenance_of(args: RetrieverArguments, settings: Settings, model: nn.Module
         "prompts": prompts_sha256(),
         "protocol": protocol,
         **{name: getattr(settings, name) for name in SETTINGS},
+        # Not where it is as it always was: caches of before it was a setting go on.
+        **({"special_tokens_in_text": "plain"} if settings.special_tokens_in_text == "plain" else {}),
         "dtype": str(next(model.parameters()).dtype),
     }
 

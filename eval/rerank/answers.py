@@ -103,6 +103,7 @@ def answers_of(
             file.flush()
     judge.queries += len(mine)
     judge.seconds += time.perf_counter() - began
+    judge.texts.tell(description)
     PartialState().wait_for_everyone()
     done = on_first_process(lambda: _read_answers(folder))
     return [done[row] for row in range(len(ranking))]

@@ -15,6 +15,7 @@ import torch
 from lamra.collators.messages import MOST_CANDIDATES, NO, YES, listwise_answer
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import PreparedItem, RankPrompts
+from lamra.collators.texts import ToldTexts
 from lamra.common.errors import UserError
 from lamra.eval.encode import named, token_batches
 from lamra.eval.flags import RetrieverArguments
@@ -42,6 +43,7 @@ class Judge:
         self.prompts = RankPrompts(self.processor, self.settings.rank_style)
         self.yes_no = self.prompts.choices([YES, NO])
         self.numbers = self.prompts.choices([listwise_answer(n + 1) for n in range(MOST_CANDIDATES)])
+        self.texts = ToldTexts()
         self.tokens = self.queries = 0  # computed and answered so far
         self.seconds = 0.0
 
@@ -61,6 +63,7 @@ class Judge:
         """
         common, deciding = self.yes_no
         prompts = [self.prompts.pointwise(query, candidate) for candidate in candidates]
+        self.texts.add((prompt["name"], prompt["notes"]) for prompt in prompts)
         ids = [prompt["input_ids"] + common for prompt in prompts]
         share = self.share_prefix and self.model.padding_free and len(ids) > 1
         known = self._shared_tokens(ids, query) if share else 0
@@ -95,6 +98,7 @@ class Judge:
         while True:
             window = order[start : start + MOST_CANDIDATES]
             prompt = self.prompts.listwise(query, [candidates[i] for i in window])
+            self.texts.add([(prompt["name"], prompt["notes"])])
             prompt["input_ids"] = prompt["input_ids"] + common
             shown = [query, *(candidates[i] for i in window)]
             logits = self._last_logits([prompt], shown, deciding[: len(window)])[0]  # (window,)
@@ -118,8 +122,9 @@ class Judge:
     def _shared_tokens(self, ids: list[list[int]], query: PreparedItem) -> int:
         """How many tokens all prompts begin with: those of the query, no picture of a candidate, no prompt's last."""
         known = min(len(os.path.commonprefix(ids)), min(map(len, ids)) - 1)
-        begins = self.model.config.vision_start_token_id
-        pictures = [position for position, token in enumerate(ids[0][:known]) if token == begins]
+        config = self.model.config
+        begin = [config.vision_start_token_id, config.image_token_id]  # a text may spell the first alone
+        pictures = [position for position in range(known) if ids[0][position : position + 2] == begin]
         of_query = len(query.item.images)
         if len(pictures) < of_query:  # never with LamRA's prompts: the query comes first
             return 0

@@ -14,7 +14,7 @@ from conftest import call
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lamra.collators.processing import NOTES_IN_TRAINING, Processor
+from lamra.collators.processing import Processor
 from lamra.collators.rerank import RankPrompts
 from lamra.datasets.items import Item
 from lamra.eval import embed
@@ -89,7 +89,7 @@ def test_real_photographs(shared, tmp_path):
             assert digest.hexdigest() == known[path.name]["sha256"]
 
 
-def test_training_cuts_within_a_character_as_upstream_and_evaluation_not_at_all(tiny_model, capsys):
+def test_training_cuts_within_a_character_as_upstream_and_evaluation_not_at_all(tiny_model):
     training = Processor(tiny_model, max_length=60, text_max_tokens=7)
     item = Item("i", "\U0001f98a" * 3, instruction="a")  # a token a byte
     cut = training.cut(item, 7)
@@ -101,12 +101,6 @@ def test_training_cuts_within_a_character_as_upstream_and_evaluation_not_at_all(
     assert evaluation.cut(item, evaluation.text_max_tokens) is item
     long = Item("a long one", "word " * 100)
     assert len(training.encode(long)["input_ids"]) < 60 < len(evaluation.encode(long)["input_ids"])
-    assert capsys.readouterr().out == ""  # upstream's own cut in training, and nothing lost in evaluation
-    short = Processor(tiny_model, max_length=100)
-    for processor, notes in ((short, NOTES_IN_TRAINING), (training.for_evaluation(100), 15)):
-        assert all(len(processor.encode(long)["input_ids"]) <= 100 for _ in range(15))
-        lines = capsys.readouterr().out.splitlines()
-        assert len(lines) == notes and all(line.startswith("note: item 'a long one' has ") for line in lines)
 
 
 @pytest.mark.parametrize("style", ["released", "clean"])

@@ -17,6 +17,7 @@ from PIL import Image
 from lamra.collators import messages
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import RankPrompts
+from lamra.collators.texts import ToldTexts
 from lamra.datasets.items import Item
 from lamra.datasets.rankings import RankedQuery
 from lamra.datasets.tasks import ItemList, RetrievalTask
@@ -184,7 +185,7 @@ class Answering:
     num_workers, queries, seconds = 1, 0, 0.0
 
     def __init__(self, folder):
-        self.prompts = RankPrompts(Processor(folder), "released")
+        self.prompts, self.texts = RankPrompts(Processor(folder), "released"), ToldTexts()
 
     def answer(self, _style, _query, candidates):
         pixels = (shown.pixel_values for shown in candidates)

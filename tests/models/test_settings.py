@@ -46,6 +46,30 @@ def test_a_training_on_a_checkpoint_goes_on_with_its_settings(model, tmp_path):
         settings_to_train(folder, text_max_tokens=77, temperature=0.1, position_ids="sequential")
 
 
+def test_special_tokens_are_plain_in_new_trainings_and_special_where_nothing_says_it(model, tmp_path):
+    folder = model("qwen2_vl")
+    assert default_settings(folder).special_tokens_in_text == "special"  # as released
+    assert default_settings(folder, special_tokens_in_text="plain").special_tokens_in_text == "plain"
+    options = dict(text_max_tokens=77, temperature=0.1)
+    ranks = dict(rank_style="released", position_ids=None, train_position_ids=None, text_max_tokens=256)
+    for given, trained in ((None, "plain"), ("plain", "plain"), ("special", "special")):
+        for settings in (
+            settings_to_train(folder, **options, special_tokens_in_text=given),
+            settings_to_rerank(folder, **ranks, special_tokens_in_text=given),
+        ):
+            assert settings.special_tokens_in_text == trained
+    (tmp_path / "lamra.json").write_text(json.dumps({"base_model": "b", "position_ids": "sequential"}))  # an older one
+    assert settings_to_train(folder, **options).special_tokens_in_text == "special"
+    assert settings_to_rerank(folder, **ranks).special_tokens_in_text == "special"
+    with pytest.raises(UserError, match="--special_tokens_in_text plain contradicts the checkpoint .* with special"):
+        settings_to_train(folder, **options, special_tokens_in_text="plain")
+    (tmp_path / "lamra.json").write_text(
+        '{"base_model": "b", "position_ids": "mrope", "special_tokens_in_text": "odd"}'
+    )
+    with pytest.raises(UserError, match="--special_tokens_in_text odd: expected plain or special"):
+        Settings.read(folder)
+
+
 def test_what_cannot_be_used_is_refused_in_a_sentence(model, tmp_path):
     with pytest.raises(UserError, match="is not a model folder: its config.json cannot be read"):
         default_settings(tmp_path)

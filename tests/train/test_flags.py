@@ -186,6 +186,18 @@ def test_what_decides_a_result_is_recorded(make, tmp_path, monkeypatch):
         assert config["bf16"]["check_grad_overflow"] is True
 
 
+def test_an_older_run_goes_on_with_special_tokens_in_texts_as_it_began(make, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    groups = [ModelArguments(), DataArguments(), MBEIRDataArguments(), make()]
+    special = run_record(Settings("base", "sequential"), {"sha256": "x"}, *groups)
+    before = {name: value for name, value in special.items() if name != "special_tokens_in_text"}
+    (tmp_path / "manifest.json").write_text(json.dumps(before))
+    check_unchanged(tmp_path, special, allow_changes=False)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="special_tokens_in_text was special and is plain"):
+        check_unchanged(tmp_path, special | {"special_tokens_in_text": "plain"}, allow_changes=False)
+
+
 @pytest.mark.parametrize("flag", sorted(DECISIVE | {"max_pixels", "position_ids", "temperature", "text_max_tokens"}))
 def test_what_decides_a_result_may_not_change_at_a_resume(make, tmp_path, monkeypatch, capsys, flag):
     monkeypatch.chdir(ROOT)

@@ -1,0 +1,59 @@
+"""Texts that the model sees otherwise than they are written: counted while inputs are prepared, told at the end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from lamra.common.cli import note
+from lamra.common.processes import of_all_processes
+
+CUT_TEXT = "cut after --text_max_tokens"
+CUT_PROMPT = "cut, because their prompts are longer than the model or --model_max_length takes"
+SPECIAL = (
+    "with special tokens (<|im_end|>, ...), read as such, as LamRA's released checkpoints do "
+    "(--special_tokens_in_text special)"
+)
+LONG = "nearly too long"  # told nowhere: an item that was cut may have become equal to such an item
+CUTS = {CUT_TEXT, CUT_PROMPT}
+NAMED = 5  # ids in a sentence
+
+TextNotes = dict[str, int]  # what befell a text -> digest of what the model sees of its item
+
+
+def input_digest(*seen: object) -> int:
+    """64 bits of what the model sees of an item, the same in all processes."""
+    digest = hashlib.blake2b(repr(seen).encode(errors="surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+class ToldTexts:
+    """Collects the notes that an encoded item or prompt has, and tells each kind once."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, TextNotes] = {}  # id -> its notes
+
+    def add(self, notes: Iterable[tuple[str, TextNotes]]) -> None:
+        """Args: notes: id of an item or prompt, and its notes; those without are passed over."""
+        self.found.update((identifier, found) for identifier, found in notes if found)
+
+    def tell(self, description: str = "") -> None:
+        """Say how many texts there are of each kind, with the first ids. All processes must call this."""
+        found = dict(of_all_processes(list(self.found.items())))
+        self.found = {}
+        begin = f"{description}: " if description else ""
+        for kind in (CUT_TEXT, CUT_PROMPT, SPECIAL):
+            if ids := sorted(identifier for identifier, notes in found.items() if kind in notes):
+                note(f"{begin}{len(ids)} texts are {kind}: {_first(ids)}")
+        alike: dict[int, list[str]] = {}
+        for identifier, notes in found.items():
+            for digest in set(notes.values()):
+                alike.setdefault(digest, []).append(identifier)
+        cut = {identifier for identifier, notes in found.items() if CUTS & notes.keys()}
+        same = [" = ".join(sorted(ids)) for ids in alike.values() if len(ids) > 1 and cut.intersection(ids)]
+        if same:
+            note(f"{begin}after the cut, {len(same)} groups of different items are equal to the model: {_first(same)}")
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,60 +22,13 @@ from transformers import AutoTokenizer, BatchEncoding
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from lamra.collators.messages import embedding_messages, instructed_texts
+from lamra.collators.pictures import open_image, picture_size
 from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, LONG, SPECIAL, input_digest
-from lamra.common.errors import ItemError, PictureError, TooLongError, UserError
-from lamra.datasets.items import ImageSource, Item
+from lamra.common.errors import ItemError, TooLongError, UserError
+from lamra.datasets.items import Item
 
 IMAGE_TOKEN = "<|image_pad|>"
-MAX_ASPECT_RATIO = 200  # smart_resize's own limit
 MARK = "\ufdd0"  # stands for a text while the chat template is rendered; no letter, and in no template
-
-
-def open_image(source: ImageSource, name: str = "picture") -> Image.Image:
-    """Decode a picture of any mode to RGB.
-
-    Args:
-        name: what to call a picture that is no file.
-
-    Raises:
-        PictureError: the file is missing, truncated, no picture, a decompression bomb or too thin; names it.
-    """
-    if isinstance(source, Image.Image):
-        with _named_faults(name):
-            return _checked(source)
-    with _named_faults(f"picture {source}"), Image.open(source) as image:
-        return _checked(image)
-
-
-def picture_size(path: str | Path) -> tuple[int, int]:
-    """Width and height, from the file's header alone; raises as `open_image`."""
-    with _named_faults(f"picture {path}"), Image.open(path) as image:
-        _check_shape(*image.size)
-        return image.size
-
-
-def _checked(image: Image.Image) -> Image.Image:
-    _check_shape(*image.size)
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts at 255, and all but black turns white
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
-    return image.convert("RGB")
-
-
-def _check_shape(width: int, height: int) -> None:
-    if min(width, height) < 1 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ValueError(f"{width} x {height} pixels, an aspect ratio beyond {MAX_ASPECT_RATIO}")
-
-
-@contextmanager
-def _named_faults(name: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise PictureError(f"{name} does not exist") from None
-    except Exception as error:  # a hostile file makes Pillow raise nearly anything: struct.error, IndexError, ...
-        raise PictureError(f"{name} cannot be read ({error}): repair or replace the file") from None
 
 
 def _check_pixel_limits(path: Path) -> None:
@@ -112,6 +63,7 @@ class Processor:
         text_max_tokens: instruction and text together are cut after so many tokens, in training; None does not cut.
         special_tokens_in_text: how a text that spells a special token, such as <|im_end|>, is read: "special", as that
             token, or "plain", as the letters that it is spelt with.
+        exif_rotation: turn pictures as their EXIF says.
 
     Raises:
         UserError: a file of the folder is missing, cannot be read, or contradicts itself.
@@ -126,6 +78,7 @@ class Processor:
         max_length: int = 1024,
         text_max_tokens: int | None = None,
         special_tokens_in_text: str = "special",
+        exif_rotation: bool = False,
     ):
         folder = Path(folder)
         _check_pixel_limits(folder / "preprocessor_config.json")
@@ -149,6 +102,7 @@ class Processor:
             raise RuntimeError(f"pictures would be sized by {size}, not from {min_pixels} to {max_pixels} pixels")
         self.max_length, self.text_max_tokens = max_length, text_max_tokens
         self.special_tokens_in_text = special_tokens_in_text
+        self.exif_rotation = exif_rotation
 
     def for_evaluation(self, max_length: int) -> Processor:
         """The same without cuts, but for the model's own limit of `max_length` tokens, as upstream evaluates."""
@@ -226,7 +180,8 @@ class Processor:
         """{"pixel_values": (P, C), "image_grid_thw": (images, 3)} of an item's pictures, None each without any."""
         if not item.images:
             return {"pixel_values": None, "image_grid_thw": None}
-        images = [open_image(image, f"picture of item {item.id!r}") for image in item.images]
+        name = f"picture of item {item.id!r}"
+        images = [open_image(image, name, exif_rotation=self.exif_rotation) for image in item.images]
         return dict(self.image_processor(images, return_tensors="pt"))
 
     def token_ids(self, messages: list[dict], image_grid_thw: Tensor | None, name: str) -> list[int]:

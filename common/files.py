@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import time
+import unicodedata
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Iterator, Sequence
@@ -129,6 +130,15 @@ def path_inside(root: str | Path, name: str | Path) -> Path:
     if ".." in Path(name).parts or top not in path.parents:
         raise ItemError(f"the path {name} leaves {root}: give one inside that folder")
     return Path(root, name)
+
+
+def as_on_disk(path: Path) -> Path:
+    """The path, or where it is not there, the path of the same letters that is: macOS writes é as e and an accent."""
+    if path.exists() or path.parent == path:
+        return path
+    parent = as_on_disk(path.parent)
+    spellings = (parent / name for name in (path.name, *(unicodedata.normalize(f, path.name) for f in ("NFC", "NFD"))))
+    return next((spelling for spelling in spellings if spelling.exists()), path)
 
 
 class Row(dict):

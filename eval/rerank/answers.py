@@ -86,7 +86,7 @@ def answers_of(
     done = on_first_process(lambda: _read_answers(folder))
     missing = [row for row in range(len(ranking)) if row not in done]
     mine = missing[process_rank() :: world_size()]
-    pictures = DecodedPictures(PIXELS_KEPT)  # each worker has a copy
+    pictures = DecodedPictures(PIXELS_KEPT, judge.prompts.processor.exif_rotation)  # each worker has a copy
 
     def prepare(i: int) -> tuple[int, Joined]:
         query, found, _ = ranking[mine[i]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lamra.collators.processing import open_image
+from lamra.collators.pictures import open_image
 from lamra.collators.rerank import PreparedItem
 from lamra.datasets.items import Item, Picture
 from lamra.models.reranker import Reranker
@@ -21,10 +21,11 @@ class DecodedPictures:
 
     Args:
         most_bytes: of the pixels kept, 3 a pixel.
+        exif_rotation: turn them as their EXIF says.
     """
 
-    def __init__(self, most_bytes: int):
-        self.room = most_bytes
+    def __init__(self, most_bytes: int, exif_rotation: bool = False):
+        self.room, self.exif_rotation = most_bytes, exif_rotation
         self._kept: OrderedDict[str, Image.Image] = OrderedDict()
 
     def decoded(self, item: Item) -> Item:
@@ -40,7 +41,7 @@ class DecodedPictures:
         if (key := str(source)) in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        image = self._kept[key] = open_image(source)
+        image = self._kept[key] = open_image(source, exif_rotation=self.exif_rotation)
         self.room -= _bytes(image)
         while self.room < 0:
             self.room += _bytes(self._kept.popitem(last=False)[1])

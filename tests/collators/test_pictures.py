@@ -10,7 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from training import batch_of
 
-from lamra.collators.processing import Processor, open_image
+from lamra.collators.pictures import open_image
+from lamra.collators.processing import Processor
 from lamra.collators.retrieval import RetrievalCollator
 from lamra.common.errors import PictureError
 from lamra.datasets.items import Item, Pair

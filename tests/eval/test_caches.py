@@ -227,7 +227,7 @@ def test_a_candidate_of_many_queries_is_decoded_once(tiny_model, pictures, tmp_p
     judge, opened, found = Answering(tiny_model), [], {}
     judge.num_workers = 0
     stock = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or stock(path))
+    monkeypatch.setattr(Image, "open", lambda path, **of: opened.append(path) or stock(path, **of))
     picture = 3 * 28 * 28  # bytes
     for kept, decoded in ((0, 8 * 6 + 1), (2 * picture, 8 * 6 + 1), (3 * picture, 3 + 1), (2**20, 3 + 1)):
         monkeypatch.setattr(rerank_answers, "PIXELS_KEPT", kept)

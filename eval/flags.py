@@ -25,6 +25,9 @@ class RetrieverArguments:
         None,
         "read them as plain letters, or as special; default: what the checkpoint was trained with",
     )
+    exif_rotation: bool | None = flag(
+        None, "turn pictures as EXIF says; default: as the checkpoint was trained, else False"
+    )
     attn_implementation: str | None = flag(
         None, "flash_attention_2, sdpa, eager; of packed text: chosen by models/packing.py"
     )

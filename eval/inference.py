@@ -109,6 +109,7 @@ def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple[Any, 
         position_ids=args.position_ids,
         max_pixels=args.max_pixels,
         special_tokens_in_text=args.special_tokens_in_text,
+        exif_rotation=args.exif_rotation,
         padding_free=args.padding_free,
     )
     processor = Processor(
@@ -116,6 +117,7 @@ def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple[Any, 
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
         special_tokens_in_text=settings.special_tokens_in_text,
+        exif_rotation=settings.exif_rotation,
     ).for_evaluation(model.context_length)
     workers = default_workers() if args.num_workers is None else args.num_workers
     budget = args.max_tokens_per_batch or (32768 if on_cuda else 4096)

@@ -47,6 +47,7 @@ class Settings:
         quantized: the base model's linears were in 4 bits (NF4) while the adapter was trained.
         special_tokens_in_text: a text that spells a special token is read as its letters ("plain"), or as that token
             ("special"): so LamRA's released checkpoints were trained, and those that do not say it.
+        exif_rotation: pictures are turned as their EXIF says; upstream shows them as they are stored.
     """
 
     base_model: str
@@ -61,6 +62,7 @@ class Settings:
     base_sha256: str | None = None
     quantized: bool = False
     special_tokens_in_text: str = "special"
+    exif_rotation: bool = False
 
     def __post_init__(self) -> None:
         if self.special_tokens_in_text not in SPECIAL_TOKENS_IN_TEXT:
@@ -165,7 +167,8 @@ def settings_to_train(
 
     Args:
         special_tokens_in_text: None takes the model's, or for a bare base model "plain".
-        flags: position_ids, min_pixels and max_pixels; None takes the model's, or for a bare base model the default.
+        flags: position_ids, min_pixels, max_pixels and exif_rotation; None takes the model's, or for a bare base model
+            the default.
 
     Raises:
         UserError: a flag contradicts the model, min_pixels exceeds max_pixels, or the model is a reranker.
@@ -201,7 +204,7 @@ def settings_to_rerank(
 
     Args:
         position_ids, train_position_ids: to answer and to train with; None takes upstream's.
-        shown: min_pixels, max_pixels and special_tokens_in_text, as for settings_to_train.
+        shown: min_pixels, max_pixels, exif_rotation and special_tokens_in_text, as for settings_to_train.
 
     Raises:
         UserError: a flag contradicts the model, or min_pixels exceeds max_pixels.

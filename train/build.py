@@ -36,6 +36,7 @@ def retriever_settings(folder: Path, model_args: ModelArguments, args: TrainingA
         min_pixels=model_args.min_pixels,
         max_pixels=model_args.max_pixels,
         special_tokens_in_text=model_args.special_tokens_in_text,
+        exif_rotation=model_args.exif_rotation,
         text_max_tokens=args.text_max_tokens,
         temperature=args.temperature,
     )
@@ -51,6 +52,7 @@ def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -
         max_length=args.model_max_length,
         text_max_tokens=settings.text_max_tokens,
         special_tokens_in_text=settings.special_tokens_in_text,
+        exif_rotation=settings.exif_rotation,
     )
 
 

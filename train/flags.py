@@ -50,6 +50,7 @@ class ModelArguments:
         None,
         "read them as plain letters, or as special; default: plain, or as the model was trained",
     )
+    exif_rotation: bool | None = flag(None, "turn pictures as EXIF says; default: False, or as the model was trained")
 
     def __post_init__(self):
         require_finite(self)

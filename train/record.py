@@ -67,6 +67,7 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
     now = json.loads(json.dumps(record, default=str))
     before.setdefault("train_position_ids", None)  # the first rerankers did not tell the two apart
     before.setdefault("special_tokens_in_text", "special")  # what all did before it was a setting
+    before.setdefault("exif_rotation", False)
     unknown = [name for name in now if name not in before]
     if unknown:
         note(f"{checkpoint} is of an older version and does not say its {', '.join(unknown)}: they are not compared")

@@ -48,6 +48,7 @@ def main() -> None:
             min_pixels=model_args.min_pixels,
             max_pixels=model_args.max_pixels,
             special_tokens_in_text=model_args.special_tokens_in_text,
+            exif_rotation=model_args.exif_rotation,
         )
         settings = replace(settings, quantized=model_args.q_lora)
         processor = build_processor(folder, settings, args)

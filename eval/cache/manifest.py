@@ -48,6 +48,7 @@ def provenance_of(args: RetrieverArguments, settings: Settings, model: nn.Module
         **{name: getattr(settings, name) for name in SETTINGS},
         # Not where it is as it always was: caches of before it was a setting go on.
         **({"special_tokens_in_text": "plain"} if settings.special_tokens_in_text == "plain" else {}),
+        **({"exif_rotation": True} if settings.exif_rotation else {}),
         "dtype": str(next(model.parameters()).dtype),
     }
 

@@ -53,6 +53,21 @@ def test_a_picture_of_any_mode_is_shown_as_it_is(tmp_path):
         assert abs(shown.mean() - expected.mean()) < 10, name
 
 
+def test_a_processor_turns_pictures_where_its_settings_say_so(tiny_model, tmp_path):
+    lying = Image.fromarray(np.linspace(0, 255, 28 * 84 * 3).reshape(28, 84, 3).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    lying.save(tmp_path / "lying.png", exif=exif)
+    lying.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    stored, upright = (Item("x", images=(tmp_path / f"{name}.png",)) for name in ("lying", "upright"))
+    plain, turning = Processor(tiny_model), Processor(tiny_model, exif_rotation=True).for_evaluation(1024)
+    for processor, same in ((plain, False), (turning, True)):
+        pixels = [processor.pixels(item) for item in (stored, upright)]
+        assert torch.equal(pixels[0]["image_grid_thw"], pixels[1]["image_grid_thw"]) == same
+        assert torch.equal(pixels[0]["pixel_values"], pixels[1]["pixel_values"]) == same
+        assert processor.length(stored) == len(processor.encode(stored)["input_ids"])
+
+
 def test_a_faulty_pair_is_replaced_alike_by_any_number_of_workers(tiny_model, pictures):
     files = sorted(pictures.iterdir())
     pairs = [Pair(Item(f"q{i}", "A picture."), Item(f.name, images=(f,))) for i, f in enumerate(files)]

@@ -8,18 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamra.common.cli import flag, parse, run
+from lamra.common.cli import flag, note, parse, run
 from lamra.common.errors import UserError
 from lamra.datasets.items import Item
-from lamra.eval.flags import RetrieverArguments
+from lamra.datasets.picture_folder import pictures_in
+from lamra.eval.flags import SkippingArguments
 from lamra.eval.rerank.fusion import reranked
 from lamra.models.folders import local_folder
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-
 
 @dataclass
-class DemoArguments(RetrieverArguments):
+class DemoArguments(SkippingArguments):
     folder: str = flag("", "pictures to search")
     text: str | None = flag(None, "what to look for, in words")
     image: str | None = flag(None, "what to look for, as a picture; alone or with --text")
@@ -40,13 +39,14 @@ class DemoArguments(RetrieverArguments):
 
 def main() -> None:
     (args,) = parse(DemoArguments)
-    paths = sorted(path for path in Path(args.folder).rglob("*") if path.suffix.lower() in PICTURES)
-    if not paths:
-        raise UserError(f"--folder {args.folder} holds no picture ({', '.join(sorted(PICTURES))})")
-    from lamra.eval.inference import load_retriever  # torch and transformers, which --help does not wait for
+    paths = pictures_in(args.folder, note)
+    from lamra.eval.inference import as_item, load_retriever  # torch and transformers, which --help does not wait for
     from lamra.eval.search import top_k
+    from lamra.eval.unreadable import Unreadable
 
     retriever = load_retriever(args)
+    lost = Unreadable(args.skip_unreadable, retriever).rows([as_item(path, str(path)) for path in paths], args.folder)
+    paths = [path for path, is_lost in zip(paths, lost) if not is_lost]
     query = Item("query", args.text, (args.image,) if args.image else ())
     scores, indices = top_k(retriever.embed([query]), retriever.embed(paths), args.top)  # (1, top) each
     found = [(score, paths[index]) for score, index in zip(scores[0].tolist(), indices[0].tolist())]

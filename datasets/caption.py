@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from lamra.common.errors import UserError
-from lamra.common.files import path_inside, read_json
+from lamra.common.files import as_on_disk, path_inside, read_json
 from lamra.datasets.items import Item, is_blank
 from lamra.datasets.tasks import ItemList, Reported, RetrievalTask
 
@@ -32,11 +34,26 @@ class CaptionedImages:
     texts: list[Item]
     image_of_text: list[int]
 
+    def without(self, lost: np.ndarray) -> CaptionedImages:
+        """The same as if some pictures and their captions were not there; `lost` (pictures,) is true for these."""
+        new_row = np.cumsum(~lost) - 1
+        captions = [(text, image) for text, image in zip(self.texts, self.image_of_text) if not lost[image]]
+        return CaptionedImages(
+            [image for image, is_lost in zip(self.images, lost) if not is_lost],
+            [text for text, _ in captions],
+            [int(new_row[image]) for _, image in captions],
+        )
 
-def load_captioned_images(image_folder: str | Path, text_path: str | Path) -> CaptionedImages:
+
+def load_captioned_images(
+    image_folder: str | Path, text_path: str | Path, *, pictures_there: bool = True
+) -> CaptionedImages:
     """Read captions and check that every picture is there (not that it can be decoded).
 
     Which layout it is follows from the json: a list of strings, or an object with "images".
+
+    Args:
+        pictures_there: refuse pictures that do not exist; False leaves them to whoever opens them.
 
     Raises:
         UserError: something is missing, malformed or does not fit; names the file and the way out.
@@ -54,8 +71,8 @@ def load_captioned_images(image_folder: str | Path, text_path: str | Path) -> Ca
     else:
         raise UserError(f'{text_path} is neither a list of captions nor an object with "images": give one of these')
 
-    missing = [name for name in captions if not (image_folder / name).is_file()]
-    if missing:
+    missing = [name for name in captions if not as_on_disk(image_folder / name).is_file()]
+    if missing and pictures_there:
         raise UserError(
             f"{len(missing)} of the {len(captions)} pictures of {text_path} are missing in {image_folder}, first "
             f"{missing[0]}: extract the pictures again, or give the folder that belongs to this file"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lamra.common.errors import ItemError, UserError
-from lamra.common.files import path_inside, read_jsonl
+from lamra.common.files import as_on_disk, path_inside, read_jsonl
 from lamra.datasets.items import Item, Part, Picture, Text, is_blank
 
 KEYS = ("text", "image", "content")
@@ -56,11 +56,12 @@ def with_root(parts: tuple[Part, ...], root: Path) -> tuple[Part, ...]:
     return tuple(Picture(path_inside(root, str(part.image))) if isinstance(part, Picture) else part for part in parts)
 
 
-def load_items(path: str | Path, image_root: str | Path | None = None) -> list[Item]:
+def load_items(path: str | Path, image_root: str | Path | None = None, *, pictures_there: bool = True) -> list[Item]:
     """Read all items of a jsonl file, in order.
 
     Args:
         image_root: the folder that holds all pictures; by default that of the file.
+        pictures_there: refuse a picture that does not exist; False leaves it to whoever opens it.
 
     Raises:
         UserError: the file is missing or empty, or a line is malformed, repeats an id or names a picture that does not
@@ -80,10 +81,10 @@ def load_items(path: str | Path, image_root: str | Path | None = None) -> list[I
         parts = read_parts(row, row.location, keys=("id", *KEYS))
         try:
             item = Item(identifier, parts=with_root(parts, image_root))
-            missing = [image for image in item.images if not Path(str(image)).is_file()]
+            missing = [image for image in item.images if not as_on_disk(Path(str(image))).is_file()]
         except (ItemError, OSError) as error:  # a path that leaves the folder, or is too long for one
             raise UserError(f"{row.location}: {error}") from None
-        if missing:
+        if missing and pictures_there:
             raise UserError(f"{row.location}: picture {missing[0]} does not exist")
         items[identifier] = item
     if not items:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from lamra.datasets.items import Indexed, Item
 
@@ -31,6 +33,9 @@ class Items(FileItems, Protocol):
     def find(self, ids: Sequence[str]) -> list[int]:
         """The row of each id, -1 where there is none."""
 
+    def without(self, rows: np.ndarray) -> Items:
+        """The same as if some items were not there; `rows` (N,) is true for these."""
+
 
 class ItemList(list[Item]):
     """Items in memory; of equal ids the last is found."""
@@ -45,6 +50,9 @@ class ItemList(list[Item]):
     def find(self, ids: Sequence[str]) -> list[int]:
         row_of = {item.id: row for row, item in enumerate(self)}
         return [row_of.get(identifier, -1) for identifier in ids]
+
+    def without(self, rows: np.ndarray) -> ItemList:
+        return ItemList([item for item, lost in zip(self, rows) if not lost], self.name, self.path)
 
 
 class Reported(NamedTuple):
@@ -105,3 +113,22 @@ class RetrievalTask:
             raise ValueError(f"{self.name}: only ties among the candidates of a query's own are all seen")
         if self.counted not in self.ks:
             raise ValueError(f"{self.name}: recall@{self.counted} counts and is not measured ({self.ks})")
+
+    def without(self, queries: np.ndarray, gallery: np.ndarray, kept_gallery: Items) -> RetrievalTask:
+        """The task as if some rows were not there. A query that loses all its answers with them goes, too.
+
+        Args:
+            queries, gallery: (Q,) and (N,), true for these rows.
+            kept_gallery: the gallery without them, the same object for tasks that share it.
+        """
+        lost = queries | np.array([len(rows) > 0 and all(gallery[row] for row in rows) for rows in self.answers])
+        new_row = np.cumsum(~gallery) - 1  # (N,)
+
+        def kept(of_queries: Sequence[Collection[int]] | None) -> list[list[int]] | None:
+            if of_queries is None:
+                return None
+            left = (rows for rows, query_is_lost in zip(of_queries, lost) if not query_is_lost)
+            return [[int(new_row[row]) for row in rows if not gallery[row]] for rows in left]
+
+        fewer: dict[str, Any] = {name: kept(getattr(self, name)) for name in ("answers", "candidates", "excluded")}
+        return replace(self, queries=self.queries.without(lost), gallery=kept_gallery, **fewer)

@@ -18,11 +18,11 @@ from lamra.common.files import whole_file
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.jsonl import load_items
-from lamra.eval.flags import RetrieverArguments
+from lamra.eval.flags import SkippingArguments
 
 
 @dataclass
-class EmbedArguments(RetrieverArguments):
+class EmbedArguments(SkippingArguments):
     input: str = flag("", "items.jsonl")
     image_root: str | None = flag(None, "folder of all pictures; paths are relative to it; default: that of --input")
     output: str = flag("", "out.npz: ids (N,), embeddings (N, D) float32 of unit norm")
@@ -35,16 +35,23 @@ class EmbedArguments(RetrieverArguments):
 
 def main() -> None:
     (args,) = parse(EmbedArguments)
-    items = load_items(args.input, args.image_root)
+    items = load_items(args.input, args.image_root, pictures_there=not args.skip_unreadable)
     from lamra.eval.inference import load_retriever, start  # torch and transformers, which --help does not wait for
+    from lamra.eval.unreadable import Unreadable
 
     start(args)
     output = Path(args.output)
     with folder_lock(output.parent, "output", f".{output.name}.lock"):
-        embeddings = load_retriever(args).encode(items, "embed")  # (N, D)
+        retriever = load_retriever(args)
+        unreadable = Unreadable(args.skip_unreadable, retriever)
+        lost = unreadable.rows(items, args.input)
+        items = [item for item, is_lost in zip(items, lost) if not is_lost]
+        embeddings = retriever.encode(items, "embed")  # (N, D)
         if is_first_process():
             with whole_file(output, "wb") as file:
-                np.savez(file, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy())
+                np.savez(
+                    file, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy(), **unreadable.for_npz
+                )
             print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")
 
 

@@ -29,14 +29,14 @@ from lamra.datasets.mbeir.tasks import open_tasks
 from lamra.datasets.rankings import write_ranking
 from lamra.datasets.tasks import RetrievalTask
 from lamra.eval import upstream_files
-from lamra.eval.flags import RetrieverArguments, output_folder
+from lamra.eval.flags import SkippingArguments, output_folder
 from lamra.eval.reporting.results import write_json
 
 KS = (1, 5, 10, 20, 50)
 
 
 @dataclass
-class MBEIRArguments(RetrieverArguments):
+class MBEIRArguments(SkippingArguments):
     data_path: str = flag(DATA_PATH, "M-BEIR's folder")
     pool: str | None = flag(None, "local (default): each task's own candidates; global: all together")
     tasks: str | None = flag(None, "all (default), or names separated by commas")
@@ -99,6 +99,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
     from lamra.eval.metrics import average
+    from lamra.eval.unreadable import Unreadable
 
     state, output = start(args), output_folder(args, "mbeir")
     with folder_lock(output):
@@ -114,6 +115,8 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
                 with_paper=args.of_paper and args.pool == "local",
             )
         retriever = load_retriever(args)
+        unreadable = Unreadable(args.skip_unreadable, retriever)
+        tasks = unreadable.left_out_of(tasks)
         provenance = provenance_of(args, retriever.settings, retriever.embedder)
         cache = EmbeddingsCache(output / "embeddings", retriever, provenance, args.shard_size)
 
@@ -133,7 +136,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
         if state.is_main_process:
             mean = average(tasks, metrics)
             write_json(folder / "made_by.json", {**provenance, "files": cache.files, "seed": args.seed})
-            write_json(folder / "metrics.json", {**metrics, "average": mean})
+            write_json(folder / "metrics.json", {**metrics, "average": mean, **unreadable.for_metrics})
             print_table(args, tasks, metrics, mean)
             print(f"written to {folder}/")
 

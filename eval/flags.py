@@ -53,6 +53,17 @@ class RetrieverArguments:
             note(f"--model_max_length {self.model_max_length} is ignored: evaluation cuts nothing, as LamRA's does not")
 
 
+@dataclass
+class SkippingArguments(RetrieverArguments):
+    skip_unreadable: int = flag(
+        0, "go on without so many items whose pictures cannot be read, each listed; default: 0, the first one stops"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.skip_unreadable >= 0, "skip_unreadable", self.skip_unreadable, "0 or more")
+
+
 def output_folder(args, *default: str | Path) -> Path:
     """--output_dir, or its default: results/<model>/..."""
     return Path(args.output_dir or Path("results", run_name(args.model_id), *default))

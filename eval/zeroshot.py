@@ -10,14 +10,14 @@ from lamra.common.cli import flag, require
 from lamra.common.lock import folder_lock
 from lamra.datasets.caption import PROTOCOLS, CaptionedImages, captioned_tasks, load_captioned_images
 from lamra.datasets.rankings import write_ranking
-from lamra.eval.flags import RetrieverArguments, output_folder
+from lamra.eval.flags import SkippingArguments, output_folder
 from lamra.eval.reporting.results import PRACTICE_STAGE1_FLICKR30K, print_recalls, write_json
 
 RERANK_DEPTH = 50
 
 
 @dataclass
-class ZeroshotArguments(RetrieverArguments):
+class ZeroshotArguments(SkippingArguments):
     image_data_path: str = flag("", "folder of pictures")
     text_data_path: str = flag("", "LamRA_Eval's list of captions or Karpathy's json")
     mode: str = flag("pretrained", "finetuned: with instructions, see --protocol")
@@ -44,12 +44,15 @@ def evaluate_captions(default_name: str) -> None:
     from lamra.eval.cache.manifest import provenance_of  # torch and transformers, which --help does not wait for
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
+    from lamra.eval.unreadable import Unreadable
 
     data_name, state = args.data_name or default_name, start(args)
     folder = output_folder(args, data_name.lower())
     with folder_lock(folder):
-        data = load_captioned_images(args.image_data_path, args.text_data_path)
+        data = load_captioned_images(args.image_data_path, args.text_data_path, pictures_there=not args.skip_unreadable)
         retriever = load_retriever(args)
+        unreadable = Unreadable(args.skip_unreadable, retriever)
+        data = data.without(unreadable.rows(data.images, args.text_data_path))
         protocol = args.protocol if args.mode == "finetuned" else None  # without instructions both are the same
         provenance = provenance_of(args, retriever.settings, retriever.embedder, protocol)
         tasks = captioned_tasks(data, data_name, args.text_data_path, protocol)
@@ -63,7 +66,9 @@ def evaluate_captions(default_name: str) -> None:
         if state.is_main_process:
             if args.save_for_rerank:
                 write_json(folder / "made_by.json", {**provenance, "mode": args.mode})
-            write_json(folder / "metrics.json", metrics | ({"protocol": protocol} if protocol else {}))
+            write_json(
+                folder / "metrics.json", metrics | ({"protocol": protocol} if protocol else {}) | unreadable.for_metrics
+            )
             print_table(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
             print(f"written to {folder}/")
 

@@ -91,6 +91,8 @@ class Rows:
         UserError: the file is missing or empty, a row is malformed, or a candidate repeats an id: names file and line.
     """
 
+    _left_out = 0  # rows, see `without`
+
     def __init__(self, path: str | Path, root: str | Path, fields: Fields):
         self.path, self.root, self.fields = Path(path), Path(root), fields
         if not self.path.is_file():
@@ -124,6 +126,7 @@ class Rows:
             column[~rows] for column in (self.offsets, self.keys, self.modalities)
         )
         fewer._by_key = np.argsort(fewer.keys, kind="stable")
+        fewer._left_out = self._left_out + int(rows.sum())
         return fewer
 
     def record(self, row: int) -> dict:
@@ -151,7 +154,7 @@ class Rows:
 
     @property
     def name(self) -> str:
-        return self.path.stem
+        return self.path.stem + (f"_without_{self._left_out}" if self._left_out else "")
 
     def find(self, ids: Sequence[str]) -> list[int]:
         """The row of each id, the first where a query is repeated; -1 where there is none.

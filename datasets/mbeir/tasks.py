@@ -61,6 +61,10 @@ class JoinedPools(Rows):
         self._by_key = np.argsort(self.keys, kind="stable")
         self._starts = np.cumsum([0, *map(len, parts)])
 
+    def without(self, rows: np.ndarray) -> JoinedPools:
+        parts = np.split(rows, self._starts[1:-1])
+        return JoinedPools([pool.without(lost) if lost.any() else pool for pool, lost in zip(self.parts, parts)])
+
     def record(self, row: int) -> dict:
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.parts[part].record(row - int(self._starts[part]))

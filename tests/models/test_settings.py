@@ -72,9 +72,8 @@ def test_special_tokens_are_plain_in_new_trainings_and_special_where_nothing_say
 
 def test_pictures_are_turned_only_where_the_training_said_so(model, tmp_path):
     folder, options = model("qwen2_vl"), dict(text_max_tokens=77, temperature=0.1)
-    assert [settings_to_train(folder, **options, exif_rotation=given).exif_rotation for given in (None, False, True)] == [
-        False, False, True,
-    ]  # fmt: skip
+    for given, turned in ((None, False), (False, False), (True, True)):
+        assert settings_to_train(folder, **options, exif_rotation=given).exif_rotation is turned
     settings_to_train(folder, **options, exif_rotation=True).write(folder)
     assert settings_to_train(folder, **options).exif_rotation
     with pytest.raises(UserError, match="--exif_rotation False contradicts the checkpoint .* trained with True"):

@@ -1,0 +1,46 @@
+"""A folder of pictures, searched to its depths: its picture files, and what is left out of them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from lamra.common.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".avif")
+
+
+def pictures_in(folder: str | Path, tell: Callable[[str], None]) -> list[Path]:
+    """The picture files in `folder` and in the folders below it, told by their suffixes, in order of their paths.
+
+    Args:
+        tell: gets a sentence that counts what is left out: other suffixes, macOS's ._ files, what is no file.
+
+    Raises:
+        UserError: there is no picture, or a folder cannot be read.
+    """
+    found, left_out = [], Counter[str]()
+    for parent, folders, names in os.walk(folder, onerror=_unreadable):
+        for name in (*folders, *names):
+            path, suffix = Path(parent, name), os.path.splitext(name)[1].lower()
+            if suffix not in SUFFIXES:
+                left_out[suffix or "no suffix"] += name in names
+            elif not path.is_file():  # a folder, or a FIFO, which would be waited for
+                left_out["no files"] += 1
+            elif name.startswith("._"):  # macOS writes one beside each file of a disk that is not its own
+                left_out["macOS's ._ files"] += 1
+            else:
+                found.append(path)
+    if left_out := +left_out:
+        listed = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
+        tell(f"{folder}: {left_out.total()} entries are left out as no pictures: {listed}")
+    if not found:
+        raise UserError(f"--folder {folder} holds no picture ({', '.join(SUFFIXES)})")
+    return sorted(found)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}): give another --folder, or the right to read")

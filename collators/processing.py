@@ -23,7 +23,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lamra.collators.messages import embedding_messages, instructed_texts
 from lamra.collators.pictures import open_image, picture_size
-from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, LONG, SPECIAL, input_digest
+from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, LONG, SPECIAL, digest_of
 from lamra.common.errors import ItemError, TooLongError, UserError
 from lamra.datasets.items import Item
 
@@ -137,20 +137,20 @@ class Processor:
             ids, excess = self.token_ids(embedding_messages(kept), grids, item.id), excess + 1
         befell += [CUT_PROMPT] * (kept is not item) + [LONG] * (len(ids) > self.max_length // 2)
         befell += [SPECIAL] * self.reads_special_tokens_in(kept.texts)
-        notes = dict.fromkeys(befell, input_digest(ids, *map(str, item.images))) if befell else {}
-        return {"input_ids": ids, **pixels, "notes": notes}
+        seen = (digest_of(ids, *map(str, item.images)), digest_of(whole.content)) if befell else (0, 0)
+        return {"input_ids": ids, **pixels, "notes": dict.fromkeys(befell, seen)}
 
     def length(self, item: Item) -> int:
         """Tokens that `encode` makes of an item, from the headers of its pictures."""
         factor = self.image_processor.patch_size * self.image_processor.merge_size
         limits = self.image_processor.size["shortest_edge"], self.image_processor.size["longest_edge"]
-        image_tokens = []
+        pictures = 0  # tokens beyond one for each picture
         for image in item.images:
             width, height = image.size if isinstance(image, Image.Image) else picture_size(image)
             resized = smart_resize(height, width, factor, *limits)
-            image_tokens.append(resized[0] * resized[1] // factor**2)
-        ids = self._token_ids(embedding_messages(self.cut(item, self.text_max_tokens)), image_tokens, item.id)
-        return min(len(ids), self.max_length)
+            pictures += resized[0] * resized[1] // factor**2 - 1
+        messages = embedding_messages(self.cut(item, self.text_max_tokens))
+        return min(len(self._token_ids(messages, [1] * len(item.images), item.id)) + pictures, self.max_length)
 
     @cached_property
     def prefix_ids(self) -> list[int]:

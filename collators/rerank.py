@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lamra.collators.messages import NO, YES, listwise_answer, listwise_messages, pointwise_messages
 from lamra.collators.processing import Processor
-from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, SPECIAL, input_digest
+from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, SPECIAL, digest_of
 from lamra.common.errors import TooLongError, UserError
 from lamra.datasets.items import Item
 from lamra.datasets.rerank import RerankExample
@@ -102,7 +102,7 @@ class RankPrompts:
                     befell.append(CUT_TEXT if most == self.processor.text_max_tokens else CUT_PROMPT)
                 if any(self.processor.reads_special_tokens_in(item.texts) for item in items):
                     befell.append(SPECIAL)
-                notes = dict.fromkeys(befell, input_digest(name))  # equal lists of candidates are no news
+                notes = dict.fromkeys(befell, (digest_of(name),) * 2)  # equal lists of candidates are no news
                 inputs = {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": grids, "labels": labels}
                 return {**inputs, "name": name, "notes": notes}
             most = (most or self.processor.max_length) // 2  # every text alike, so that no candidate is favoured

@@ -18,12 +18,13 @@ LONG = "nearly too long"  # told nowhere: an item that was cut may have become e
 CUTS = {CUT_TEXT, CUT_PROMPT}
 NAMED = 5  # ids in a sentence
 
-TextNotes = dict[str, int]  # what befell a text -> digest of what the model sees of its item
+# What befell a text -> digests of what the model sees of its item, and of the item.
+TextNotes = dict[str, tuple[int, int]]
 
 
-def input_digest(*seen: object) -> int:
-    """64 bits of what the model sees of an item, the same in all processes."""
-    digest = hashlib.blake2b(repr(seen).encode(errors="surrogatepass"), digest_size=8)
+def digest_of(*parts: object) -> int:
+    """64 bits of their representation, the same in all processes."""
+    digest = hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
@@ -45,12 +46,13 @@ class ToldTexts:
         for kind in (CUT_TEXT, CUT_PROMPT, SPECIAL):
             if ids := sorted(identifier for identifier, notes in found.items() if kind in notes):
                 note(f"{begin}{len(ids)} texts are {kind}: {_first(ids)}")
-        alike: dict[int, list[str]] = {}
+        alike: dict[int, dict[int, str]] = {}  # what the model sees -> the different items that look so, an id of each
         for identifier, notes in found.items():
-            for digest in set(notes.values()):
-                alike.setdefault(digest, []).append(identifier)
+            for seen, item in notes.values():  # one and the same
+                alike.setdefault(seen, {}).setdefault(item, identifier)
         cut = {identifier for identifier, notes in found.items() if CUTS & notes.keys()}
-        same = [" = ".join(sorted(ids)) for ids in alike.values() if len(ids) > 1 and cut.intersection(ids)]
+        groups = [sorted(ids.values()) for ids in alike.values() if len(ids) > 1]
+        same = [" = ".join(ids) for ids in groups if cut.intersection(ids)]
         if same:
             note(f"{begin}after the cut, {len(same)} groups of different items are equal to the model: {_first(same)}")
 

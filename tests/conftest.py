@@ -168,6 +168,27 @@ def mbeir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mbeir_20(tmp_path_factory) -> Path:
+    """The miniature M-BEIR with 20 scenes to train on and 6 to evaluate on."""
+    from lamra.miniature.mbeir import build_mbeir
+
+    folder = tmp_path_factory.mktemp("mbeir_20")
+    build_mbeir(folder, seed=0, train=20, gallery=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stage1(tiny_model, tmp_path_factory) -> Path:
+    """A model as merge_lora.sh leaves it: it remembers settings that are not the defaults."""
+    from lamra.models.settings import Settings
+
+    folder = tmp_path_factory.mktemp("stage1") / "merged"
+    shutil.copytree(tiny_model, folder)
+    Settings("elsewhere", "mrope", max_pixels=100 * 28 * 28).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def mined(mbeir, tiny_model, tmp_path_factory) -> Path:
     """Wrong candidates of the training queries of `mbeir`: mined.jsonl and mined.json."""
     from lamra.eval import mine_rerank

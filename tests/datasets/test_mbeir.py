@@ -22,17 +22,9 @@ from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, sentence
 from lamra.datasets.mbeir.tasks import InstructedQueries
 from lamra.eval import eval_mbeir
 from lamra.eval.metrics import recall_at_k
-from lamra.miniature.mbeir import TASKS, build_mbeir
+from lamra.miniature.mbeir import TASKS
 
-SCENES = 20
-
-
-@pytest.fixture(scope="module")
-def mbeir(tmp_path_factory):
-    """The miniature M-BEIR with 20 scenes to train on and 6 to evaluate on."""
-    folder = tmp_path_factory.mktemp("mbeir")
-    build_mbeir(folder, seed=0, train=SCENES, gallery=6)
-    return folder
+SCENES = 20  # of mbeir_20
 
 
 @pytest.mark.parametrize(
@@ -109,10 +101,10 @@ def test_bad_rows(tmp_path, second, words):
     assert not list(tmp_path.glob(".pool*"))
 
 
-def test_what_does_not_fit_together(mbeir, tmp_path):
+def test_what_does_not_fit_together(mbeir_20, tmp_path):
     def broken(file: str, old: str, new: str):
         root = tmp_path / str(len(list(tmp_path.iterdir())))
-        shutil.copytree(mbeir, root, ignore=shutil.ignore_patterns("*.png", "*.npy"))
+        shutil.copytree(mbeir_20, root, ignore=shutil.ignore_patterns("*.png", "*.npy"))
         text = (root / file).read_text()
         assert old in text
         (root / file).write_text(text.replace(old, new, 1))
@@ -120,7 +112,7 @@ def test_what_does_not_fit_together(mbeir, tmp_path):
 
     def lost(field: str, rows: int):
         """Rows whose candidates are all of another pool."""
-        text = (mbeir / TRAIN_QUERIES).read_text().splitlines()
+        text = (mbeir_20 / TRAIN_QUERIES).read_text().splitlines()
         for number in [number for number, line in enumerate(text) if json.loads(line)[field]][:rows]:
             text[number] = json.dumps(json.loads(text[number]) | {field: ["9:99999"]})
         root = broken(TRAIN_QUERIES, "", "")
@@ -135,12 +127,12 @@ def test_what_does_not_fit_together(mbeir, tmp_path):
         with pytest.raises(ValueError, match=words + r" \d+, which has 9:99999: give the pool"):
             pairs_of(lost(field, 2), **options)
     with pytest.raises(ValueError, match="up_train.jsonl line 1 has no positive in pos_cand_list"):
-        first = json.loads((mbeir / TRAIN_QUERIES).read_text().splitlines()[0])["pos_cand_list"]
+        first = json.loads((mbeir_20 / TRAIN_QUERIES).read_text().splitlines()[0])["pos_cand_list"]
         pairs_of(broken(TRAIN_QUERIES, json.dumps(first), "[]"))
     with pytest.raises(ValueError, match="no instruction for queries of dataset 8 that are 'image,text' and look for"):
         pairs_of(broken(INSTRUCTIONS, "CIRR\t8", "CIRR\t7"))
     with pytest.raises(ValueError, match="--hard_negatives 9999: .* give fewer"):
-        pairs_of(mbeir, hard_negatives=9999)
+        pairs_of(mbeir_20, hard_negatives=9999)
 
 
 def test_qrels_by_hand_and_bad_ones(tmp_path):
@@ -171,8 +163,8 @@ def test_qrels_by_hand_and_bad_ones(tmp_path):
             read_qrels(qrels, queries, pool)
 
 
-def test_draws_follow_from_seed_and_epoch_alone(mbeir):
-    pairs = pairs_of(mbeir, seed=1, hard_negatives=2)
+def test_draws_follow_from_seed_and_epoch_alone(mbeir_20):
+    pairs = pairs_of(mbeir_20, seed=1, hard_negatives=2)
 
     def drawn(epoch: int, dataset=pairs, **options) -> list:
         dataset.set_epoch(epoch)
@@ -180,10 +172,10 @@ def test_draws_follow_from_seed_and_epoch_alone(mbeir):
 
     first = drawn(0)
     assert len(first) == 5 * SCENES and drawn(0, num_workers=2) == first == drawn(
-        0, pairs_of(mbeir, seed=1, hard_negatives=2)
+        0, pairs_of(mbeir_20, seed=1, hard_negatives=2)
     )
     second = drawn(1)
-    assert drawn(1, num_workers=1) == second != first != drawn(0, pairs_of(mbeir, seed=2, hard_negatives=2))
+    assert drawn(1, num_workers=1) == second != first != drawn(0, pairs_of(mbeir_20, seed=2, hard_negatives=2))
     workers = DataLoader(pairs, batch_size=None, num_workers=1, persistent_workers=True)
     pairs.set_epoch(0)
     assert list(workers) == first
@@ -201,8 +193,8 @@ def test_draws_follow_from_seed_and_epoch_alone(mbeir):
         assert len(listed & set(ids)) == min(2, len(listed))  # all of a short list, then any of the pool
 
 
-def test_groups_are_the_tasks(mbeir):
-    groups = pairs_of(mbeir).groups
+def test_groups_are_the_tasks(mbeir_20):
+    groups = pairs_of(mbeir_20).groups
     assert set(groups) == {
         "MSCOCO text to image",
         "MSCOCO image to text",
@@ -214,14 +206,14 @@ def test_groups_are_the_tasks(mbeir):
     assert groups["NIGHTS image to image"].tolist() == list(range(2, 5 * SCENES, 5))  # in the order that they are made
 
 
-def test_evaluation_draws_an_instruction_for_each_query(mbeir):
-    instructions = Instructions(mbeir / INSTRUCTIONS)
+def test_evaluation_draws_an_instruction_for_each_query(mbeir_20):
+    instructions = Instructions(mbeir_20 / INSTRUCTIONS)
     with pytest.raises(
         ValueError, match="no instruction for queries of dataset 4 that are 'image' and look for 'text'"
     ):
-        InstructedQueries(mbeir / TRAIN_QUERIES, mbeir, instructions, "text")
-    test = mbeir / "query/test/mbeir_cirr_task7_test.jsonl"
-    drawn = [list(InstructedQueries(test, mbeir, instructions, "image", seed)) for seed in (0, 0, 1)]
+        InstructedQueries(mbeir_20 / TRAIN_QUERIES, mbeir_20, instructions, "text")
+    test = mbeir_20 / "query/test/mbeir_cirr_task7_test.jsonl"
+    drawn = [list(InstructedQueries(test, mbeir_20, instructions, "image", seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and len({item.instruction for item in drawn[0]}) > 1
 
 

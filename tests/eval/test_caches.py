@@ -156,6 +156,10 @@ def test_a_cache_is_not_another_models_prompts_or_pictures(tiny_model, pictures,
         "protocol": True,
         "model": False,
     }
+    assert "special_tokens_in_text" not in before  # older caches of such models go on
+    with monkeypatch.context() as patch:
+        patch.setitem(vars(settings), "special_tokens_in_text", "plain")
+        assert set(manifest().items()) - set(before.items()) == {("special_tokens_in_text", "plain")}
     with monkeypatch.context() as patch:
         patch.setattr(messages, "SUMMARIZE_IMAGE", "\nSummarize above image in one word:")  # a blank less
         assert {name for name, value in manifest().items() if value != before[name]} == {"prompts"}

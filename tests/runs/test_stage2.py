@@ -6,44 +6,28 @@ import json
 import shutil
 
 import pytest
-from conftest import run_script
+from conftest import call, run_script
+from training import stage2_flags
 
 from lamra.eval import eval_mbeir
 from lamra.eval.inference import Retriever
-from lamra.miniature.mbeir import TASKS, build_mbeir
+from lamra.miniature.mbeir import TASKS
 from lamra.models.digests import model_sha256
 from lamra.models.settings import Settings
 from lamra.train import train_mbeir
 
-SCENES = 20
+SCENES = 20  # of mbeir_20
 
 
 @pytest.fixture(scope="module")
-def mbeir(tmp_path_factory):
-    """The miniature M-BEIR with 20 scenes to train on and 6 to evaluate on."""
-    folder = tmp_path_factory.mktemp("mbeir")
-    build_mbeir(folder, seed=0, train=SCENES, gallery=6)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stage1(tiny_model, tmp_path_factory):
-    """A model as merge_lora.sh leaves it: it remembers settings that are not the defaults."""
-    folder = tmp_path_factory.mktemp("stage1") / "merged"
-    shutil.copytree(tiny_model, folder)
-    Settings("elsewhere", "mrope", max_pixels=100 * 28 * 28).write(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(mbeir, stage1, tmp_path_factory):
+def trained(mbeir_20, stage1, tmp_path_factory):
     """finetune.sh on two processes: ZeRO-2, hard negatives, a measurement after the epoch."""
     output = tmp_path_factory.mktemp("runs") / "stage2"
     run_script(
         *("bash", "scripts/lamra_ret/finetune.sh", "--max_steps", 6, "--dataloader_num_workers", 1),
         MODEL_ID="miniature",
         MODEL_LOCAL_PATH=stage1,
-        DATA_PATH=mbeir,
+        DATA_PATH=mbeir_20,
         EVAL_QUERIES="query/val/mbeir_cirr_task7_val.jsonl",
         EVAL_POOL="cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl",
         HARD_NEGATIVES=1,
@@ -68,33 +52,8 @@ def test_stage_2_goes_on_from_what_stage_1_remembers(trained, stage1):
     assert record["arguments"]["hard_negatives"] == 1 and record["arguments"]["lora_r"] == 128
 
 
-def flags(mbeir, stage1, output) -> dict:
-    """A short run on one process, in this one."""
-    return dict(
-        model_id="miniature",
-        model_local_path=stage1,
-        data_path=mbeir,
-        output_dir=output,
-        per_device_train_batch_size=40,
-        num_train_epochs=3,
-        save_strategy="steps",
-        save_steps=3,
-        save_total_limit=9,
-        learning_rate=1e-3,
-        lora_r=4,
-        dataloader_num_workers=0,
-        report_to="none",
-    )
-
-
-def call(main, monkeypatch, **named) -> None:
-    arguments = [str(part) for name, value in named.items() for part in (f"--{name}", value)]
-    monkeypatch.setattr("sys.argv", ["entrypoint", *arguments])
-    main()
-
-
-def test_training_flags_that_contradict(fails, no_model, mbeir, stage1, trained, tmp_path):
-    run = flags(mbeir, stage1, tmp_path / "o")
+def test_training_flags_that_contradict(fails, no_model, mbeir_20, stage1, trained, tmp_path):
+    run = stage2_flags(mbeir_20, stage1, tmp_path / "o")
     for change, words in (
         ({"position_ids": "sequential"}, "--position_ids sequential contradicts the checkpoint"),
         ({"max_pixels": 28 * 28 * 300}, "--max_pixels 235200 contradicts the checkpoint"),
@@ -107,13 +66,13 @@ def test_training_flags_that_contradict(fails, no_model, mbeir, stage1, trained,
 
 
 @pytest.fixture(scope="module")
-def evaluated(mbeir, trained, tmp_path_factory):
+def evaluated(mbeir_20, trained, tmp_path_factory):
     """eval_mbeir.sh on two processes, own pools, shards of 5 items."""
     output = tmp_path_factory.mktemp("results") / "two"
     result = run_script(
         *("bash", "scripts/eval/eval_mbeir.sh", "--shard_size", 5, "--data_name", "miniature"),
         MODEL_ID=trained,
-        DATA_PATH=mbeir,
+        DATA_PATH=mbeir_20,
         TASKS=",".join(TASKS),
         OUTPUT_DIR=output,
         NUM_GPUS=2,
@@ -121,9 +80,9 @@ def evaluated(mbeir, trained, tmp_path_factory):
     return output, result.stdout
 
 
-def evaluation(mbeir, trained, output) -> dict:
+def evaluation(mbeir_20, trained, output) -> dict:
     return dict(
-        model_id=trained, data_path=mbeir, tasks=",".join(TASKS), output_dir=output, shard_size=5, num_workers=0
+        model_id=trained, data_path=mbeir_20, tasks=",".join(TASKS), output_dir=output, shard_size=5, num_workers=0
     )
 
 
@@ -134,7 +93,7 @@ def table_in(stdout: str) -> list[str]:
 
 
 def test_one_process_finds_what_two_find_also_when_it_was_killed(
-    evaluated, mbeir, trained, tmp_path, monkeypatch, capsys
+    evaluated, mbeir_20, trained, tmp_path, monkeypatch, capsys
 ):
     output, stdout = evaluated
     encoded = []
@@ -149,13 +108,13 @@ def test_one_process_finds_what_two_find_also_when_it_was_killed(
 
         return call
 
-    run = evaluation(mbeir, trained, tmp_path) | {"data_name": "miniature"}
+    run = evaluation(mbeir_20, trained, tmp_path) | {"data_name": "miniature"}
     monkeypatch.setattr(Retriever, "encode", stopping(4))
     with pytest.raises(KeyboardInterrupt):
-        call(eval_mbeir.main, monkeypatch, **run)
+        call(eval_mbeir.main, **run)
     (tmp_path / "embeddings" / "mbeir_mscoco_task0_test" / "00001.tmp").touch()  # what a kill while writing leaves
     monkeypatch.setattr(Retriever, "encode", stopping(None))
-    call(eval_mbeir.main, monkeypatch, **run)
+    call(eval_mbeir.main, **run)
     files = list((tmp_path / "embeddings").glob("*/*.npy"))
     assert len(encoded) == len(set(encoded)) == len(files) > 4  # nothing twice
     same = (tmp_path / "test_local" / "metrics.json").read_bytes()
@@ -164,14 +123,14 @@ def test_one_process_finds_what_two_find_also_when_it_was_killed(
     assert len(table) == 8 and table == table_in(stdout)
 
     encoded.clear()
-    call(eval_mbeir.main, monkeypatch, **run)
+    call(eval_mbeir.main, **run)
     assert not encoded and (tmp_path / "test_local" / "metrics.json").read_bytes() == same
     assert table_in(capsys.readouterr().out) == table
-    call(eval_mbeir.main, monkeypatch, **run | {"pool": "global"})
+    call(eval_mbeir.main, **run | {"pool": "global"})
     assert {name.split()[0] for name in encoded} == {"mbeir_union_test_cand_pool"}  # the queries are known
 
 
-def test_rankings_and_metrics(evaluated, mbeir):
+def test_rankings_and_metrics(evaluated, mbeir_20):
     output, _ = evaluated
     metrics = json.loads((output / "test_local" / "metrics.json").read_text())
     assert set(metrics) == {*TASKS, "average"}
@@ -180,20 +139,20 @@ def test_rankings_and_metrics(evaluated, mbeir):
         stem = task.removesuffix("_test") + "_test"
         lines = map(json.loads, (output / "test_local" / f"ranking_{task}.jsonl").read_text().splitlines())
         first = {line["qid"]: line["did"] for line in lines if line["rank"] == 1}
-        qrels = [line.split() for line in (mbeir / f"qrels/test/mbeir_{stem}_qrels.txt").read_text().splitlines()]
+        qrels = [line.split() for line in (mbeir_20 / f"qrels/test/mbeir_{stem}_qrels.txt").read_text().splitlines()]
         hits = {qid for qid, _, did, *_ in qrels if first[qid] == did}
         assert len(first) == 6 and metrics[task]["recall@1"] == len(hits) / 6
 
 
-def test_evaluation_refuses(fails, evaluated, mbeir, trained, stage1, tmp_path, monkeypatch):
+def test_evaluation_refuses(fails, evaluated, mbeir_20, trained, stage1, tmp_path, monkeypatch):
     output, _ = evaluated
-    other = evaluation(mbeir, stage1, output)
+    other = evaluation(mbeir_20, stage1, output)
     differs = "holds embeddings made otherwise (not the same: model, base)"
     assert differs in fails(eval_mbeir.main, **other)
     monkeypatch.setattr("lamra.eval.inference.load_retriever", lambda *_: pytest.fail("a model was loaded"))
-    run = evaluation(mbeir, trained, tmp_path)
+    run = evaluation(mbeir_20, trained, tmp_path)
     root = tmp_path / "mbeir"
-    shutil.copytree(mbeir, root, ignore=shutil.ignore_patterns("*.png", "*.npy"))
+    shutil.copytree(mbeir_20, root, ignore=shutil.ignore_patterns("*.png", "*.npy"))
     with open(root / "qrels/test/mbeir_cirr_task7_test_qrels.txt", "a") as file:
         file.write("8:7 0 8:99999 1 7\n")
     for change, words in (
@@ -206,9 +165,9 @@ def test_evaluation_refuses(fails, evaluated, mbeir, trained, stage1, tmp_path, 
         assert words in fails(eval_mbeir.main, **(run | change))
 
 
-def test_a_picture_that_cannot_be_read_is_named(fails, mbeir, stage1, tmp_path):
+def test_a_picture_that_cannot_be_read_is_named(fails, mbeir_20, stage1, tmp_path):
     root = tmp_path / "mbeir"
-    shutil.copytree(mbeir, root)
+    shutil.copytree(mbeir_20, root)
     (root / "mbeir_images/test/0.png").unlink()
     run = evaluation(root, stage1, tmp_path / "o") | {"tasks": "nights_task4"}
     assert f"picture {root}/mbeir_images/test/0.png does not exist" in fails(eval_mbeir.main, **run)

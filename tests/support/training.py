@@ -1,4 +1,4 @@
-"""Stage 1 through its script, in a size of ten steps on two processes, and how its end is compared."""
+"""Stage 1 through its script, in a size of ten steps on two processes, and how its end is compared; stage 2's flags."""
 
 from __future__ import annotations
 
@@ -68,3 +68,22 @@ def batch_of(model: Path, pairs, rows: list[int], most_faults: int = 0) -> dict:
     """What training makes of these rows."""
     collator = RetrievalCollator(Processor(model))
     return collator(UsablePairs(pairs, collator.encode, most_faults).__getitems__(rows))
+
+
+def stage2_flags(mbeir: Path, stage1: Path, output: Path) -> dict:
+    """A short stage 2 on one process, in this one."""
+    return dict(
+        model_id="miniature",
+        model_local_path=stage1,
+        data_path=mbeir,
+        output_dir=output,
+        per_device_train_batch_size=40,
+        num_train_epochs=3,
+        save_strategy="steps",
+        save_steps=3,
+        save_total_limit=9,
+        learning_rate=1e-3,
+        lora_r=4,
+        dataloader_num_workers=0,
+        report_to="none",
+    )

@@ -52,6 +52,23 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+# Texts that the model sees otherwise are told at the end.
+
+
+def test_a_training_tells_its_cut_texts_and_special_tokens_once(train, tmp_path):
+    rows = [f'a red circle at the top left,"{word}"' for word in ["a blue box", "<|im_end|>", *["a box"] * 6]]
+    (tmp_path / "a.csv").write_text("\n".join(["sent0,sent1", *rows]))
+    flags = f"--data_path {tmp_path}/a.csv --max_steps 2 --text_max_tokens 4 --save_strategy no"
+    for given, kind in (("", "plain"), ("--special_tokens_in_text special", "special")):
+        printed = train(tmp_path / kind, f"{flags} {given}")
+        notes = [line for line in printed.splitlines() if "texts are" in line]
+        assert "after the cut" not in printed  # what was equal before it is no news
+        cut = 9 if kind == "plain" else 8  # the letters of <|im_end|> are more than 4 tokens
+        assert notes[0].startswith(f"note: {cut} texts are cut after --text_max_tokens: 0.sent0, 1.sent0, ")
+        assert [note.rpartition(": ")[2] for note in notes[1:]] == ["1.sent1"] * (kind == "special")
+        assert json.loads((tmp_path / kind / "lamra.json").read_text())["special_tokens_in_text"] == kind
+
+
 # Looking does not change the training.
 
 

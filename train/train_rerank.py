@@ -7,6 +7,7 @@ from dataclasses import replace
 from lamra.common import upstream
 from lamra.common.cli import note, run
 from lamra.common.files import sha256
+from lamra.common.flags import listed
 from lamra.models.folders import model_folder
 from lamra.train.flags import RerankDataArguments, RerankModelArguments, RerankTrainingFlags
 
@@ -53,7 +54,7 @@ def main() -> None:
         settings = replace(settings, quantized=model_args.q_lora)
         processor = build_processor(folder, settings, args)
 
-        mined = data_args.mined.split(",")
+        mined = listed(data_args.mined)
         with args.main_process_first(local=False, desc="index of M-BEIR's files"):
             root, instructions = data_args.data_path, data_args.instructions
             pairs = open_pairs(root, data_args.queries, data_args.pool, instructions, seed=args.seed)

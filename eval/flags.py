@@ -55,12 +55,10 @@ class RetrieverArguments(Flags):
 @dataclass
 class SkippingArguments(RetrieverArguments):
     skip_unreadable: int = flag(
-        0, "go on without so many items whose pictures cannot be read, each listed; default: 0, the first one stops"
+        0,
+        "go on without so many items whose pictures cannot be read, each listed; default: 0, the first one stops",
+        low=0,
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.skip_unreadable >= 0, "skip_unreadable", self.skip_unreadable, "0 or more")
 
 
 def output_folder(args, *default: str | Path) -> Path:

@@ -37,6 +37,7 @@ expect "none, or a name in ds_configs/" '[A-Za-z0-9_][A-Za-z0-9_.-]*' DS_STAGE
 expect "flickr or coco, or both" '(flickr|coco)( (flickr|coco))*' DATASETS
 expect "kinds of data: text, image, image-text, mixture" '(text|image|image-text|mixture)( (text|image|image-text|mixture))*' \
   KINDS SCALE_KINDS
+expect "a level of torch's: INFO, WARNING, ERROR or FATAL" 'INFO|WARNING|ERROR|FATAL|[0-3]' TORCH_CPP_LOG_LEVEL
 expect "pointwise or listwise" 'pointwise|listwise' STYLE
 expect "bf16 or fp32" 'bf16|fp32' DTYPE
 expect "test or val" 'test|val' SPLIT

@@ -21,7 +21,7 @@ from copy import copy
 from dataclasses import Field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from lamra.common.errors import UserError
 from lamra.common.files import DISK_ERRORS, MIB, is_disk_full
@@ -61,7 +61,8 @@ def parse(
     found, unknown = parser.parse_known_args(command_line)
     if unknown:
         raise UserError(f"unknown flag {shown(' '.join(unknown))}: --help lists the flags")
-    parsed = [of(**{name: getattr(found, name) for name in of.__dataclass_fields__}) for of in dataclasses]
+    given = vars(found)
+    parsed = [of(**{name: given[name] for name in get_type_hints(of) if name in given}) for of in dataclasses]
     for flags in parsed:
         flags.check_paths()
     return [*parsed, found.words] if words else parsed

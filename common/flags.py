@@ -10,7 +10,7 @@ import math
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -126,18 +126,19 @@ class Flags:
     def __post_init__(self) -> None:
         check_values(self, "--")
 
-    def check_paths(self, *without: str) -> None:
-        """Refuse a path that does not lead to what its flag is about.
+    def unread(self) -> Collection[str]:
+        """Flags whose paths are not read, for what other flags say."""
+        return ()
 
-        Args:
-            without: flags that are not read.
+    def check_paths(self) -> None:
+        """Refuse a path that does not lead to what its flag is about.
 
         Raises:
             UserError: there is nothing, or something else, or it cannot be written; names the flag.
         """
         for argument in fields(self):  # type: ignore[arg-type]
             limits, value = argument.metadata.get(LIMITS, UNLIMITED), getattr(self, argument.name)
-            if limits.path is None or value is None or argument.name in without:
+            if limits.path is None or value is None or argument.name in self.unread():
                 continue
             for path in listed(value) if limits.several else [value]:
                 root = getattr(self, limits.inside) if limits.inside else ""

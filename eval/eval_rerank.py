@@ -7,7 +7,7 @@ a restarted run, or one with another weight, does not compute them again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -70,8 +70,11 @@ class RerankArguments(RetrieverArguments):
             require(pointwise, "tune_weight", self.tune_weight, "--style pointwise on M-BEIR, and no --weight")
         choose_tasks(self.tasks)
 
+    def unread(self) -> Collection[str]:
+        return ("data_path", "instructions") if self.image_data_path else ()
+
     def check_paths(self) -> None:
-        super().check_paths(*(("data_path", "instructions") if self.image_data_path else ()))
+        super().check_paths()
         output_folder(self, Path(self.rankings).name)
 
     @property

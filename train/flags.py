@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -220,8 +221,8 @@ class TrainingFlags(InheritedFlags):
                 "finite into the weights; set it to true"
             )
 
-    def check_paths(self) -> None:
-        super().check_paths(*(["resume"] if self.resume == "auto" else []))
+    def unread(self) -> Collection[str]:
+        return ["resume"] if self.resume == "auto" else []
 
     def _measure(self) -> str | None:
         return self.metric_for_best_model and self.metric_for_best_model.removeprefix("eval_")
@@ -269,8 +270,8 @@ class RerankDataArguments(MBEIRDataArguments):
         if self.init != "base":
             self.init = local_folder(self.init, "init")
 
-    def check_paths(self) -> None:
-        super().check_paths(*(["init"] if self.init == "base" else []))
+    def unread(self) -> Collection[str]:
+        return ["init"] if self.init == "base" else []
 
 
 @dataclass

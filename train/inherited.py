@@ -5,6 +5,7 @@ docs/flags.md is made from it: `.venv/bin/python -m lamra.train.inherited > docs
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
@@ -211,8 +212,8 @@ HONOURED = {name: words for name, words in HELP.items() if name not in NOTED and
 def with_help(flags: type) -> type:
     """Give the fields of a dataclass that have no --help and no limits those of the dataclass that it extends."""
     for argument in fields(flags):
-        inherited = next(
-            (base.__dataclass_fields__[argument.name].metadata for base in flags.__mro__[1:]
+        inherited: Mapping[str, Any] = next(
+            (vars(base)["__dataclass_fields__"][argument.name].metadata for base in flags.__mro__[1:]
              if argument.name in getattr(base, "__dataclass_fields__", ())), {}
         )  # fmt: skip
         argument.metadata = MappingProxyType({**inherited, **argument.metadata})

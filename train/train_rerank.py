@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from lamra.common import upstream
 from lamra.common.cli import note, run
@@ -61,7 +62,7 @@ def main() -> None:
         examples = RerankExamples(pairs, mined)
         if len(examples) < len(pairs):
             note(f"{len(pairs) - len(examples)} of {len(pairs)} rows have no mined negative and are left out")
-        files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
+        files: list[str | Path] = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
         data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(examples)}
         check_pairs(examples, args, data_args.data_path, in_batch_negatives=False)
         check_evaluation(None, args)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamra.common.cli import flag, note, parse, run
+from lamra.common.cli import note, parse, run
 from lamra.common.errors import UserError
+from lamra.common.flags import FILE, FOLDER, flag
 from lamra.datasets.items import Item
 from lamra.datasets.picture_folder import pictures_in
 from lamra.eval.flags import SkippingArguments
@@ -19,11 +20,11 @@ from lamra.models.folders import local_folder
 
 @dataclass
 class DemoArguments(SkippingArguments):
-    folder: str = flag("", "pictures to search")
+    folder: str = flag("", "pictures to search", path=FOLDER)
     text: str | None = flag(None, "what to look for, in words")
-    image: str | None = flag(None, "what to look for, as a picture; alone or with --text")
-    top: int = flag(10, "how many to show")
-    rerank: str | None = flag(None, "a reranker that looks at these once more")
+    image: str | None = flag(None, "what to look for, as a picture; alone or with --text", path=FILE)
+    top: int = flag(10, "how many to show", low=1)
+    rerank: str | None = flag(None, "a reranker that looks at these once more", path=FOLDER)
 
     def __post_init__(self):
         super().__post_init__()
@@ -31,10 +32,6 @@ class DemoArguments(SkippingArguments):
             self.rerank = local_folder(self.rerank, "rerank")
         if not (self.text or self.image):
             raise UserError('give --text "what to look for", --image picture.jpg, or both')
-        if self.image and not Path(self.image).is_file():
-            raise UserError(f"--image {self.image} does not exist")
-        if not Path(self.folder).is_dir():
-            raise UserError(f"--folder {self.folder} is not a folder")
 
 
 def main() -> None:

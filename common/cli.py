@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import math
 import os
 import select
 import shutil
@@ -15,74 +14,93 @@ import signal
 import sys
 import time
 import warnings
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import field, fields
+from copy import copy
+from dataclasses import Field
 from pathlib import Path
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn, get_type_hints
 
 from lamra.common.errors import UserError
 from lamra.common.files import DISK_ERRORS, MIB, is_disk_full
-from lamra.common.processes import end_process_group, end_with_parent, forget_half_a_launcher
+from lamra.common.flags import LIMITS, Flags, shown
+from lamra.common.flags import flag as flag
+from lamra.common.flags import require as require
+from lamra.common.processes import end_process_group, end_with_parent, forget_half_a_launcher, is_first_process
+from lamra.common.secrets import without_secrets
 
 # What a path can be that cannot be read or written.
 PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 PATH_ERRORS |= {errno.ELOOP, errno.ESTALE}
 REFUSED = 2  # exit status of what ends in a sentence; a bug's is 1
+# Read when the libraries are imported.
+OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"), "1")
+OFFLINE |= dict.fromkeys(("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"), "1")
 NONE = ("None", "none", "")  # how a script spells a flag's value that is not there
 
 
-def flag(default: Any, words: str, **argument: Any) -> Any:
-    """A field of a dataclass of flags: its default, its --help, and what else argparse's add_argument takes."""
-    return field(default=default, metadata={"help": words, **argument})
+def parse(
+    *dataclasses: type[Flags],
+    command_line: Sequence[str] | None = None,
+    words: str | None = None,
+    epilog: str | None = None,
+) -> list[Any]:
+    """Parse sys.argv, or another command line, into one instance of each dataclass; its paths are checked last.
 
+    Abbreviated and unknown flags are errors.
 
-def parse(*dataclasses: type, command_line: Sequence[str] | None = None, epilog: str | None = None) -> list[Any]:
-    """Parse sys.argv, or another command line, into one instance of each dataclass.
-
-    Abbreviated and unknown flags are errors. The epilog ends --help.
+    Args:
+        words: what --help calls the words that belong to no flag; their list comes last. None: there are none.
+        epilog: ends --help.
     """
+    parser = parser_of(*dataclasses, epilog=epilog)
+    if words:
+        parser.add_argument("words", nargs="*", metavar=words)
+    found, unknown = parser.parse_known_args(command_line)
+    if unknown:
+        raise UserError(f"unknown flag {shown(' '.join(unknown))}: --help lists the flags")
+    given = vars(found)
+    parsed = [of(**{name: given[name] for name in get_type_hints(of) if name in given}) for of in dataclasses]
+    for flags in parsed:
+        flags.check_paths()
+    return [*parsed, found.words] if words else parsed
+
+
+def parser_of(*dataclasses: type, epilog: str | None = None) -> ArgumentParser:
+    """Hugging Face's parser of dataclasses, whose refusals are a UserError like every other mistake."""
     from transformers import HfArgumentParser  # most of a second
 
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(" ".join(message.split()))
+
+        @staticmethod
+        def _parse_dataclass_field(parser: ArgumentParser, field: Field) -> None:
+            field = copy(field)
+            field.metadata = MappingProxyType({name: word for name, word in field.metadata.items() if name != LIMITS})
+            HfArgumentParser._parse_dataclass_field(parser, field)
+
     usage = "%(prog)s [--flag value ...]  (--help lists them)"
-    parser = HfArgumentParser(dataclasses, allow_abbrev=False, usage=usage, epilog=epilog)
-    parser.error = _raise  # one sentence for what argparse refuses, too
-    try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(command_line, return_remaining_strings=True)
-    except ValueError as error:  # also a library's word on a bad value
-        raise UserError(str(error)) from None
-    if unknown:
-        raise UserError(f"unknown flag {' '.join(unknown)}: --help lists the flags")
-    return parsed
-
-
-def _raise(message: str) -> NoReturn:
-    raise UserError(message)
-
-
-def require(condition: bool, flag: str, value: object, wanted: str) -> None:
-    """Refuse a flag's value; `wanted` says what is expected instead."""
-    if not condition:
-        raise UserError(f"--{flag} {value}: expected {wanted}")
-
-
-def require_finite(arguments: Any) -> None:
-    """Refuse NaN and infinity in every flag of a dataclass."""
-    for argument in fields(arguments):
-        value = getattr(arguments, argument.name)
-        if isinstance(value, float):
-            require(math.isfinite(value), argument.name, value, "a finite number")
+    return Parser(dataclasses, allow_abbrev=False, usage=usage, epilog=epilog)
 
 
 def note(message: str) -> None:
     """One line for the user, from the first process of the first machine only."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         print(f"note: {message}", flush=True)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call `main` and exit: 0, or REFUSED after one line on stderr for a UserError, a full disk, a path or a port."""
+def run(main: Callable[[], None], online: bool = False) -> None:
+    """Call `main` and exit: 0, or REFUSED after one line on stderr for a UserError, a full disk, a path or a port.
+
+    Args:
+        online: it may reach for a hub; for all but scripts/download.py libraries are told not to.
+    """
     end_with_parent()
+    if not online:
+        os.environ |= OFFLINE
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where it is closed
             stream.reconfigure(errors="backslashreplace")  # no letter of a path ends a run
@@ -106,11 +124,13 @@ def run(main: Callable[[], None]) -> None:
 
 def fail(sentence: str) -> NoReturn:
     """Print it, from the first process that comes to it, and exit with status 2."""
-    if int(os.environ.get("RANK", 0)) > 0:
+    if not is_first_process():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)  # the first process says the same, and the launcher then ends this process before it repeats it
+    sentence = " ".join(sentence.splitlines())
     with suppress(BrokenPipeError):
-        print(f"\nerror: {sentence}", file=sys.stderr, flush=True)  # on a line of its own, below a progress bar
+        # On a line of its own, below a progress bar.
+        print(f"\nerror: {without_secrets(sentence)}", file=sys.stderr, flush=True)
     sys.exit(REFUSED)
 
 

@@ -6,6 +6,7 @@ Until torch.distributed is imported there is no process group: nothing here impo
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import socket
 import sys
@@ -66,7 +67,7 @@ def several_processes() -> bool:
 
 def is_first_process() -> bool:
     """Whether this process prints and writes for all: the first of the first machine, also before the group starts."""
-    return process_rank() == 0 if _process_group() else int(os.environ.get("RANK", 0)) == 0
+    return process_rank() == 0 if _process_group() else os.environ.get("RANK", "0") == "0"
 
 
 def on_first_process(decide: Callable[[], T]) -> T:
@@ -76,23 +77,34 @@ def on_first_process(decide: Callable[[], T]) -> T:
     see, and do, something else.
 
     Raises:
-        Exception: `decide` raised it; the other processes raise an exception of the same kind with its words.
+        Exception: `decide` raised it; the other processes raise an equal one, or a RuntimeError with its words where it
+            cannot be pickled.
     """
     if not several_processes():
         return decide()
     answer: Any = None
-    failure = None
+    failure: Exception | None = None
     if process_rank() == 0:
         try:
             answer = decide()
         except Exception as error:
             failure = error
-    answer, words, of_user = broadcast([answer, failure and str(failure), isinstance(failure, UserError)])
+    answer, told = broadcast([answer, failure and _pickled(failure)])
     if failure:
         raise failure
-    if words is not None:
-        raise (UserError if of_user else RuntimeError)(words)
+    if told is not None:
+        raise pickle.loads(told)
     return answer
+
+
+def _pickled(error: Exception) -> bytes:
+    """An exception for other processes to raise; of one that does not survive pickling its words."""
+    try:
+        whole = pickle.dumps(error)
+        pickle.loads(whole)
+    except Exception:  # whatever a library's exception does when it is taken apart
+        return pickle.dumps(RuntimeError(str(error)))
+    return whole
 
 
 def broadcast(value: T) -> T:

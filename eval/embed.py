@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lamra.common.cli import flag, parse, run
-from lamra.common.errors import UserError
+from lamra.common.cli import parse, run
 from lamra.common.files import whole_file
+from lamra.common.flags import FILE, FOLDER, OUT_FILE, flag, require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.jsonl import load_items
@@ -23,14 +23,15 @@ from lamra.eval.flags import SkippingArguments
 
 @dataclass
 class EmbedArguments(SkippingArguments):
-    input: str = flag("", "items.jsonl")
-    image_root: str | None = flag(None, "folder of all pictures; paths are relative to it; default: that of --input")
-    output: str = flag("", "out.npz: ids (N,), embeddings (N, D) float32 of unit norm")
+    input: str = flag("", "items.jsonl", path=FILE)
+    image_root: str | None = flag(
+        None, "folder of all pictures; paths are relative to it; default: that of --input", path=FOLDER
+    )
+    output: str = flag("", "out.npz: ids (N,), embeddings (N, D) float32 of unit norm", path=OUT_FILE)
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.input or Path(self.output).suffix != ".npz":
-            raise UserError("give --input items.jsonl and --output out.npz")
+        require(Path(self.output).suffix == ".npz", "output", self.output, "a name that ends in .npz")
 
 
 def main() -> None:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamra.common import upstream
-from lamra.common.cli import flag, require, run
+from lamra.common.cli import run
 from lamra.common.errors import UserError
+from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, flag, require_path
 from lamra.common.lock import folder_lock
+from lamra.common.processes import is_first_process
 from lamra.datasets.mbeir.layout import (
     DATA_NAME,
     DATA_PATH,
+    GET_MBEIR,
     INSTRUCTIONS,
     PAPER_AVERAGE,
     TASKS,
@@ -37,20 +40,22 @@ KS = (1, 5, 10, 20, 50)
 
 @dataclass
 class MBEIRArguments(SkippingArguments):
-    data_path: str = flag(DATA_PATH, "M-BEIR's folder")
-    pool: str | None = flag(None, "local (default): each task's own candidates; global: all together")
+    data_path: str = flag(DATA_PATH, "M-BEIR's folder", path=FOLDER, source=GET_MBEIR)
+    pool: str | None = flag(
+        None, "local (default): each task's own candidates; global: all together", one_of=PAPER_AVERAGE
+    )
     tasks: str | None = flag(None, "all (default), or names separated by commas")
-    split: str | None = flag(None, "test (default) or val")
-    query_data_path: str | None = flag(None, "one file of queries, instead of --tasks")
-    cand_pool_path: str | None = flag(None, "its candidates")
-    qrels_path: str | None = flag(None, "its answers")
-    instructions: str = flag(INSTRUCTIONS, "below data_path")
-    seed: int = flag(0, "draws each query's instruction")
-    output_dir: str | None = flag(None, "default: results/<model>/mbeir")
+    split: str | None = flag(None, "default: test", one_of=("test", "val"))
+    query_data_path: str | None = flag(None, "one file of queries, instead of --tasks", path=FILE)
+    cand_pool_path: str | None = flag(None, "its candidates", path=FILE)
+    qrels_path: str | None = flag(None, "its answers", path=FILE)
+    instructions: str = flag(INSTRUCTIONS, "below data_path", path=FILE, inside="data_path", source=GET_MBEIR)
+    seed: int = flag(0, "draws each query's instruction", low=0, high=LARGEST_SEED)
+    output_dir: str | None = flag(None, "default: results/<model>/mbeir", path=OUT_FOLDER)
     data_name: str = flag(DATA_NAME, "what to call data that are your own")
-    depth: int = flag(50, "candidates of each query in the rankings")
-    shard_size: int = flag(100_000, "items encoded between two writes")
-    search_memory: float = flag(4.0, "GiB that a process's search may use")
+    depth: int = flag(max(KS), "candidates of each query in the rankings", low=max(KS))
+    shard_size: int = flag(100_000, "items encoded between two writes", low=1)
+    search_memory: float = flag(4.0, "GiB that a process's search may use", above=0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,12 +72,14 @@ class MBEIRArguments(SkippingArguments):
                 files = f"--query_data_path {self.query_data_path} and --cand_pool_path {self.cand_pool_path}"
                 raise UserError(f"--{name} {given} contradicts {files}, which mean {value}: leave it out")
             setattr(self, name, given or value)
-        require(self.pool in PAPER_AVERAGE, "pool", self.pool, " or ".join(PAPER_AVERAGE))
-        require(self.split in ("test", "val"), "split", self.split, "test or val")
-        require(self.depth >= max(KS), "depth", self.depth, f"{max(KS)} or more")
-        require(self.shard_size > 0, "shard_size", self.shard_size, "1 or more")
         if not self.query_data_path:
             choose_tasks(self.tasks)
+
+    def check_paths(self) -> None:
+        super().check_paths()
+        output_folder(self, "mbeir")
+        if paths := self.upstream_files(TASKS[0].name):
+            require_path("query_data_path", paths[1].parent, OUT_FOLDER)
 
     @property
     def of_paper(self) -> bool:
@@ -133,7 +140,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
             if paths := args.upstream_files(task.name):
                 upstream_files.write_retrieved(paths[0], task.queries, task.gallery, ranking, nested=not together)
                 upstream_files.append_recalls(paths[1], qrels[task.name], recalls)
-        if state.is_main_process:
+        if is_first_process():
             mean = average(tasks, metrics)
             write_json(folder / "made_by.json", {**provenance, "files": cache.files, "seed": args.seed})
             write_json(folder / "metrics.json", {**metrics, "average": mean, **unreadable.for_metrics})

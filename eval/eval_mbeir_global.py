@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamra.common import upstream
-from lamra.common.cli import flag, require, run
+from lamra.common.cli import run
+from lamra.common.flags import FOLDER, flag, require
 from lamra.eval.eval_mbeir import MBEIRArguments, evaluate_mbeir
 from lamra.eval.upstream_files import RETRIEVED_GLOBAL
 
 
 @dataclass
 class GlobalArguments(MBEIRArguments):
-    model_id: str = flag("./checkpoints/qwen2-vl-7b_LamRA-Ret", "as eval_mbeir.py; default: upstream's")
-    pool: str | None = flag("global", "global")
+    model_id: str = flag("./checkpoints/qwen2-vl-7b_LamRA-Ret", "as eval_mbeir.py; default: upstream's", path=FOLDER)
+    pool: str | None = flag("global", "eval_mbeir.py has the others", one_of=("global",))
 
     def __post_init__(self):
         require(not self.query_data_path, "query_data_path", self.query_data_path, "no file: --tasks chooses")
         super().__post_init__()
-        require(self.pool == "global", "pool", self.pool, "global; eval_mbeir.py has the others")
 
     def upstream_files(self, task: str) -> tuple[Path, Path]:
         name = task.removesuffix("_test")

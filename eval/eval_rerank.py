@@ -7,17 +7,27 @@ a restarted run, or one with another weight, does not compute them again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lamra.common.cli import flag, parse, require, run
+from lamra.common.cli import parse, run
 from lamra.common.errors import UserError
 from lamra.common.files import sha256, whole_file
+from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, flag, require
 from lamra.common.lock import folder_lock
+from lamra.common.processes import is_first_process
 from lamra.datasets.caption import captioned_tasks, load_captioned_images
-from lamra.datasets.mbeir.layout import DATA_NAME, DATA_PATH, INSTRUCTIONS, PAPER_AVERAGE, TASKS, choose_tasks
+from lamra.datasets.mbeir.layout import (
+    DATA_NAME,
+    DATA_PATH,
+    GET_MBEIR,
+    INSTRUCTIONS,
+    PAPER_AVERAGE,
+    TASKS,
+    choose_tasks,
+)
 from lamra.datasets.mbeir.tasks import open_tasks
 from lamra.datasets.rankings import RankedQuery, ranking_files, ranking_of, read_ranking, write_ranking
 from lamra.datasets.tasks import KS, RetrievalTask
@@ -34,38 +44,38 @@ WEIGHTS_TO_TRY = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 @dataclass
 class RerankArguments(RetrieverArguments):
-    rankings: str = flag("", "folder of rankings that an evaluation wrote, ours or upstream's")
-    style: str = flag("pointwise", "pointwise or listwise")
-    depth: int | None = flag(None, "candidates to rerank; default: LamRA's")
-    weight: float | None = flag(None, "of P(Yes), pointwise; default: LamRA's of the task")
-    tune_weight: str | None = flag(None, "rankings of M-BEIR's val split to choose it on")
-    data_path: str = flag(DATA_PATH, "M-BEIR's folder")
-    pool: str = flag("local", "the pool that the rankings are of: local or global")
+    rankings: str = flag("", "folder of rankings that an evaluation wrote, ours or upstream's", path=FOLDER)
+    style: str = flag("pointwise", "how candidates are asked about", one_of=DEPTHS)
+    depth: int | None = flag(None, "candidates to rerank; default: LamRA's", low=1)
+    weight: float | None = flag(None, "of P(Yes), pointwise; default: LamRA's of the task", low=0)
+    tune_weight: str | None = flag(None, "rankings of M-BEIR's val split to choose it on", path=FOLDER)
+    data_path: str = flag(DATA_PATH, "M-BEIR's folder", path=FOLDER, source=GET_MBEIR)
+    pool: str = flag("local", "the pool that the rankings are of", one_of=PAPER_AVERAGE)
     tasks: str = flag("all", "all, or names separated by commas")
-    split: str = flag("test", "test or val")
-    instructions: str = flag(INSTRUCTIONS, "below data_path")
-    seed: int = flag(0, "draws each query's instruction")
-    picture_memory: float = flag(4.0, "GiB of pictures' features that a process keeps")
-    image_data_path: str | None = flag(None, "captioned pictures instead of M-BEIR")
-    text_data_path: str | None = flag(None, "their captions")
+    split: str = flag("test", "of M-BEIR", one_of=("test", "val"))
+    instructions: str = flag(INSTRUCTIONS, "below data_path", path=FILE, inside="data_path", source=GET_MBEIR)
+    seed: int = flag(0, "draws each query's instruction", low=0, high=LARGEST_SEED)
+    picture_memory: float = flag(4.0, "GiB of pictures' features that a process keeps", low=0)
+    image_data_path: str | None = flag(None, "captioned pictures instead of M-BEIR", path=FOLDER)
+    text_data_path: str | None = flag(None, "their captions", path=FILE)
     data_name: str | None = flag(None, "what to call data; Flickr30K and COCO are known")
-    output_dir: str | None = flag(None, "default: results/<model>/<rankings' folder>")
+    output_dir: str | None = flag(None, "default: results/<model>/<rankings' folder>", path=OUT_FOLDER)
 
     def __post_init__(self):
         super().__post_init__()
-        require(bool(self.rankings), "rankings", self.rankings, "a folder of ranking_*.jsonl")
-        require(self.style in DEPTHS, "style", self.style, " or ".join(DEPTHS))
-        require(self.depth is None or self.depth > 0, "depth", self.depth, "1 or more")
-        require(self.weight is None or self.weight >= 0, "weight", self.weight, "0 or more")
-        require(self.picture_memory >= 0, "picture_memory", self.picture_memory, "0 or more")
-        require(self.pool in PAPER_AVERAGE, "pool", self.pool, " or ".join(PAPER_AVERAGE))
-        require(self.split in ("test", "val"), "split", self.split, "test or val")
         if bool(self.image_data_path) != bool(self.text_data_path):
             raise UserError("--image_data_path and --text_data_path belong together: give both")
         if self.tune_weight:
             pointwise = self.style == "pointwise" and self.weight is None and not self.image_data_path
             require(pointwise, "tune_weight", self.tune_weight, "--style pointwise on M-BEIR, and no --weight")
         choose_tasks(self.tasks)
+
+    def unread(self) -> Collection[str]:
+        return ("data_path", "instructions") if self.image_data_path else ()
+
+    def check_paths(self) -> None:
+        super().check_paths()
+        output_folder(self, Path(self.rankings).name)
 
     @property
     def name(self) -> str:
@@ -107,9 +117,9 @@ def main() -> None:
             after = rerank(of.ranking, answers(of, task.name), args.style, weight)
             metrics[task.name] = {"before": recalls(task, of.ranking), "after": recalls(task, after)}
             metrics[task.name] |= {"weight": weight} if args.style == "pointwise" else {}
-            if state.is_main_process:
+            if is_first_process():
                 write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, after)
-        if state.is_main_process:
+        if is_first_process():
             made_by = {**provenance, "rankings": {of.task.name: of.manifest for of in retrieved}}
             write_json(folder / "made_by.json", made_by)
             write_json(folder / "metrics.json", metrics)

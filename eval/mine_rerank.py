@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamra.common.cli import flag, parse, require, run
+from lamra.common.cli import parse, run
 from lamra.common.files import sha256, whole_file
+from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, flag, require
 from lamra.common.lock import folder_lock
-from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
+from lamra.common.processes import is_first_process
+from lamra.datasets.mbeir.layout import DATA_PATH, GET_MBEIR, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
 from lamra.datasets.rankings import Ranking, write_ranking
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.reporting.results import write_json
@@ -25,24 +27,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class MineArguments(RetrieverArguments):
-    data_path: str = flag(DATA_PATH, "M-BEIR's folder; the paths below are inside it")
-    queries: str = flag(TRAIN_QUERIES, "whose candidates to mine")
-    pool: str = flag(TRAIN_POOL, "candidates")
-    instructions: str = flag(INSTRUCTIONS, "what to retrieve")
-    seed: int = flag(0, "draws each query's instruction")
-    top: int = flag(100, "candidates of each query")
+    data_path: str = flag(DATA_PATH, "M-BEIR's folder; the paths below are inside it", path=FOLDER, source=GET_MBEIR)
+    queries: str = flag(TRAIN_QUERIES, "whose candidates to mine", path=FILE, inside="data_path", source=GET_MBEIR)
+    pool: str = flag(TRAIN_POOL, "candidates", path=FILE, inside="data_path", source=GET_MBEIR)
+    instructions: str = flag(INSTRUCTIONS, "what to retrieve", path=FILE, inside="data_path", source=GET_MBEIR)
+    seed: int = flag(0, "draws each query's instruction", low=0, high=LARGEST_SEED)
+    top: int = flag(100, "candidates of each query", low=1)
     own_kind: bool = flag(True, "of the positives' data set and modality only, as from a local pool")
-    search_depth: int | None = flag(None, "candidates to choose from; default: as many as it takes to find top")
-    output_dir: str | None = flag(None, "default: results/<model>/mined")
-    shard_size: int = flag(100_000, "items encoded between two writes")
-    search_memory: float = flag(4.0, "GiB that a process's search may use")
+    search_depth: int | None = flag(None, "candidates to choose from; default: as many as it takes to find top", low=1)
+    output_dir: str | None = flag(None, "default: results/<model>/mined", path=OUT_FOLDER)
+    shard_size: int = flag(100_000, "items encoded between two writes", low=1)
+    search_memory: float = flag(4.0, "GiB that a process's search may use", above=0)
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.top > 0, "top", self.top, "1 or more")
         depth = self.search_depth
         require(depth is None or depth >= self.top, "search_depth", depth, f"--top {self.top} or more")
-        require(self.shard_size > 0, "shard_size", self.shard_size, "1 or more")
+
+    def check_paths(self) -> None:
+        super().check_paths()
+        output_folder(self, "mined")
 
 
 def main() -> None:
@@ -79,7 +83,7 @@ def mine_files(args: MineArguments) -> Path:
             search_memory=args.search_memory,
             device=state.device,
         )
-        if state.is_main_process:
+        if is_first_process():
             write_json(folder / "made_by.json", {**provenance, "files": cache.files, **drawn_by})
             write(folder, queries, found)
     return folder

@@ -6,25 +6,42 @@ run's settings and recalls as hparams into its TensorBoard folder. --titles name
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from lamra.common.cli import run
-from lamra.common.errors import UserError
+from lamra.common.cli import parse, run
 from lamra.common.files import whole_file
-from lamra.eval.reporting.results import Parser
+from lamra.common.flags import FOLDER, OUT_FOLDER, Flags, flag, require, require_path
+
+
+@dataclass
+class StudyArguments(Flags):
+    study: str = flag("study", "name below results/ and checkpoints/")
+    titles: list[str] = field(
+        default_factory=lambda: ["Flickr30K", "COCO"], metadata={"help": "of the galleries flickr and coco", "nargs": 2}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        own = len({*self.titles, ""}) == 3
+        require(own, "titles", " ".join(self.titles), "a title of its own for each gallery")
+
+    def check_paths(self) -> None:
+        super().check_paths()
+        require_path("study", self.results, FOLDER, "scripts/study/data_types.sh makes it")
+        require_path("study", self.results, OUT_FOLDER)
+
+    @property
+    def results(self) -> Path:
+        return Path("results", self.study)
 
 
 def main() -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--study", default="study", help="name below results/ and checkpoints/")
-    parser.add_argument("--titles", nargs=2, default=["Flickr30K", "COCO"], help="of the galleries flickr and coco")
-    args = parser.parse_args()
-    if len(set(args.titles)) < 2:
-        raise UserError(f"--titles {' '.join(args.titles)}: expected a title of its own for each gallery")
+    (args,) = parse(StudyArguments, epilog=__doc__)
 
     from lamra.eval.reporting import study  # pandas and matplotlib: after --help
 
-    folder = Path("results", args.study)
+    folder = args.results
     frame = study.read_results(folder)
     with whole_file(folder / "results.csv") as file:
         frame.to_csv(file, index=False)

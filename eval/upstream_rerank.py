@@ -6,17 +6,19 @@ one run, for all tasks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from lamra.collators.messages import listwise_answer
 from lamra.common import upstream
-from lamra.common.cli import flag, parse, require
+from lamra.common.cli import parse
 from lamra.common.errors import UserError
 from lamra.common.files import sha256
+from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, Flags, flag, require_path
 from lamra.common.lock import folder_lock
+from lamra.common.processes import is_first_process
 from lamra.datasets.mbeir.instructions import Instructions
-from lamra.datasets.mbeir.layout import DATA_PATH, INSTRUCTIONS, TASKS, task_of_file
+from lamra.datasets.mbeir.layout import DATA_PATH, GET_MBEIR, INSTRUCTIONS, TASKS, task_of_file
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows
 from lamra.datasets.mbeir.tasks import InstructedQueries, modality_of, open_tasks
 from lamra.datasets.rankings import QUERY_NAMES, RankedQuery, ranking_files, read_ranking
@@ -38,29 +40,30 @@ ANSWERS = {
 
 @dataclass
 class AnswerArguments(RetrieverArguments):
-    query_data_path: str = flag("", "queries")
-    cand_pool_path: str = flag("", "a pool that holds the ranking's candidates")
-    instructions_path: str = flag("", "query_instructions.tsv")
-    image_path_prefix: str = flag(DATA_PATH, "folder that picture paths start from")
-    ret_query_data_path: str = flag("", "..._query_names.json of eval_mbeir.py")
-    ret_cand_data_path: str = flag("", "..._cand_names.json of eval_mbeir.py")
-    rank_num: int = flag(0, "candidates of each query; default: 50, listwise 10")
+    query_data_path: str = flag("", "queries", path=FILE, source=GET_MBEIR)
+    cand_pool_path: str = flag("", "a pool that holds the ranking's candidates", path=FILE, source=GET_MBEIR)
+    instructions_path: str = flag("", "query_instructions.tsv", path=FILE, source=GET_MBEIR)
+    image_path_prefix: str = flag(DATA_PATH, "folder that picture paths start from", path=FOLDER, source=GET_MBEIR)
+    ret_query_data_path: str = flag("", "..._query_names.json of eval_mbeir.py", path=FILE)
+    ret_cand_data_path: str = flag("", "..._cand_names.json of eval_mbeir.py", path=FILE)
+    rank_num: int = flag(0, "candidates of each query; default: 50, listwise 10", low=0)
     save_name: str = flag("", "such as cirr_task7_top50, listwise cirr_task7_top5_all")
-    seed: int = flag(0, "draws each query's instruction")
-    output_dir: str | None = flag(None, "answers; default: results/<model>/<save_name>")
+    seed: int = flag(0, "draws each query's instruction", low=0, high=LARGEST_SEED)
+    output_dir: str | None = flag(None, "answers; default: results/<model>/<save_name>", path=OUT_FOLDER)
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("query_data_path", "cand_pool_path", "instructions_path"):
-            require(bool(getattr(self, name)), name, "", "a file of M-BEIR")
         given = (self.ret_query_data_path, self.ret_cand_data_path)
         if tuple(map(Path, given)) != ranking_files(self.ret_query_data_path)[:2]:
             raise UserError(
                 f"--ret_query_data_path {given[0]} and --ret_cand_data_path {given[1]}: expected the two files "
                 f"..{QUERY_NAMES} and .._cand_names.json of one ranking, as eval/eval_mbeir.py writes them"
             )
-        require(bool(self.save_name), "save_name", "", "a name, such as cirr_task7_top50")
-        require(self.rank_num >= 0, "rank_num", self.rank_num, "1 or more")
+
+    def check_paths(self) -> None:
+        super().check_paths()
+        output_folder(self, self.save_name)
+        require_path("save_name", upstream_files.RERANKED / self.save_name, OUT_FOLDER)
 
 
 def write_answers(style: str) -> None:
@@ -80,7 +83,7 @@ def write_answers(style: str) -> None:
         provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
         manifest, depth = provenance | files | {"seed": args.seed}, args.rank_num or DEPTHS[style]
         answers: list = answers_of(judge, task, ranking, style, depth, folder / "answers", manifest, args.save_name)
-        if state.is_main_process:
+        if is_first_process():
             if style == "listwise":
                 answers = [listwise_answer(order[0] + 1) for order in answers]
             path = upstream_files.RERANKED / f"{args.save_name}_{ANSWERS[style][1]}.json"
@@ -105,15 +108,10 @@ def open_ranking(args: AnswerArguments) -> tuple[RetrievalTask, list[RankedQuery
 
 
 @dataclass
-class ReportArguments:
-    task_name: str = field(metadata={"help": "such as cirr_task7"})
+class ReportArguments(Flags):
+    task_name: str = flag(MISSING, "such as cirr_task7", one_of=[task.upstream_name for task in TASKS])
     retriever: str = flag("qwen2-vl-7b_LamRA-Ret", "whose rankings: its folder's name")
-    data_path: str = flag(DATA_PATH, "M-BEIR's folder")
-
-    def __post_init__(self):
-        names = [task.upstream_name for task in TASKS]
-        if self.task_name not in names:
-            raise UserError(f"--task_name {self.task_name} is unknown: choose one of {', '.join(names)}")
+    data_path: str = flag(DATA_PATH, "M-BEIR's folder", path=FOLDER, source=GET_MBEIR)
 
 
 def report(style: str) -> None:

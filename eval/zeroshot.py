@@ -6,36 +6,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lamra.common import upstream
-from lamra.common.cli import flag, require
+from lamra.common.flags import FILE, FOLDER, OUT_FOLDER, flag
 from lamra.common.lock import folder_lock
+from lamra.common.processes import is_first_process
 from lamra.datasets.caption import PROTOCOLS, CaptionedImages, captioned_tasks, load_captioned_images
 from lamra.datasets.rankings import write_ranking
 from lamra.eval.flags import SkippingArguments, output_folder
 from lamra.eval.reporting.results import PRACTICE_STAGE1_FLICKR30K, print_recalls, write_json
 
 RERANK_DEPTH = 50
+GET_CAPTIONS = "bash scripts/download.sh flickr coco gets it"
 
 
 @dataclass
 class ZeroshotArguments(SkippingArguments):
-    image_data_path: str = flag("", "folder of pictures")
-    text_data_path: str = flag("", "LamRA_Eval's list of captions or Karpathy's json")
-    mode: str = flag("pretrained", "finetuned: with instructions, see --protocol")
+    image_data_path: str = flag("", "folder of pictures", path=FOLDER, source=GET_CAPTIONS)
+    text_data_path: str = flag("", "LamRA_Eval's list of captions or Karpathy's json", path=FILE, source=GET_CAPTIONS)
+    mode: str = flag("pretrained", "finetuned: with instructions, see --protocol", one_of=("pretrained", "finetuned"))
     protocol: str = flag(
         "released",
         "of --mode finetuned: released embeds pictures with their instruction and captions without, as "
         "the paper's numbers were measured; clean instructs queries alone",
+        one_of=PROTOCOLS,
     )
     save_for_rerank: bool = flag(False, f"write the top {RERANK_DEPTH} of each query")
-    output_dir: str | None = flag(None, "default: results/<model>/<data>")
+    output_dir: str | None = flag(None, "default: results/<model>/<data>", path=OUT_FOLDER)
     data_name: str | None = flag(None, "what to call pictures that are your own")
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("image_data_path", "text_data_path"):
-            require(bool(getattr(self, name)), name, "", "a path")
-        require(self.mode in ("pretrained", "finetuned"), "mode", self.mode, "pretrained or finetuned")
-        require(self.protocol in PROTOCOLS, "protocol", self.protocol, " or ".join(PROTOCOLS))
 
 
 def evaluate_captions(default_name: str) -> None:
@@ -63,7 +59,7 @@ def evaluate_captions(default_name: str) -> None:
             metrics |= {f"{task.name}_{name}": recall for name, recall in recalls.items()}
             if args.save_for_rerank:
                 write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
-        if state.is_main_process:
+        if is_first_process():
             if args.save_for_rerank:
                 write_json(folder / "made_by.json", {**provenance, "mode": args.mode})
             write_json(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from lamra.common.cli import flag, parse, require, run
+from lamra.common.cli import parse, run
+from lamra.common.flags import FOLDER, OUT_FOLDER, Flags, flag, require
 from lamra.common.lock import folder_lock
+from lamra.common.processes import is_first_process
 from lamra.models.folders import is_adapter, local_folder
 from lamra.models.saving import MODEL_MARKS, whole_model
 
@@ -15,14 +16,14 @@ DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # as torch calls them
 
 
 @dataclass
-class MergeArguments:
-    model_id: str = flag(MISSING, "adapter folder")
-    save_path: str = flag(MISSING, "folder of the merged model")
+class MergeArguments(Flags):
+    model_id: str = flag(MISSING, "adapter folder", path=FOLDER)
+    save_path: str = flag(MISSING, "folder of the merged model", path=OUT_FOLDER)
     original_model_id: str | None = flag(None, "base model, where the remembered one is gone")
-    dtype: str = flag("bf16", "bf16 or fp32")
+    dtype: str = flag("bf16", "of the merged weights", one_of=DTYPES)
 
     def __post_init__(self):
-        require(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
+        super().__post_init__()
         self.model_id = local_folder(self.model_id, "model_id")
         require(is_adapter(self.model_id), "model_id", self.model_id, "a folder with adapter_config.json")
         is_model = any((Path(self.save_path) / mark).exists() for mark in MODEL_MARKS)
@@ -30,7 +31,7 @@ class MergeArguments:
 
 
 def main() -> None:
-    if int(os.environ.get("RANK", 0)) > 0:
+    if not is_first_process():
         return  # upstream's script starts it with accelerate, on as many processes as there are GPUs
     (args,) = parse(MergeArguments)
 

@@ -23,6 +23,7 @@ POSITION_IDS = ("sequential", "mrope")  # see backbone.Backbone
 DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
 RERANKER_POSITION_IDS = "mrope"
 SPECIAL_TOKENS_IN_TEXT = ("plain", "special")
+ATTENTION_IMPLEMENTATIONS = ("flash_attention_2", "sdpa", "eager")  # transformers can also fetch others from a hub
 RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate, in training
 
 

@@ -6,7 +6,6 @@ size (and for large files the SHA-256) that the hub states, then renamed: what h
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import posixpath
@@ -34,9 +33,10 @@ from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
 from lamra.common.archives import Limits, unpack
-from lamra.common.cli import REFUSED
+from lamra.common.cli import parse, run
 from lamra.common.errors import UserError
 from lamra.common.files import read_jsonl, sha256
+from lamra.common.flags import OUT_FOLDER, Flags, flag, require
 from lamra.datasets.caption import load_captioned_images
 from lamra.models.folders import PUBLISHED
 
@@ -345,47 +345,44 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to get; default: {' '.join(DEFAULT_NAMES)}")
-    parser.add_argument("--endpoint", help="the hub or a mirror of it, https://...")
-    parser.add_argument("--max_workers", type=int, default=Hub.max_workers)
-    parser.add_argument("--max_tries", type=int, default=Hub.max_tries)
-    parser.add_argument("--pause", type=float, default=Hub.pause, help="seconds between tries")
-    parser.add_argument("--max_files", type=int, default=LIMITS.files, help="of an archive")
-    parser.add_argument("--max_unpacked_gb", type=float, default=LIMITS.gigabytes, help="that an archive unpacks to")
-    parser.add_argument("--max_ratio", type=float, default=LIMITS.ratio, help="of that to the archive's own size")
-    parser.add_argument("--models_dir", type=Path, default=Path("checkpoints/hf_models"))
-    parser.add_argument("--data_dir", type=Path, default=Path("data"))
-    args = parser.parse_args(arguments)
-    names = args.names or DEFAULT_NAMES
-    try:
-        if args.endpoint and not args.endpoint.startswith(("http://", "https://")):
-            raise UserError(f"HF_ENDPOINT {args.endpoint!r} must start with https:// or http://")
-        if min(args.max_workers, args.max_tries) < 1 or args.pause < 0:
-            raise UserError("MAX_WORKERS and MAX_TRIES must be at least 1, and PAUSE at least 0")
-        if args.max_files < 1 or not args.max_unpacked_gb > 0 or not args.max_ratio >= 1:
-            raise UserError("MAX_FILES and MAX_RATIO must be at least 1, and MAX_UNPACKED_GB more than 0")
-        limits = replace(LIMITS, files=args.max_files, gigabytes=args.max_unpacked_gb, ratio=args.max_ratio)
-        for name in names:
-            if name not in KNOWN and not re.fullmatch(r"mbeir:\w+(,\w+)*", name):
-                raise UserError(f"{name!r} is unknown: choose from {' '.join(KNOWN)}")
-        hub = Hub(args.endpoint, args.max_workers, args.max_tries, args.pause)
-        for name in names:
-            if name == "nli":
-                download_nli(hub, args.data_dir)
-            elif name in ARCHIVES:
-                download_captioned_images(hub, name, args.data_dir, limits)
-            elif name.startswith("mbeir"):
-                download_mbeir(hub, [part for part in name.partition(":")[2].split(",") if part], args.data_dir, limits)
-            else:
-                download_model(hub, name, args.models_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    return 0
+@dataclass
+class DownloadArguments(Flags):
+    endpoint: str | None = flag(None, "the hub or a mirror of it, https://...")
+    max_workers: int = flag(Hub.max_workers, "files at the same time", low=1, high=64)
+    max_tries: int = flag(Hub.max_tries, "for a repository", low=1)
+    pause: float = flag(Hub.pause, "seconds between tries", low=0, high=86400)
+    max_files: int = flag(LIMITS.files, "of an archive", low=1)
+    max_unpacked_gb: float = flag(LIMITS.gigabytes, "that an archive unpacks to", above=0)
+    max_ratio: float = flag(LIMITS.ratio, "of that to the archive's own size", low=1)
+    models_dir: str = flag("checkpoints/hf_models", "where models go", path=OUT_FOLDER)
+    data_dir: str = flag("data", "where data go", path=OUT_FOLDER)
+
+    def __post_init__(self):
+        super().__post_init__()
+        is_url = self.endpoint is None or re.fullmatch(r"https?://[^\s/]+\S*", self.endpoint)
+        require(bool(is_url), "endpoint", self.endpoint, "https://... or http://... (HF_ENDPOINT)")
+
+
+def main() -> None:
+    args, names = parse(DownloadArguments, words="NAME", epilog=f"Without a NAME: {' '.join(DEFAULT_NAMES)}.")
+    names = names or DEFAULT_NAMES
+    for name in names:
+        if name not in KNOWN and not re.fullmatch(r"mbeir:\w+(,\w+)*", name):
+            raise UserError(f"{name!r} is unknown: choose from {' '.join(KNOWN)}")
+    limits = replace(LIMITS, files=args.max_files, gigabytes=args.max_unpacked_gb, ratio=args.max_ratio)
+    models, data = Path(args.models_dir), Path(args.data_dir)
+    hub = Hub(args.endpoint, args.max_workers, args.max_tries, args.pause)
+    for name in names:
+        if name == "nli":
+            download_nli(hub, data)
+        elif name in ARCHIVES:
+            download_captioned_images(hub, name, data, limits)
+        elif name.startswith("mbeir"):
+            download_mbeir(hub, [part for part in name.partition(":")[2].split(",") if part], data, limits)
+        else:
+            download_model(hub, name, models)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the threads too; the next start resumes
-    sys.exit(main())
+    run(main, online=True)

@@ -9,13 +9,46 @@ if [ "${LAMRA_PARENT:-}" = "$PPID" ]; then exec "$PYTHON" common/tether.py bash 
 export LAMRA_PARENT=$$
 tethered() { "$PYTHON" common/tether.py "$@"; }
 
-for name in OUTPUT_DIR SAVE_PATH MODEL_ID MODEL_LOCAL_PATH ORIGINAL_MODEL_ID RANKINGS DATA_PATH TRAIN_DATA_PATH; do
-  case ${!name:-} in -*)
-    echo "error: $name=${!name} begins with a dash, which is a flag's: write ./${!name}" >&2
-    exit 2
-    ;;
-  esac
-done
+# What the user sets is checked before anything is done with it: bash takes a number that is none for an expression, and
+# runs the commands in it.
+refuse() {
+  echo "error: ${1//[^[:print:]]/?}" >&2
+  exit 2
+}
+expect() { # expect WORDS PATTERN NAME...: the variables that are set match the pattern
+  local words=$1 pattern="^($2)\$" name
+  for name in "${@:3}"; do
+    if [ -n "${!name:-}" ] && ! [[ ${!name} =~ $pattern ]]; then refuse "$name=${!name}: expected $words"; fi
+  done
+}
+expect "a whole number, 1 or more" '[1-9][0-9]{0,8}' \
+  NUM_GPUS NNODES LORA_R LORA_ALPHA PER_DEVICE_BATCH_SIZE GRAD_ACCUM MODEL_MAX_LEN TEXT_MAX_TOKENS MAX_TOKENS_PER_BATCH \
+  DEPTH TOP STEPS SAVE_STEPS MAX_WORKERS MAX_TRIES MAX_FILES TORCH_ELASTIC_SHUTDOWN_TIMEOUT
+expect "a whole number, 0 or more" '0|[1-9][0-9]{0,8}' NODE_RANK SEED GRAD_CACHE_CHUNK HARD_NEGATIVES
+expect "a number" '([0-9]{1,12}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?' \
+  LR NUM_EPOCHS WEIGHT SEARCH_MEMORY PAUSE MAX_UNPACKED_GB MAX_RATIO
+expect "whole numbers with blanks between" '[0-9]{1,9}( [0-9]{1,9})*' SEEDS PERCENTS
+expect "a port, 1 to 65535" \
+  '[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]' MASTER_PORT
+expect "the name or address of a machine" '[A-Za-z0-9:][A-Za-z0-9:._-]*' MASTER_ADDR
+expect "True or False" 'True|False|true|false|1|0' TRAIN_VISION_ENCODER USE_VISION_LORA TRAIN_VISION_PROJECTOR USE_LORA \
+  Q_LORA BF16 GRADIENT_CHECKPOINTING
+expect "none, or a name in ds_configs/" '[A-Za-z0-9_][A-Za-z0-9_.-]*' DS_STAGE
+expect "flickr or coco, or both" '(flickr|coco)( (flickr|coco))*' DATASETS
+expect "kinds of data: text, image, image-text, mixture" '(text|image|image-text|mixture)( (text|image|image-text|mixture))*' \
+  KINDS SCALE_KINDS
+expect "a level of torch's: INFO, WARNING, ERROR or FATAL" 'INFO|WARNING|ERROR|FATAL|[0-3]' TORCH_CPP_LOG_LEVEL
+expect "pointwise or listwise" 'pointwise|listwise' STYLE
+expect "bf16 or fp32" 'bf16|fp32' DTYPE
+expect "test or val" 'test|val' SPLIT
+expect "released or clean" 'released|clean' RANK_STYLE
+expect "mixed or homogeneous" 'mixed|homogeneous' MIXTURE_BATCHES
+expect "an address that begins with https:// or http://" 'https?://[^[:space:]]+' HF_ENDPOINT
+expect "a value that does not begin with a dash, which is a flag's: write ./ before a path" '[^-].*' \
+  OUTPUT_DIR SAVE_PATH MODEL_ID MODEL_LOCAL_PATH ORIGINAL_MODEL_ID RANKINGS RETRIEVED TUNE_WEIGHT DATA_PATH TRAIN_DATA_PATH \
+  EVAL_DATA_PATH QUERIES POOL EVAL_QUERIES EVAL_POOL MINED INIT TASKS RUN_ID STUDY TEXT_DATA IMAGE_DATA IMAGE_TEXT_DATA \
+  FLICKR_IMAGES FLICKR_TEXTS COCO_IMAGES COCO_TEXTS FLICKR_TITLE COCO_TITLE MODELS_DIR DATA_DIR
+if [ "${NODE_RANK:-0}" -ge "${NNODES:-1}" ]; then refuse "NODE_RANK=$NODE_RANK: expected less than NNODES=${NNODES:-1}"; fi
 
 # After SIGTERM processes finish their step and write a checkpoint: seconds until torchrun kills them. Its own are 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280}
@@ -30,6 +63,14 @@ count_gpus() {
     local found
     found=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
     echo $((found > 0 ? found : 1))
+  fi
+}
+
+# One machine asks no name server: torch would ask it for the name of 127.0.0.1 at every connection, and would warn that
+# it got no answer. RES_OPTIONS= leaves the name server in use, for --report_to with a service of the internet.
+stay_on_this_machine() {
+  if [ "${NNODES:-1}" = 1 ]; then
+    export RES_OPTIONS=${RES_OPTIONS-attempts:0} TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
   fi
 }
 
@@ -84,6 +125,7 @@ launch() {
   local child status=0
   [ -e "$OUTPUT_DIR/.lock" ] || rm -f "$OUTPUT_DIR/preempted" # an earlier run's
   require_free_port
+  stay_on_this_machine
   "$PYTHON" common/tether.py "$@" &
   child=$!
   trap 'kill -TERM "$child" 2>/dev/null' TERM INT
@@ -99,8 +141,7 @@ launch() {
 # The first of several machines listens on MASTER_PORT.
 require_free_port() {
   if [ "${NNODES:-1}" -gt 1 ] && [ "$NODE_RANK" = 0 ] && (: <"/dev/tcp/localhost/$MASTER_PORT") 2>/dev/null; then
-    echo "error: MASTER_PORT=$MASTER_PORT is in use here: set another, the same on all machines" >&2
-    exit 2
+    refuse "MASTER_PORT=$MASTER_PORT is in use here: set another, the same on all machines"
   fi
 }
 
@@ -116,6 +157,7 @@ rendezvous() {
 # Start an entrypoint of eval/ on all processes of this machine.
 evaluation() {
   require_free_port
+  stay_on_this_machine
   # shellcheck disable=SC2046 # several arguments
   tethered accelerate launch $(accelerate_processes) common/tether.py "$@"
 }

@@ -20,7 +20,7 @@ sys.path.extend(str(Path(__file__).parent / folder) for folder in ("support", "g
 
 import pytest
 
-from lamra.common.cli import run
+from lamra.common.cli import OFFLINE, run
 
 if TYPE_CHECKING:
     import torch
@@ -208,10 +208,17 @@ def pictures(tmp_path_factory) -> Path:
     return folder
 
 
+def keep_environment(patch: pytest.MonkeyPatch) -> None:
+    """What an entrypoint sets for its libraries ends with it: a test after it may download."""
+    for name, value in OFFLINE.items():
+        patch.setenv(name, value)
+
+
 def call(main, *flags, **named) -> None:
     """An entrypoint in this process."""
     flags = [*flags, *(part for name, value in named.items() for part in (f"--{name}", value))]
     with pytest.MonkeyPatch.context() as patch:
+        keep_environment(patch)
         patch.setattr(sys, "argv", ["entrypoint", *map(str, flags)])
         run(main)
 
@@ -222,6 +229,7 @@ def fails(monkeypatch, capsys):
 
     def call(main, *flags, **named):
         arguments = [*flags, *(part for name, value in named.items() for part in (f"--{name}", value))]
+        keep_environment(monkeypatch)
         monkeypatch.setattr(sys, "argv", ["entrypoint", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
             run(main)

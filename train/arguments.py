@@ -11,8 +11,9 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from lamra.common.cli import note, require
+from lamra.common.cli import note
 from lamra.common.errors import UserError
+from lamra.common.flags import require
 from lamra.common.processes import TIMEOUT, check_devices, default_workers
 from lamra.train.flags import TrainingFlags
 from lamra.train.inherited import NOTED

@@ -7,8 +7,9 @@ from contextlib import suppress
 
 from transformers.trainer_utils import IntervalStrategy
 
-from lamra.common.cli import note, require
+from lamra.common.cli import note
 from lamra.common.errors import ItemError, UserError
+from lamra.common.flags import require
 from lamra.datasets.items import Indexed, Pair
 from lamra.train.arguments import TrainingArguments
 

@@ -5,11 +5,12 @@ docs/flags.md is made from it: `.venv/bin/python -m lamra.train.inherited > docs
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
-from lamra.common.cli import flag
+from lamra.common.flags import LARGEST_SEED, MOST_WORKERS, OUT_FOLDER, Flags, flag
 
 AS_IN_TRANSFORMERS = "as in transformers"
 IGNORED, REFUSAL = "ignored: ", "refused: "  # how the help of a flag that is not passed on begins
@@ -22,59 +23,64 @@ LIGER = "Liger 0.8.5 cannot patch Qwen2-VL in transformers 5.23"
 
 LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 ORDERS = ("random", "sequential", "group_by_length", "batch_rebalance")
+TOKENS_SEEN = ("no", "all", "non_padding", "True", "False", True, False)
+EVERY = "so many steps, or below 1 this share of all"
+SMALLEST_FLOAT32 = 2.0**-126  # of full precision
 SWITCH: dict[str, Any] = {"nargs": "?", "const": True}  # a flag that may stand alone, which means True
 
 
-def honoured(default: Any, words: str = AS_IN_TRANSFORMERS, **argument: Any) -> Any:
-    """Passed on to the Trainer, or read by this project. Words only where the name does not say all."""
-    return flag(default, words, **argument)
+def honoured(default: Any, words: str = AS_IN_TRANSFORMERS, **limits: Any) -> Any:
+    """Passed on to the Trainer, or read by this project. Words only where name and limits do not say all."""
+    return flag(default, words, **limits)
 
 
 def ignored(default: Any, why: str) -> Any:
     """Without a meaning here: one line says so, and the run is the same as without it."""
-    return flag(default, IGNORED + why)
+    return flag(default, IGNORED + why, checked=False)
 
 
 def refused(default: Any, why: str, **argument: Any) -> Any:
     """Would break the run, or change it in silence: an error if set to anything but the default."""
-    return flag(default, REFUSAL + why, **argument)
+    return flag(default, REFUSAL + why, checked=False, **argument)
 
 
 @dataclass
-class InheritedFlags:
+class InheritedFlags(Flags):
     """The arguments of transformers.TrainingArguments, without the five seconds that its import takes.
 
     A test holds types and defaults equal to transformers'.
     """
 
-    output_dir: str | None = None
+    output_dir: str | None = honoured(None, path=OUT_FOLDER)
     per_device_train_batch_size: int = honoured(
-        8, "times the processes: the batch in which targets are negatives of one another"
+        8, "times the processes: the batch in which targets are negatives of one another", low=1
     )
-    num_train_epochs: float = honoured(3.0, "more than 0")
-    max_steps: int = honoured(-1, "1 or more; -1: as many as the epochs have")
-    learning_rate: float = honoured(5e-5, "more than 0")
+    num_train_epochs: float = honoured(3.0, above=0, high=1e6)
+    max_steps: int = honoured(-1, "-1: as many as the epochs have", low=1, also=(-1,))
+    learning_rate: float = honoured(5e-5, above=0, high=100)
     lr_scheduler_type: str = honoured(
         "linear", "all but reduce_lr_on_plateau and greedy, which follow a measure that falls"
     )
     lr_scheduler_kwargs: dict | str | None = honoured(None, "tried before a model is loaded")
-    warmup_steps: float = honoured(0, "below 1 a share of the steps, as --warmup_ratio")
+    warmup_steps: float = honoured(0, "below 1 a share of the steps, as --warmup_ratio", low=0, high=1e9)
     optim: str = honoured("adamw_torch_fused", "what torch or an installed package has; tried before a model is loaded")
-    optim_args: str | None = None
-    weight_decay: float = honoured(0.0, "0 or more")
-    adam_beta1: float = honoured(0.9, "from 0 to below 1")
-    adam_beta2: float = honoured(0.999, "from 0 to below 1")
-    adam_epsilon: float = honoured(1e-8, "more than 0 in float32: without it a weight that has no gradient becomes NaN")
+    optim_args: str | None = honoured(None, "name=value,...; tried before a model is loaded")
+    weight_decay: float = honoured(0.0, low=0, high=100)
+    adam_beta1: float = honoured(0.9, low=0, below=1)
+    adam_beta2: float = honoured(0.999, low=0, below=1)
+    adam_epsilon: float = honoured(
+        1e-8, "without it a weight that has no gradient becomes NaN", low=SMALLEST_FLOAT32, high=1
+    )
     optim_target_modules: None | str | list[str] = refused(
         None, "optimizers that work on some modules only are not tried here"
     )
     gradient_accumulation_steps: int = honoured(
-        1, "1 or more; it does not add in-batch negatives, --grad_cache_chunk does"
+        1, "it does not add in-batch negatives, --grad_cache_chunk does", low=1, high=2**20
     )
     average_tokens_across_devices: bool = ignored(True, "the loss is a mean over rows, not over tokens")
-    max_grad_norm: float = honoured(1.0, "0: no clipping")
+    max_grad_norm: float = honoured(1.0, "0: no clipping", low=0)
     label_smoothing_factor: float = refused(0.0, "the losses here do not smooth labels")
-    bf16: bool = False
+    bf16: bool = honoured(False)
     fp16: bool = honoured(False, "an overflow that lowers the loss scale is noted and does not stop the run")
     bf16_full_eval: bool = refused(False, "evaluation during training runs as training does, --bf16 True")
     fp16_full_eval: bool = refused(False, "evaluation during training runs as training does, --fp16 True")
@@ -90,33 +96,35 @@ class InheritedFlags:
     liger_kernel_config: dict[str, bool] | None = refused(None, LIGER)
     use_cache: bool = ignored(False, "training keeps no keys and values")
     neftune_noise_alpha: float | None = refused(None, "noise on token embeddings is not built in")
-    torch_empty_cache_steps: int | None = None
+    torch_empty_cache_steps: int | None = honoured(None, low=1)
     auto_find_batch_size: bool = refused(
         False, "a smaller batch has fewer in-batch negatives; --grad_cache_chunk needs less memory"
     )
-    logging_strategy: Literal["no", "steps", "epoch"] = "steps"
-    logging_steps: float = 500
-    logging_first_step: bool = False
-    log_on_each_node: bool = True
+    logging_strategy: Literal["no", "steps", "epoch"] = honoured("steps")
+    logging_steps: float = honoured(500, EVERY, above=0, high=1e9)
+    logging_first_step: bool = honoured(False)
+    log_on_each_node: bool = honoured(True)
     logging_nan_inf_filter: bool = refused(
         True, "it shows a loss that is not finite as a mean of others; see --on_nonfinite"
     )
-    include_num_input_tokens_seen: str | bool = "no"
+    include_num_input_tokens_seen: str | bool = honoured("no", one_of=TOKENS_SEEN)
     log_level: str = honoured("passive", choices=LOG_LEVELS)
     log_level_replica: str = honoured("warning", choices=LOG_LEVELS)
-    disable_tqdm: bool | None = None
+    disable_tqdm: bool | None = honoured(None)
     report_to: None | str | list[str] = honoured("none", "what is installed")
-    run_name: str | None = None
-    project: str = "huggingface"
-    trackio_space_id: str | None = None
-    trackio_bucket_id: str | None = None
-    trackio_static_space_id: str | None = None
+    run_name: str | None = honoured(None)
+    project: str = honoured("huggingface")
+    trackio_space_id: str | None = honoured(None)
+    trackio_bucket_id: str | None = honoured(None)
+    trackio_static_space_id: str | None = honoured(None)
     eval_strategy: Literal["no", "steps", "epoch"] = honoured(
         "no", "needs --eval_data_path (stage 1) or --eval_queries (stage 2); else ignored with a note"
     )
-    eval_steps: float | None = None
-    eval_delay: float = 0
-    per_device_eval_batch_size: int = honoured(8, "bounds the tokens of an evaluation's forward, at 64 a prompt")
+    eval_steps: float | None = honoured(None, EVERY, above=0, high=1e9)
+    eval_delay: float = honoured(0, "epochs or steps before the first evaluation", low=0, high=1e9)
+    per_device_eval_batch_size: int = honoured(
+        8, "bounds the tokens of an evaluation's forward, at 64 a prompt", low=1, high=2**20
+    )
     prediction_loss_only: bool = ignored(False, OWN_EVALUATION)
     eval_on_start: bool = honoured(False, "as --eval_strategy")
     eval_do_concat_batches: bool = ignored(True, OWN_EVALUATION)
@@ -128,9 +136,9 @@ class InheritedFlags:
         False, "a run cannot go on from such a checkpoint; not with DeepSpeed and --load_best_model_at_end"
     )
     save_strategy: Literal["no", "steps", "epoch", "best"] = honoured("steps", "best: with --metric_for_best_model")
-    save_steps: float = 500
+    save_steps: float = honoured(500, EVERY, above=0, high=1e9)
     save_on_each_node: bool = refused(False, "checkpoints need one folder that all machines see")
-    save_total_limit: int | None = honoured(None, "the best checkpoint is kept beside them")
+    save_total_limit: int | None = honoured(None, "0: all; the best checkpoint is kept beside them", low=0)
     enable_jit_checkpoint: bool = refused(False, "SIGTERM is followed by a checkpoint without it")
     push_to_hub: bool = refused(False, HUB)
     hub_token: str | None = refused(None, HUB)
@@ -144,19 +152,21 @@ class InheritedFlags:
     greater_is_better: bool | None = honoured(None, "True: both are")
     ignore_data_skip: bool = refused(False, "a resumed run would see other rows than an unbroken one")
     restore_callback_states_from_checkpoint: bool = ignored(False, "a resumed run goes on exactly without it")
-    full_determinism: bool = False
-    seed: int = 42
-    data_seed: int | None = honoured(None, "the order of rows, of a mixture too; default: --seed")
-    use_cpu: bool = False
+    full_determinism: bool = honoured(False)
+    seed: int = honoured(42, low=0, high=LARGEST_SEED)
+    data_seed: int | None = honoured(
+        None, "the order of rows, of a mixture too; default: --seed", low=0, high=LARGEST_SEED
+    )
+    use_cpu: bool = honoured(False)
     accelerator_config: dict | str | None = refused(None, "it would divide the rows among the processes in another way")
     parallelism_config: str | None = refused(None, "data parallelism and DeepSpeed's ZeRO are what is built and tested")
-    dataloader_drop_last: bool = False
-    dataloader_num_workers: int = 0
-    dataloader_pin_memory: bool = True
-    dataloader_persistent_workers: bool = False
-    dataloader_prefetch_factor: int | None = None
+    dataloader_drop_last: bool = honoured(False)
+    dataloader_num_workers: int = honoured(0, low=0, high=MOST_WORKERS)
+    dataloader_pin_memory: bool = honoured(True)
+    dataloader_persistent_workers: bool = honoured(False)
+    dataloader_prefetch_factor: int | None = honoured(None, low=1, high=2**20)
     dataloader_multiprocessing_context: str | None = honoured(None, choices=("fork", "spawn", "forkserver"))
-    dataloader_in_order: bool = True
+    dataloader_in_order: bool = honoured(True)
     remove_unused_columns: bool = ignored(True, "the data have no columns")
     label_names: list[str] | None = ignored(None, OWN_EVALUATION)
     train_sampling_strategy: str = refused(
@@ -164,16 +174,16 @@ class InheritedFlags:
     )
     length_column_name: str = ignored("length", "the data have no columns")
     ddp_find_unused_parameters: bool | None = refused(None, "it follows from what is trained")
-    ddp_bucket_cap_mb: int | None = None
-    ddp_broadcast_buffers: bool | None = None
+    ddp_bucket_cap_mb: int | None = honoured(None, low=1, high=2**20)
+    ddp_broadcast_buffers: bool | None = honoured(None)
     ddp_static_graph: bool | None = refused(None, "a step with pictures has another graph than one without")
     ddp_backend: str | None = honoured(None, choices=("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"))
-    ddp_timeout: int = 1800
+    ddp_timeout: int = honoured(1800, low=1, high=10**7)
     fsdp: str | None = refused(None, "use --deepspeed ds_configs/zero3.json", **SWITCH)
     fsdp_config: dict[str, Any] | str | None = refused(None, "use --deepspeed ds_configs/zero3.json")
     deepspeed: dict | str | None = honoured(None, "a json file, such as ds_configs/zero2.json")
     debug: str = refused("", "--on_nonfinite stop names the rows of a loss that is not finite")
-    skip_memory_metrics: bool = True
+    skip_memory_metrics: bool = honoured(True)
     do_train: bool = ignored(False, "this command trains")
     do_eval: bool = ignored(False, "--eval_strategy says when to evaluate")
     do_predict: bool = ignored(False, "the commands in scripts/eval/ do that")
@@ -191,7 +201,7 @@ class InheritedFlags:
         return set_by_user
 
 
-HELP = {argument.name: argument.metadata.get("help", AS_IN_TRANSFORMERS) for argument in fields(InheritedFlags)}
+HELP = {argument.name: argument.metadata["help"] for argument in fields(InheritedFlags)}
 NOTED, REFUSED = (
     {name: words.removeprefix(fate) for name, words in HELP.items() if words.startswith(fate)}
     for fate in (IGNORED, REFUSAL)
@@ -200,10 +210,13 @@ HONOURED = {name: words for name, words in HELP.items() if name not in NOTED and
 
 
 def with_help(flags: type) -> type:
-    """Give the fields of a dataclass that have no --help the inherited field's."""
+    """Give the fields of a dataclass that have no --help and no limits those of the dataclass that it extends."""
     for argument in fields(flags):
-        if argument.name in HELP:
-            argument.metadata = MappingProxyType({"help": HELP[argument.name], **argument.metadata})
+        inherited: Mapping[str, Any] = next(
+            (vars(base)["__dataclass_fields__"][argument.name].metadata for base in flags.__mro__[1:]
+             if argument.name in getattr(base, "__dataclass_fields__", ())), {}
+        )  # fmt: skip
+        argument.metadata = MappingProxyType({**inherited, **argument.metadata})
     return flags
 
 
@@ -221,7 +234,10 @@ def table() -> str:
         ("Refused when set to other than the default", REFUSED),
     ):
         parts += ["", f"## {title}", "", "| flag | |", "|---|---|"]
-        parts += [f"| `--{name}` | {words.removeprefix(AS_IN_TRANSFORMERS)} |" for name, words in sorted(flags.items())]
+        parts += [
+            f"| `--{name}` | {words.removeprefix(AS_IN_TRANSFORMERS).strip()} |"
+            for name, words in sorted(flags.items())
+        ]
     return "\n".join(parts) + "\n"
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from lamra.common import upstream
-from lamra.common.cli import flag, require, run
+from lamra.common.cli import run
+from lamra.common.flags import OUT_FILE, flag, require_path
 from lamra.common.processes import is_first_process
 from lamra.eval.mine_rerank import MineArguments, mine_files
 from lamra.eval.upstream_files import MINED
@@ -19,19 +21,22 @@ from lamra.eval.upstream_files import MINED
 class UpstreamMineArguments(MineArguments):
     save_name: str = flag("", "name of the file, such as cirr_task7")
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(bool(self.save_name), "save_name", self.save_name, "a name, such as cirr_task7")
+    def check_paths(self) -> None:
+        super().check_paths()
+        require_path("save_name", self.file, OUT_FILE)
+
+    @property
+    def file(self) -> Path:
+        return MINED / f"{self.save_name}_data.json"
 
 
 def main() -> None:
     (args,) = upstream.parse(upstream.MINING, UpstreamMineArguments)
     folder = mine_files(args)
     if is_first_process():
-        MINED.mkdir(exist_ok=True)
-        path = MINED / f"{args.save_name}_data.json"
-        shutil.copyfile(folder / "mined.json", path)
-        print(f"the same in {path}")
+        args.file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "mined.json", args.file)
+        print(f"the same in {args.file}")
 
 
 if __name__ == "__main__":

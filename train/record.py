@@ -14,6 +14,7 @@ from typing import Any
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
+from lamra.common.secrets import without_secrets
 from lamra.models.settings import RUN_FILE, Settings
 from lamra.train.checkpoints import MANIFEST
 from lamra.train.flags import deepspeed_config
@@ -83,7 +84,7 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
 
 
 def write_run_record(folder: str | Path, settings: Settings, arguments: dict, data: dict) -> None:
-    """run.json: arguments, command, package versions, git commit, and the sha256 of base model and data."""
+    """run.json: arguments, command, package versions, git commit, and the sha256 of base model and data; no secrets."""
     record = {
         "command": sys.argv,
         "arguments": arguments,
@@ -93,7 +94,7 @@ def write_run_record(folder: str | Path, settings: Settings, arguments: dict, da
         "git_commit": git_commit(),
     }
     with whole_file(Path(folder) / RUN_FILE) as file:
-        file.write(json.dumps(record, indent=2, default=str) + "\n")
+        file.write(json.dumps(without_secrets(record), indent=2, default=str) + "\n")
 
 
 def package_versions() -> dict[str, str]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
-from lamra.common.cli import require
 from lamra.common.errors import UserError
+from lamra.common.flags import require
 from lamra.datasets.items import Indexed
 from lamra.train.arguments import TrainingArguments
 

@@ -37,9 +37,7 @@ def main() -> None:
         processor = build_processor(folder, settings, args)
 
         with args.main_process_first(local=False, desc="index of M-BEIR's files"):
-            open_queries = partial(
-                open_pairs, data_args.data_path, instructions=data_args.instructions, seed=args.seed, tell=note
-            )
+            open_queries = partial(open_pairs, data_args.data_path, instructions=data_args.instructions, seed=args.seed)
             pairs = open_queries(data_args.queries, data_args.pool, hard_negatives=data_args.hard_negatives)
             eval_pairs = None
             if data_args.eval_queries:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lamra.common.cli import note, parse, require, run
+from lamra.common.cli import note, parse, run
 from lamra.common.errors import UserError
 from lamra.common.files import sha256
+from lamra.common.flags import listed, require
 from lamra.datasets.items import Indexed, Pair
 from lamra.datasets.pairs import Mixture, Subset, load_source
 from lamra.models.folders import model_folder
@@ -57,7 +58,7 @@ def main() -> None:
 
 def load_pairs(args: DataArguments, seed: int) -> Indexed[Pair]:
     """All sources of the data flags, cut to --max_train_samples; several become a Mixture."""
-    paths = args.data_path.split(",")
+    paths = listed(args.data_path)
     formats = args.data_format.split(",")
     formats *= 1 if len(formats) == len(paths) else len(paths)
     sources = {
@@ -92,7 +93,7 @@ def describe(data_path: str, pairs: Indexed[Pair]) -> dict:
     """What a run records of its data; of a folder the names that are in it."""
     digests = [
         sha256(path) if Path(path).is_file() else " ".join(sorted(p.name for p in Path(path).iterdir()))
-        for path in data_path.split(",")
+        for path in listed(data_path)
     ]
     return {"path": data_path, "sha256": ",".join(digests), "pairs": len(pairs)}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from lamra.common import upstream
 from lamra.common.cli import note, run
 from lamra.common.files import sha256
-from lamra.models.folders import local_folder, model_folder
+from lamra.common.flags import listed
+from lamra.models.folders import model_folder
 from lamra.train.flags import RerankDataArguments, RerankModelArguments, RerankTrainingFlags
 
 DONE = "the reranker is done; measure it: MODEL_ID={} bash scripts/eval/rerank_mbeir.sh"
@@ -18,7 +20,7 @@ def main() -> None:
         upstream.RERANK_TRAINING, RerankModelArguments, RerankDataArguments, RerankTrainingFlags
     )
     if data_args.init != "base":
-        model_args.model_local_path = local_folder(data_args.init, "init")
+        model_args.model_local_path = data_args.init
     folder = model_folder(model_args.model_id, model_args.model_local_path)
 
     # Here and not above: torch and transformers take seconds, and --help or a mistake in the flags needs neither.
@@ -53,14 +55,14 @@ def main() -> None:
         settings = replace(settings, quantized=model_args.q_lora)
         processor = build_processor(folder, settings, args)
 
-        mined = data_args.mined.split(",")
+        mined = listed(data_args.mined)
         with args.main_process_first(local=False, desc="index of M-BEIR's files"):
             root, instructions = data_args.data_path, data_args.instructions
-            pairs = open_pairs(root, data_args.queries, data_args.pool, instructions, seed=args.seed, tell=note)
+            pairs = open_pairs(root, data_args.queries, data_args.pool, instructions, seed=args.seed)
         examples = RerankExamples(pairs, mined)
         if len(examples) < len(pairs):
             note(f"{len(pairs) - len(examples)} of {len(pairs)} rows have no mined negative and are left out")
-        files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
+        files: list[str | Path] = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
         data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(examples)}
         check_pairs(examples, args, data_args.data_path, in_batch_negatives=False)
         check_evaluation(None, args)

@@ -137,7 +137,7 @@ class LamRATrainer(Trainer):
         return str(self.partial_dir)
 
     def _save_checkpoint(self, model, trial=None) -> None:
-        if self.args.process_index == 0:
+        if is_first_process():
             shutil.rmtree(self.partial_dir, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         # DeepSpeed's part has collective calls of its own: there the guard is around each of its files.
@@ -149,7 +149,7 @@ class LamRATrainer(Trainer):
         require_shared(partial)
         if best := self._best_checkpoint():
             self.state.best_model_checkpoint = str(best)  # the Trainer noted where it was written, not where it will be
-        if self.args.process_index == 0:
+        if is_first_process():
             more = {"updates_skipped": self.nonfinite.skipped, "save_only_model": self.args.save_only_model}
             with self.disk():
                 self.state.save_to_json(str(partial / TRAINER_STATE_NAME))

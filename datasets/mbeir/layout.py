@@ -13,6 +13,7 @@ DATA_NAME = "M-BEIR"  # what reports call it; the paper's numbers stand beside n
 
 # All paths are relative to M-BEIR's folder.
 DATA_PATH = "data/M-BEIR"  # where that is by default
+GET_MBEIR = "bash scripts/download.sh mbeir gets it"
 TRAIN_QUERIES = "query/union_train/mbeir_union_up_train.jsonl"
 TRAIN_POOL = "cand_pool/global/mbeir_union_train_cand_pool.jsonl"
 INSTRUCTIONS = "instructions/query_instructions.tsv"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -164,11 +164,10 @@ def open_pairs(
     *,
     seed: int = 0,
     hard_negatives: int = 0,
-    tell: Callable[[str], None] = note,
 ) -> MBEIRPairs:
-    """The pairs of M-BEIR's files below `root`; `tell` is called with a sentence for whatever is missing in them."""
+    """The pairs of M-BEIR's files below `root`; a note says whatever is missing in them."""
     rows = Rows(Path(root, queries), root, QUERY), Rows(Path(root, pool), root, CANDIDATE)
     pairs = MBEIRPairs(*rows, Instructions(Path(root, instructions)), seed=seed, hard_negatives=hard_negatives)
     for sentence in pairs.notes:
-        tell(sentence)
+        note(sentence)
     return pairs

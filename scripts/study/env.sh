@@ -36,7 +36,7 @@ study_run() {
     image) data=$IMAGE_DATA format=region_edit ;;
     image-text) data=$IMAGE_TEXT_DATA format=sharegpt4v ;;
     mixture) data=$TEXT_DATA,$IMAGE_DATA,$IMAGE_TEXT_DATA format=nli,region_edit,sharegpt4v ;;
-    *) echo "error: unknown kind $kind: choose of text, image, image-text, mixture" >&2 && exit 2 ;;
+    *) refuse "unknown kind $kind: choose of text, image, image-text, mixture" ;;
   esac
 
   if [ "$kind" != none ]; then
@@ -45,7 +45,7 @@ study_run() {
     flags+=(--data_format "$format" --max_steps "$STEPS" --seed "$seed" --save_strategy steps --save_steps "$SAVE_STEPS")
     local settings="$data ${flags[*]} $MODEL_ID $NUM_GPUS x $PER_DEVICE_BATCH_SIZE, LR $LR"
     if [ -e "$run/study" ] && [ "$(cat "$run/study")" != "$settings" ]; then
-      echo "error: $run was made with other settings ($(cat "$run/study")): set STUDY to a new name" >&2 && exit 2
+      refuse "$run was made with other settings ($(cat "$run/study")): set STUDY to a new name"
     fi
     if [ ! -e "$run/adapter_config.json" ] && [ ! -e "$run/config.json" ]; then
       mkdir -p "$run" && echo "$settings" >"$run/study"

@@ -50,9 +50,9 @@ def test_every_end_is_told(tmp_path):
         Case("refuses something else", refuse, "--y"),
         Case("is accepted", lambda _: None, "--x"),
         Case("should be right", refuse, None),
-        Case("two lines", lambda _: start(two_lines), "a"),
+        Case("two lines", two_lines, "a"),
     ]
-    outcomes = run_forked(table, tmp_path, seconds=2)
+    outcomes = run_forked(table, tmp_path, seconds=4)
     assert [outcome.ended for outcome in outcomes[:7]] == [
         "refused", "refused", "ok", "traceback", "endless", "traceback", "traceback",
     ]  # fmt: skip
@@ -62,5 +62,5 @@ def test_every_end_is_told(tmp_path):
     assert count(outcomes) == "11 starts: 5 refused, 3 traceback, 2 ok, 1 endless"
 
 
-def two_lines():
+def two_lines(_folder):
     raise UserError("a\nb")

@@ -9,9 +9,10 @@ import sys
 import pytest
 from conftest import ROOT
 
-from lamra.common.cli import note, parse, require, require_finite, run
+from lamra.common.cli import note, parse, run
 from lamra.common.errors import ItemError, PictureError, TooLongError, UserError
 from lamra.common.files import Row, read_jsonl
+from lamra.common.flags import Flags, flag, require
 
 
 def test_only_a_users_mistake_becomes_a_sentence(capsys):
@@ -43,35 +44,24 @@ def test_parse_refuses_in_a_sentence(monkeypatch):
     from dataclasses import dataclass
 
     @dataclass
-    class Flags:
-        number: int = 1
-        name: str = ""
+    class Mine(Flags):
+        number: int = flag(1, "how many", low=1, high=5)
+        name: str = "x"
 
         def __post_init__(self):
-            require(self.number > 0, "number", self.number, "1 or more")
+            super().__post_init__()
+            require(self.name != "y", "name", self.name, "another")
 
-    assert parse(Flags, command_line=["--number", "3"]) == [Flags(3)]
+    assert parse(Mine, command_line=["--number", "3"]) == [Mine(3)]
     for line, words in (
         (["--number", "x"], "invalid int value: 'x'"),
-        (["--number", "0"], "--number 0: expected 1 or more"),
+        (["--number", "0"], "--number 0: expected 1 to 5"),
+        (["--name", "y"], "--name y: expected another"),
         (["--num", "1"], "unknown flag --num 1"),
         (["--other", "1", "--more"], "unknown flag --other 1 --more"),
     ):
         with pytest.raises(UserError, match=words):
-            parse(Flags, command_line=line)
-
-
-def test_require_finite_names_the_flag():
-    from dataclasses import dataclass
-
-    @dataclass
-    class Flags:
-        rate: float
-
-    require_finite(Flags(1.0))
-    for value in (float("nan"), float("inf")):
-        with pytest.raises(UserError, match=f"--rate {value}: expected a finite number"):
-            require_finite(Flags(value))
+            parse(Mine, command_line=line)
 
 
 def test_note_is_the_first_process_only(monkeypatch, capsys):

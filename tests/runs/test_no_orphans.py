@@ -15,6 +15,7 @@ import torch.distributed as dist
 from conftest import ROOT
 
 from lamra.common import files, lock, processes
+from lamra.common.cli import what_the_machine_says
 from lamra.common.errors import UserError
 from lamra.train import checkpoints
 from lamra.train.output import clear_output
@@ -38,6 +39,15 @@ def two_processes(work, folder: Path, results) -> None:
     for child in children:
         child.join(120)
         assert child.exitcode == 0
+
+
+class Unpicklable(Exception):
+    def __init__(self, one: int, two: int):
+        super().__init__(f"{one} and {two}")
+
+
+def raise_what_no_pickle_takes():
+    raise Unpicklable(1, 2)
 
 
 def test_files_are_decided_on_by_one_process(tmp_path):
@@ -66,6 +76,11 @@ def test_files_are_decided_on_by_one_process(tmp_path):
                 processes.on_first_process(attempt) if attempt else checkpoints.require_shared(machine)
             except ValueError as error:
                 said.append(str(error))
+        for attempt in ((tmp_path / "run0").read_text, raise_what_no_pickle_takes):
+            try:
+                processes.on_first_process(attempt)
+            except Exception as error:
+                said.append(f"{type(error).__name__}: {what_the_machine_says(error) or error}")
         checkpoints.require_shared(tmp_path / "run0")
         with pytest.raises(ValueError, match="they must share it"):
             lock.folder_lock(tmp_path / f"other{rank}").__enter__()
@@ -77,6 +92,9 @@ def test_files_are_decided_on_by_one_process(tmp_path):
     two_processes(work, tmp_path, results)
     first, second = (said for _, said in sorted(results.get() for _ in range(2)))
     assert first[:2] == second[:2] == ["of 0", "asked on 0"]
+    folder = f"IsADirectoryError: {tmp_path}/run0 cannot be read or written (Is a directory)"  # a sentence on each rank
+    assert first[3].startswith(folder) and second[3].startswith(folder)
+    assert first[4] == "Unpicklable: 1 and 2" and second[4] == "RuntimeError: 1 and 2"
     assert all("the first machine does not see rng_state_1.pth, which another" in said[2] for said in (first, second))
 
 

@@ -230,12 +230,12 @@ def test_what_is_refused(fails, trained, mbeir, rankings, mined, tiny_model, tmp
     bad.write_text("[]")
     training = dict(model_id="miniature", model_local_path=tiny_model, data_path=mbeir, output_dir=tmp_path / "run")
     for change, words in (
-        ({}, "--mined : expected a file that scripts/lamra_rank/mine.sh wrote"),
+        ({}, "--mined : expected a file"),
         ({"mined": tmp_path / "no.jsonl"}, "no.jsonl does not exist"),
         ({"mined": bad}, "bad.json is not {qid: {gt_docs, top100_docs}}"),
         ({"mined": path}, "names the"),
         ({"mined": bad, "rank_style": "short"}, "--rank_style short: expected released or clean"),
         ({"mined": bad, "grad_cache_chunk": 2}, "--grad_cache_chunk 2: expected no value"),
-        ({"mined": bad, "init": "/nowhere"}, "no model in /nowhere"),
+        ({"mined": bad, "init": "/nowhere"}, "--init /nowhere does not exist"),
     ):
         assert words in fails(train_rerank.main, **training | change)

@@ -59,8 +59,8 @@ def test_training_flags_that_contradict(fails, no_model, mbeir_20, stage1, train
         ({"max_pixels": 28 * 28 * 300}, "--max_pixels 235200 contradicts the checkpoint"),
         ({"model_local_path": trained}, "is an adapter, not a whole model"),
         ({"text_max_tokens": 0}, "--text_max_tokens 0: expected 1 or more"),
-        ({"hard_negatives": -1}, "--hard_negatives -1: expected 0 or more"),
-        ({"data_path": "/nowhere"}, "/nowhere/query/union_train/mbeir_union_up_train.jsonl does not exist"),
+        ({"hard_negatives": -1}, "--hard_negatives -1: expected 0 to 1000"),
+        ({"data_path": "/nowhere"}, "--data_path /nowhere does not exist"),
     ):
         assert words in fails(train_mbeir.main, **(run | change))
 

@@ -131,11 +131,28 @@ def test_a_flag_that_no_entrypoint_has_would_be_found(monkeypatch):
         test_every_command_line_is_one_that_its_entrypoint_takes("export/merge_lora.py", monkeypatch)
 
 
+def variables_of_scripts() -> set[str]:
+    """All that a user may set, but for what chooses Python itself and its packages."""
+    files = [path for path in (ROOT / "scripts").rglob("*") if path.suffix in (".sh", ".sbatch")]
+    found = {name for path in files for name in re.findall(r"\b([A-Z][A-Z0-9_]+)=\$\{\1:-", path.read_text())}
+    return found - {"PYTHON", "PIP_ARGS", "CONSTRAINTS", "OMP_NUM_THREADS", "TEST_WORKERS"}
+
+
+COMMAND = "-a[$(touch ran)]"  # bash runs it where it takes the variable for a number
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        (dict(OUTPUT_DIR="-out"), "error: OUTPUT_DIR=-out begins with a dash, which is a flag's: write ./-out"),
+        (dict(OUTPUT_DIR="-out"), "error: OUTPUT_DIR=-out: expected a value that does not begin with a dash"),
         (dict(NNODES="2", NODE_RANK="0"), "is in use here: set another, the same on all machines"),
+        *(({name: COMMAND}, f"error: {name}={COMMAND}: expected ") for name in sorted(variables_of_scripts())),
+        (dict(NUM_GPUS="a[$(touch ran)]"), "error: NUM_GPUS=a[$(touch ran)]: expected a whole number, 1 or more"),
+        (dict(NNODES="abc"), "error: NNODES=abc: expected a whole number, 1 or more"),
+        (dict(NODE_RANK="2", NNODES="2"), "error: NODE_RANK=2: expected less than NNODES=2"),
+        (dict(MASTER_PORT="65536"), "error: MASTER_PORT=65536: expected a port"),
+        (dict(NUM_GPUS="08"), "error: NUM_GPUS=08: expected a whole number"),
+        (dict(DATASETS="flickr nowhere"), "error: DATASETS=flickr nowhere: expected flickr or coco"),
     ],
 )
 def test_scripts_tell_a_mistake(checkout, variables, words):
@@ -143,9 +160,48 @@ def test_scripts_tell_a_mistake(checkout, variables, words):
         server.bind(("localhost", 0))
         server.listen()
         port = str(server.getsockname()[1])
-        commands, done = recorded(checkout, "bash scripts/lamra_ret/pretrain.sh", MASTER_PORT=port, **variables)
-    assert not commands and done.returncode == 2
+        variables = dict(MASTER_PORT=port) | variables
+        commands, done = recorded(checkout, "bash scripts/lamra_ret/pretrain.sh", **variables)
+    assert not commands and done.returncode == 2 and not (checkout / "ran").exists()
     assert words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_checkout_that_was_copied_gets_a_python_environment_of_its_own(tmp_path):
+    """The old one's starts the code of the old place."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "scripts").mkdir(parents=True)
+    (old / "bin").mkdir()
+    shutil.copy(ROOT / "scripts/setup.sh", old / "scripts")
+    for name in ("requirements.txt", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, old)
+    # In the place of Python: makes an environment whose pip names it, and says so.
+    (old / "bin/python").write_text(
+        """#!/bin/bash
+case "$*" in
+  "-m venv --clear .venv")
+    echo "made anew"
+    rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python
+    echo "#!$PWD/.venv/bin/python" >.venv/bin/pip ;;
+esac
+"""
+    )
+    (old / "bin/python").chmod(0o755)
+
+    def setup(folder: Path) -> str:
+        command = ["bash", "scripts/setup.sh"]
+        environment = os.environ | {"PYTHON": str(folder / "bin/python")}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode in (0, 2), done.stderr
+        return done.stdout + done.stderr
+
+    assert "made anew" in setup(old) and setup(old) == ""
+    shutil.copytree(old, new)
+    assert "made anew" in setup(new) and setup(new) == ""
+    shutil.rmtree(new / ".venv")
+    (new / ".venv").symlink_to(old / ".venv")
+    assert setup(new).endswith(f"error: .venv is a link to {old}/.venv, where another folder's code is installed: "
+                               "delete the link\n")  # fmt: skip
+    assert (old / ".venv/installed").exists()
 
 
 @pytest.mark.parametrize(("status", "preempted", "ends"), [(0, False, 0), (3, False, 3), (1, True, 75)])

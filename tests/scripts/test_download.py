@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from lamra.common import cli
 from lamra.scripts import download
 from lamra.scripts.download import Hub, extract
 
@@ -101,14 +102,20 @@ def hub(monkeypatch):
 
 
 @pytest.fixture
-def run(hub, tmp_path, capsys):
+def run(hub, tmp_path, capsys, monkeypatch):
     """Call the command in this process: run(names...) -> (exit status, what it printed)."""
 
     def call(*names: str, tries: int = 2) -> tuple[int, str]:
         folders = ["--models_dir", str(tmp_path / "models"), "--data_dir", str(tmp_path / "data")]
-        status = download.main([*names, "--endpoint", hub.url, "--max_tries", str(tries), "--pause", "0", *folders])
+        command = [*names, "--endpoint", hub.url, "--max_tries", str(tries), "--pause", "0", *folders]
+        monkeypatch.setattr("sys.argv", ["download.py", *command])
+        status = 0
+        try:
+            cli.run(download.main, online=True)
+        except SystemExit as end:
+            status = end.code
         out, err = capsys.readouterr()
-        return status, out + err
+        return status, out + err.removeprefix("\n")
 
     return call
 

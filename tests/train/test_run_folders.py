@@ -227,7 +227,7 @@ def test_a_second_job_is_refused_until_the_first_has_ended(fails, trained, tmp_p
     assert not (tmp_path / "new").exists()  # nothing was written
 
 
-def test_every_output_is_locked_before_a_model_is_loaded(fails, no_model, world, tiny_model, tmp_path):
+def test_every_output_is_locked_before_a_model_is_loaded(fails, no_model, world, tiny_model, mbeir, tmp_path):
     folder = tmp_path / "out"
     record = {"owner": "other-1_17_99", "since": "2026-01-01 00:00:00", "job": [None, None]}
     for held in (folder / ".lock", folder / "pointwise" / ".lock", folder / ".out.npz.lock"):
@@ -238,9 +238,9 @@ def test_every_output_is_locked_before_a_model_is_loaded(fails, no_model, world,
     data = dict(image_data_path=world / "test" / "images", **captions)
     for main, flags in (
         (lambda: zeroshot.evaluate_captions("Flickr30K"), dict(data, output_dir=folder)),
-        (eval_mbeir.main, dict(output_dir=folder)),
-        (mine_rerank.main, dict(output_dir=folder)),
-        (eval_rerank.main, dict(output_dir=folder, rankings=tmp_path)),
+        (eval_mbeir.main, dict(output_dir=folder, data_path=mbeir)),
+        (mine_rerank.main, dict(output_dir=folder, data_path=mbeir)),
+        (eval_rerank.main, dict(output_dir=folder, data_path=mbeir, rankings=tmp_path)),
         (embed.main, dict(input=tmp_path / "items.jsonl", output=folder / "out.npz")),
     ):
         assert "is written by another job, process 17 on other since" in fails(main, **model, **flags)

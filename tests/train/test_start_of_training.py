@@ -19,8 +19,8 @@ REFUSED = (
     2,
     "error: --fsdp full_shard: use --deepspeed ds_configs/zero3.json; leave the flag",
 )
-NO_SENSE = ("--learning_rate 0", 2, "error: --learning_rate 0.0: expected a positive value")
-NO_MODEL = ("--model_id qwen9", 2, "error: --model_id 'qwen9' is unknown: choose one of")
+NO_SENSE = ("--learning_rate 0", 2, "error: --learning_rate 0.0: expected more than 0 and at most 100")
+NO_MODEL = ("--model_id qwen9 --data_path README.md", 2, "error: --model_id 'qwen9' is unknown: choose one of")
 NO_TYPE = ("--dtype fp8", 2, "error: --dtype fp8: expected bf16 or fp32")
 CASES = {
     "train/train_nli.py": (HELP, UNKNOWN, NO_NUMBER, NO_MODEL),

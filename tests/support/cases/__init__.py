@@ -6,6 +6,7 @@ result that is right. Each runs in a forked process of its own: it may hang, use
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -84,6 +85,7 @@ def run_forked(cases: Iterable[Case], folder: Path, seconds: float = 20) -> list
     running: dict[int, tuple[int, int, float, IO]] = {}  # descriptor of the process -> row, its number, end, its words
     poll = select.poll()
     sys.stdout.flush()
+    gc.freeze()  # a collection in a fork would copy every page
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             row, case = waiting.pop(0)

@@ -62,6 +62,7 @@ def encode(
     num_workers: int = 0,
     share_prefix: bool = True,
     description: str | None = "encode",
+    texts: ToldTexts | None = None,
 ) -> Tensor:
     """Embed all items; of items that look the same, the first.
 
@@ -73,6 +74,7 @@ def encode(
             forward of its own, with a note.
         share_prefix: compute the prompt's constant beginning once; the embeddings stay the same.
         description: of the progress bar; None shows none.
+        texts: collects what is to be told of the items' texts; None tells it at the end.
 
     Returns:
         (len(items), D) float32 unit embeddings on the CPU, in the order of `items`, the same on every process.
@@ -104,7 +106,7 @@ def encode(
     prefix = embedder.prefix_of(prefix_ids.to(embedder.device)) if share_prefix and embedder.padding_free else None
     parts = []
 
-    texts = ToldTexts()
+    told = ToldTexts() if texts is None else texts
 
     def prepare(i: int) -> tuple[list[int], dict[str, Tensor], list[tuple[str, TextNotes]]]:
         encoded = [processor.encode(unique[row]) for row in mine[i]]
@@ -112,7 +114,7 @@ def encode(
 
     with tqdm(total=len(unique), desc=description, unit="item", disable=rank > 0 or description is None) as progress:
         for indices, inputs, notes in prepared(prepare, steps, num_workers):
-            texts.add(notes)
+            told.add(notes)
             begins = (inputs["input_ids"][:, : len(prefix_ids)] == prefix_ids).all()
             inputs = {name: tensor.to(embedder.device, non_blocking=True) for name, tensor in inputs.items()}
             rows = torch.full((most,), -1, device=embedder.device)  # -1 marks padding of a short batch
@@ -123,7 +125,8 @@ def encode(
             require_unit(*parts[-1], unique)
             progress.update(min(len(indices) * world, len(unique) - progress.n))
     embedder.train(training)
-    texts.tell(description or "encode")
+    if texts is None:
+        told.tell(description or "encode")
     return _in_order(parts, len(unique))[row_of_item]
 
 

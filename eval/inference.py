@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lamra.collators.processing import Processor
+from lamra.collators.texts import ToldTexts
 from lamra.common.errors import UserError
 from lamra.common.processes import check_devices, default_workers, start_processes
 from lamra.datasets.items import Indexed, Item
@@ -53,7 +54,13 @@ class Retriever:
         found = [as_item(entry, str(number)) for number, entry in enumerate(items)]
         return self.encode(found, None if few else "embed", num_workers=0 if few else None)
 
-    def encode(self, items: Indexed[Item], description: str | None, num_workers: int | None = None) -> Tensor:
+    def encode(
+        self,
+        items: Indexed[Item],
+        description: str | None,
+        num_workers: int | None = None,
+        texts: ToldTexts | None = None,
+    ) -> Tensor:
         """(N, D) float32 unit embeddings on the CPU; see eval.encode."""
         return encode(
             self.embedder,
@@ -63,6 +70,7 @@ class Retriever:
             num_workers=self.num_workers if num_workers is None else num_workers,
             share_prefix=self.share_prefix,
             description=description,
+            texts=texts,
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
+from lamra.collators.texts import ToldTexts
 from lamra.common.files import sha256, whole_file
 from lamra.common.processes import is_first_process, on_first_process
 from lamra.datasets.items import Indexed, Item
@@ -68,12 +69,15 @@ def encode_to_shards(
     files = [folder / f"{number:05d}.npy" for number in range(len(parts))]
     # One process looks: on a network disk another may remember for a while that a file was not there.
     complete = on_first_process(lambda: [_is_complete(file, len(rows)) for file, rows in zip(files, parts)])
+    texts = ToldTexts()
     for number in [i for i, there in enumerate(complete) if not there]:
         part = f"{folder.name} {number + 1}/{len(files)}" if len(files) > 1 else folder.name
-        embeddings = retriever.encode([items[row] for row in parts[number]], part)  # (n, D), the same on every process
+        shown = [items[row] for row in parts[number]]
+        embeddings = retriever.encode(shown, part, texts=texts)  # (n, D), the same on every process
         if is_first_process():
             with whole_file(files[number], "wb") as out:
                 np.save(out, embeddings.numpy())
+    texts.tell(folder.name)
     PartialState().wait_for_everyone()
     return Shards(files)
 

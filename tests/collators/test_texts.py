@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +17,7 @@ from lamra.common.errors import ItemError
 from lamra.datasets.items import Item, Pair, Picture, Text
 from lamra.datasets.rerank import RerankExample
 from lamra.datasets.usable import UsableBatch
+from lamra.eval.cache.embeddings import encode_to_shards
 from lamra.eval.encode import encode
 from lamra.eval.rerank.judge import Judge
 from lamra.models.loading import load_embedder, load_reranker
@@ -170,6 +173,19 @@ def test_cut_texts_are_counted_and_told_once_with_their_first_ids(tiny_model, ca
         assert cut.endswith(": long 0, long 1, long 2, long 3, long 4, ...")
         ids = " = ".join(f"long {i}" for i in range(7))
         assert same == f"note: gallery: after the cut, 1 groups of different items are equal to the model: {ids}"
+
+
+def test_the_shards_of_a_file_are_told_of_together(tiny_model, tmp_path, capsys):
+    processor = Processor(tiny_model, max_length=60)
+    embedder, _ = load_embedder(tiny_model, dtype=torch.float32)
+
+    def encode_part(items, description, texts):
+        return encode(embedder, processor, items, max_tokens_per_batch=500, description=description, texts=texts)
+
+    items = [Item(f"long {i}", f"{'red ' * 100} {i}") for i in range(5)]
+    encode_to_shards(SimpleNamespace(encode=encode_part), items, tmp_path / "pool", {"version": 2}, 2)
+    cut, same = capsys.readouterr().out.splitlines()
+    assert cut.startswith("note: pool: 5 texts are cut") and same.startswith("note: pool: after the cut, 1 groups")
 
 
 def test_an_item_that_is_whole_may_equal_one_that_was_cut(tiny_model, capsys):

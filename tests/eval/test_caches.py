@@ -121,7 +121,7 @@ def pictures(tmp_path):
 def encoded(items, folder, manifest) -> np.ndarray:
     """Embeddings (N, 1) by a model that sees the first red pixel."""
 
-    def encode(part, _):
+    def encode(part, _, texts):
         return torch.tensor([[float(Image.open(item.images[0]).getpixel((0, 0))[0])] for item in part])
 
     retriever = SimpleNamespace(encode=encode)

@@ -100,11 +100,11 @@ def test_one_process_finds_what_two_find_also_when_it_was_killed(
     encode = Retriever.encode
 
     def stopping(limit):
-        def call(self, items, description):
+        def call(self, items, description, **options):
             if len(encoded) == limit:
                 raise KeyboardInterrupt
             encoded.append(description)
-            return encode(self, items, description)
+            return encode(self, items, description, **options)
 
         return call
 

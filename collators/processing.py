@@ -135,7 +135,7 @@ class Processor:
         while len(ids) > self.max_length:  # more than once where the cut leaves a letter of several tokens whole
             kept = self._shortened(item, excess)
             ids, excess = self.token_ids(embedding_messages(kept), grids, item.id), excess + 1
-        befell += [CUT_PROMPT] * (kept is not item) + [LONG] * (len(ids) > self.max_length // 2)
+        befell += [CUT_PROMPT] * (kept is not item) + [LONG] * (len(ids) > self.max_length - 16)
         befell += [SPECIAL] * self.reads_special_tokens_in(kept.texts)
         seen = (digest_of(ids, *map(str, item.images)), digest_of(whole.content)) if befell else (0, 0)
         return {"input_ids": ids, **pixels, "notes": dict.fromkeys(befell, seen)}

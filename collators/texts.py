@@ -14,7 +14,7 @@ SPECIAL = (
     "with special tokens (<|im_end|>, ...), read as such, as LamRA's released checkpoints do "
     "(--special_tokens_in_text special)"
 )
-LONG = "nearly too long"  # told nowhere: an item that was cut may have become equal to such an item
+LONG = "nearly too long"  # told nowhere: an item that was cut, which leaves about as much, may be equal to it
 CUTS = {CUT_TEXT, CUT_PROMPT}
 NAMED = 5  # ids in a sentence
 

@@ -274,7 +274,7 @@ def read_csv(path: str | Path, columns: Sequence[str]) -> Iterator[Row]:
                     found = " ".join(", ".join(header).split())[:200]
                     raise UserError(f"{path} {what} {', '.join(names)}: its header is {found}")
             continue
-        if any(len(next(csv.reader([line]))) == len(header) for line in taken[1:-1]):
+        if any(_columns(line) == len(header) for line in taken[1:-1]):
             raise UserError(
                 f"{location}: a quote opens there and closes only in line {rows.line_num}, which swallows rows: close "
                 'it, or write a quote inside a text twice ("")'
@@ -286,6 +286,13 @@ def read_csv(path: str | Path, columns: Sequence[str]) -> Iterator[Row]:
         yield Row(location, dict(zip(header, row)), lines=len(taken))
     if not header:
         raise UserError(f"{path} cannot be read as a csv: it is empty")
+
+
+def _columns(line: str) -> int:
+    try:
+        return len(next(csv.reader([line])))
+    except csv.Error:  # a lone carriage return, which is a letter inside quotes alone
+        return 0
 
 
 def _require_closed_quote(lines: list[str], location: str) -> None:

@@ -96,6 +96,6 @@ def test_a_quote_that_swallows_rows_is_said(tmp_path):
     path.write_text('sent0,sent1\na,"b\n')
     with pytest.raises(UserError, match="nli.csv line 2 cannot be read as a csv: the quote that opens there"):
         NLIPairs(path)
-    path.write_text('sent0,sent1\n"a\nb",c\nd,e\n\u200b,f\n')
+    path.write_bytes(b'sent0,sent1\n"a\nlone\rone\nb",c\nd,e\n\xe2\x80\x8b,f\n')
     pairs = NLIPairs(path)
     assert pairs.folded == 1 and pairs.dropped == 1 and len(pairs) == 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -34,7 +35,9 @@ def read_results(folder: Path) -> pd.DataFrame:
     rows = []
     for path in sorted(folder.glob("*/*/metrics.json")):
         if run := RUN.fullmatch(path.parts[-3]):
-            settings = dict(kind=run["kind"], percent=int(run["percent"]), seed=int(run["seed"]), data=path.parts[-2])
+            settings: dict[str, Any] = dict(
+                kind=run["kind"], percent=int(run["percent"]), seed=int(run["seed"]), data=path.parts[-2]
+            )
             result = read_result(path, AGAIN)
             for name in result.content:
                 if recall := RECALL.fullmatch(name):

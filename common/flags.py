@@ -105,6 +105,11 @@ def flag(default: Any, words: str, **limits: Any) -> Any:
     return field(default=default, metadata={"help": words, LIMITS: limited, **argument})
 
 
+def limited(default: Any, **limits: Any) -> Any:
+    """A field of a dataclass whose values come from a file and are checked by check_values."""
+    return field(default=default, metadata={LIMITS: Limits(**limits)})
+
+
 def require(condition: bool, flag: str, value: object, wanted: str) -> None:
     """Refuse a flag's value; `wanted` says what is expected instead."""
     if not condition:
@@ -157,7 +162,9 @@ def check_values(record: Any, prefix: str) -> None:
     hints = get_type_hints(type(record))
     for argument in fields(record):
         limits, value = argument.metadata.get(LIMITS, UNLIMITED), getattr(record, argument.name)
-        if not limits.checked or value is None or (value is argument.default and value != ""):
+        if not limits.checked or (value is argument.default and value != ""):
+            continue
+        if value is None and is_a(None, hints[argument.name]):
             continue
         wanted = None
         if not is_a(value, hints[argument.name]):

@@ -50,9 +50,8 @@ def main() -> None:
         embeddings = retriever.encode(items, "embed")  # (N, D)
         if is_first_process():
             with whole_file(output, "wb") as file:
-                np.savez(
-                    file, ids=np.array([item.id for item in items]), embeddings=embeddings.numpy(), **unreadable.for_npz
-                )
+                ids = np.array([item.id for item in items])
+                np.savez(file, ids=ids, embeddings=embeddings.numpy(), **unreadable.for_npz)  # type: ignore[arg-type]
             print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")
 
 

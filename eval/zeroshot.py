@@ -62,9 +62,8 @@ def evaluate_captions(default_name: str) -> None:
         if is_first_process():
             if args.save_for_rerank:
                 write_json(folder / "made_by.json", {**provenance, "mode": args.mode})
-            write_json(
-                folder / "metrics.json", metrics | ({"protocol": protocol} if protocol else {}) | unreadable.for_metrics
-            )
+            named = {"protocol": protocol} if protocol else {}
+            write_json(folder / "metrics.json", {**metrics, **named, **unreadable.for_metrics})
             print_table(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
             print(f"written to {folder}/")
 

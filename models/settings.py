@@ -6,11 +6,12 @@ Imports nothing slow: flags are checked before a model is.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lamra.common.errors import UserError
+from lamra.common.flags import check_values, limited
 from lamra.models.digests import model_sha256
 
 FILE_NAME = "lamra.json"
@@ -32,7 +33,7 @@ class Settings:
     """Settings that training fixes and evaluation reads back.
 
     Raises:
-        UserError: min_pixels is not between 1 and max_pixels, or special_tokens_in_text is none of its values.
+        UserError: a value is of another type or outside of its limits, or min_pixels exceeds max_pixels.
 
     Attributes:
         base_model: folder of the base model under an adapter; for a merged model, the folder it was merged from.
@@ -52,22 +53,21 @@ class Settings:
     """
 
     base_model: str
-    position_ids: str
-    min_pixels: int = 4 * 28 * 28
-    max_pixels: int = 300 * 28 * 28
-    temperature: float = 0.05
-    text_max_tokens: int | None = None
-    role: str = "retriever"
+    position_ids: str = limited(MISSING, one_of=POSITION_IDS)
+    min_pixels: int = limited(4 * 28 * 28, low=1)
+    max_pixels: int = limited(300 * 28 * 28, low=1)
+    temperature: float = limited(0.05, above=0)
+    text_max_tokens: int | None = limited(None, low=1)
+    role: str = limited("retriever", one_of=("retriever", "reranker"))
     rank_style: str | None = None
-    train_position_ids: str | None = None
+    train_position_ids: str | None = limited(None, one_of=POSITION_IDS)
     base_sha256: str | None = None
     quantized: bool = False
-    special_tokens_in_text: str = "special"
+    special_tokens_in_text: str = limited("special", one_of=SPECIAL_TOKENS_IN_TEXT)
     exif_rotation: bool = False
 
     def __post_init__(self) -> None:
-        if self.special_tokens_in_text not in SPECIAL_TOKENS_IN_TEXT:
-            raise UserError(f"--special_tokens_in_text {self.special_tokens_in_text}: expected plain or special")
+        check_values(self, "--")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise UserError(f"--min_pixels {self.min_pixels}: expected 1 to --max_pixels ({self.max_pixels})")
 
@@ -90,8 +90,8 @@ class Settings:
                 )
             return None
         try:
-            return cls(**json.loads(path.read_text()))
-        except (json.JSONDecodeError, TypeError) as error:
+            return cls(**json.loads(path.read_bytes()))
+        except (ValueError, TypeError, RecursionError) as error:  # a UserError is a ValueError
             raise UserError(
                 f"{path} is not a checkpoint's settings ({error}); write it again with merge_lora.sh"
             ) from None

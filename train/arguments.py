@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,7 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             choices = [name.value for name in names]
             require(getattr(self, flag) in choices, flag, getattr(self, flag), f"one of {', '.join(choices)}")
         self._fit_to_this_machine()
+        self._fit_to_one_process()
         transformers.TrainingArguments.__post_init__(self)
         self._check_made()
 
@@ -57,15 +59,38 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             optimizer = make([torch.nn.Parameter(torch.zeros(1))], **options)
             schedule = SchedulerType(self.lr_scheduler_type).value
             flags = f"--lr_scheduler_type {schedule} --lr_scheduler_kwargs {self.lr_scheduler_kwargs}"
-            transformers.get_scheduler(
+            scheduler = transformers.get_scheduler(
                 self.lr_scheduler_type,
                 optimizer,
                 num_warmup_steps=1,
                 num_training_steps=10,
                 scheduler_specific_kwargs=self.lr_scheduler_kwargs,
             )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the optimizer has made no step
+                for _ in range(10):
+                    scheduler.step()
         except Exception as error:  # whatever a library says of a value or of itself
             raise UserError(f"{flags}: {' '.join(str(error).split())}; give others, or leave them out") from None
+
+    def _fit_to_one_process(self) -> None:
+        """Drop what means nothing without data workers or without other processes."""
+        if "RANK" not in os.environ and self.ddp_backend:
+            note(f"--ddp_backend {self.ddp_backend} is ignored: this process works alone")
+            self.ddp_backend = None
+        available = self.ddp_backend is None or torch.distributed.is_backend_available(self.ddp_backend)
+        on_device = self.ddp_backend in (None, "gloo", "mpi") or not self.use_cpu
+        require(available and on_device, "ddp_backend", self.ddp_backend, "gloo, or nccl on CUDA")
+        if self.dataloader_num_workers:
+            return
+        for name, default in (
+            ("dataloader_persistent_workers", False),
+            ("dataloader_prefetch_factor", None),
+            ("dataloader_multiprocessing_context", None),
+        ):
+            if getattr(self, name) != default:
+                note(f"--{name} {getattr(self, name)} is ignored: there are no data workers here")
+                setattr(self, name, default)
 
     def _fit_to_this_machine(self) -> None:
         """Drop what means nothing without CUDA, and refuse what this CUDA machine cannot do."""

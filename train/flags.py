@@ -205,7 +205,7 @@ class TrainingFlags(InheritedFlags):
             require(holds, name, getattr(self, name), wanted)
         if self.mixture_weights is not None:
             numbers = self.mixture_weights.split(",")
-            is_number = all(re.fullmatch(r"\d+(\.\d*)?|\.\d+", number) for number in numbers)
+            is_number = all(re.fullmatch(r"\d{1,12}(\.\d*)?|\.\d+", number) for number in numbers)
             require(is_number, "mixture_weights", self.mixture_weights, "numbers with commas, such as 1,1,2")
         if self.warmup_ratio is not None:
             self.warmup_steps = self.warmup_ratio  # transformers 5: below 1 it is a ratio
@@ -213,9 +213,14 @@ class TrainingFlags(InheritedFlags):
             same = "auto" if self.resume_from_checkpoint.lower() == "true" else self.resume_from_checkpoint
             require(self.resume in (None, same), "resume_from_checkpoint", same, f"the same as --resume {self.resume}")
             self.resume = same
+        if isinstance(self.lr_scheduler_kwargs, str):
+            self.lr_scheduler_kwargs = json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         self._check_best_checkpoint()
         config = deepspeed_config(self.deepspeed)
-        if ((config or {}).get("bf16") or {}).get("check_grad_overflow") is False:
+        for section in ("bf16", "fp16", "zero_optimization", "optimizer", "scheduler"):
+            given = (config or {}).get(section, {})
+            require(isinstance(given, dict), "deepspeed", self.deepspeed, f'an object for "{section}", not {given}')
+        if (config or {}).get("bf16", {}).get("check_grad_overflow") is False:
             raise UserError(
                 f'--deepspeed {self.deepspeed}: "check_grad_overflow": false in "bf16" writes gradients that are not '
                 "finite into the weights; set it to true"
@@ -315,9 +320,14 @@ def deepspeed_config(deepspeed: str | dict | None) -> dict | None:
     inline = deepspeed.startswith("{")
     if not inline:
         require_path("deepspeed", deepspeed, FILE, "expected a file, such as ds_configs/zero2.json")
+    return json_object("deepspeed", deepspeed, deepspeed if inline else Path(deepspeed).read_bytes())
+
+
+def json_object(flag: str, value: str, text: str | bytes | None = None) -> dict:
+    """The json object that a flag's value is, or that stands in its file as `text`; raises UserError if it is none."""
     try:
-        config = json.loads(deepspeed if inline else Path(deepspeed).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--deepspeed {shown(deepspeed)} is no json: {error}") from None
-    require(isinstance(config, dict), "deepspeed", deepspeed, "a json object")
-    return config
+        content = json.loads(value if text is None else text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--{flag} {shown(value)} is no json: {error}") from None
+    require(isinstance(content, dict), flag, value, "a json object")
+    return content

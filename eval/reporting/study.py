@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,6 +22,7 @@ KINDS = {"none": "base model", "text": "text", "image": "image", "image-text": "
 RUN = re.compile(r"(?P<kind>.+)-(?P<percent>\d+)-seed(?P<seed>\d+)")
 RUN_KEYS = ["kind", "percent", "seed"]
 RECALL = re.compile(r"(?P<direction>.+)@(?P<k>\d+)")  # metrics.json also names the protocol
+AGAIN = "delete it, and start the study again"
 GALLERIES = ("flickr", "coco")  # the folders that scripts/study/env.sh makes, in the order to show
 
 
@@ -33,11 +35,16 @@ def read_results(folder: Path) -> pd.DataFrame:
     rows = []
     for path in sorted(folder.glob("*/*/metrics.json")):
         if run := RUN.fullmatch(path.parts[-3]):
-            settings = dict(kind=run["kind"], percent=int(run["percent"]), seed=int(run["seed"]), data=path.parts[-2])
-            result = read_result(path, "delete it, and start the study again")
+            settings: dict[str, Any] = dict(
+                kind=run["kind"], percent=int(run["percent"]), seed=int(run["seed"]), data=path.parts[-2]
+            )
+            result = read_result(path, AGAIN)
             for name in result.content:
                 if recall := RECALL.fullmatch(name):
-                    rows.append(settings | recall.groupdict() | {"recall": result.number(name)})
+                    value = result.number(name)
+                    if not 0 <= value <= 1 or settings["percent"] > 100:
+                        raise UserError(f"{path}: {name} is {value:g} of a run on {run['percent']} percent: {AGAIN}")
+                    rows.append(settings | recall.groupdict() | {"recall": value})
     if not rows:
         raise UserError(f"{folder} holds no finished run (KIND-PERCENT-seedN/DATA/metrics.json)")
     frame = pd.DataFrame(rows).astype({"k": int})

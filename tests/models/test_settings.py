@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -96,3 +97,35 @@ def test_flags_are_checked_before_torch_is_imported():
     modules = "base_model, digests, folders, saving, settings"
     code = f"import sys; from lamra.models import {modules}; print(sys.modules.keys() & {{'torch', 'transformers'}})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"position_ids": None}, "position_ids None: expected text"),
+        ({"position_ids": "rope"}, "position_ids rope: expected sequential or mrope"),
+        ({"min_pixels": "4"}, "min_pixels 4: expected a whole number"),
+        ({"min_pixels": True}, "min_pixels True: expected a whole number"),
+        ({"max_pixels": 1e300}, "max_pixels 1e+300: expected a whole number"),
+        ({"temperature": float("nan")}, "temperature nan: expected a finite number"),
+        ({"temperature": 0}, "temperature 0: expected more than 0"),
+        ({"role": "judge"}, "role judge: expected retriever or reranker"),
+        ({"quantized": "yes"}, "quantized yes: expected True or False"),
+        ({"base_model": 7}, "base_model 7: expected text"),
+        ({"trust": 1}, "unexpected keyword argument 'trust'"),
+        ([], "must be a mapping"),
+        (b"\xff", "can't decode byte 0xff"),
+        (b"[" * 100_000, "maximum recursion depth"),
+    ],
+)
+def test_what_a_checkpoint_remembers_is_checked_as_flags_are(tmp_path, content, words):
+    good = asdict(Settings("base", "mrope"))
+    Settings("base", "mrope").write(tmp_path)
+    assert Settings.read(tmp_path) == Settings("base", "mrope")
+    if isinstance(content, dict):
+        content = good | content
+    path = tmp_path / "lamra.json"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(UserError) as error:
+        Settings.read(tmp_path)
+    assert str(path) in str(error.value) and words in str(error.value)

@@ -211,7 +211,7 @@ def test_what_decides_a_result_may_not_change_at_a_resume(make, tmp_path, monkey
 
     (tmp_path / "manifest.json").write_text(json.dumps(record()))
     check_unchanged(tmp_path, record(), allow_changes=False)
-    changed = "ds_configs/zero2.json" if flag == "deepspeed" else 4000
+    changed = {"deepspeed": "ds_configs/zero2.json", "position_ids": "mrope"}.get(flag, 4000)
     if flag in vars(settings):
         settings = replace(settings, **{flag: changed})
     else:

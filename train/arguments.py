@@ -26,10 +26,7 @@ def training_arguments(flags: TrainingFlags) -> TrainingArguments:
     Raises:
         UserError: transformers, torch or this machine refuse a value.
     """
-    try:
-        return TrainingArguments(**vars(flags))
-    except ValueError as error:  # also a library's word on a bad value
-        raise UserError(str(error)) from None
+    return TrainingArguments(**vars(flags))
 
 
 @dataclass
@@ -46,7 +43,10 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             require(getattr(self, flag) in choices, flag, getattr(self, flag), f"one of {', '.join(choices)}")
         self._fit_to_this_machine()
         self._fit_to_one_process()
-        transformers.TrainingArguments.__post_init__(self)
+        try:
+            transformers.TrainingArguments.__post_init__(self)
+        except ValueError as error:  # a library's word on a bad value
+            raise UserError(" ".join(str(error).split())) from None
         self._check_made()
 
     def _check_made(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cases import Outcome, count, faults, run_forked
-from cases.flags import cases, make_places, unlimited
+from cases.flags import bugs, cases, make_places, unlimited
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,11 @@ def test_every_flag_with_every_value(places, tmp_path):
     ]
     wrong = faults(outcomes) + unnamed
     assert not wrong, f"{count(outcomes)}\n" + "\n".join(wrong)
+
+
+def test_a_bug_shows_its_traceback(places, tmp_path):
+    for outcome in run_forked(bugs(places), tmp_path):
+        assert outcome.ended == "traceback" and "ValueError: a bug" in outcome.text, outcome
 
 
 def test_every_number_has_a_limit(places):

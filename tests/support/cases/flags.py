@@ -267,6 +267,48 @@ def begin(of: Entrypoint, folder: Path, command: dict[str, Any]) -> None:
         start(of.main, *(part for name, value in command.items() for part in (f"--{name}", value)))
 
 
+# Entrypoint -> functions of this project that its right start calls.
+INTERNAL = {
+    "train_nli": (
+        "lamra.common.flags.is_a",
+        "lamra.common.flags.require_path",
+        "lamra.train.flags.listed",
+        "lamra.train.inherited.InheritedFlags.set_by_user",
+        "lamra.train.arguments.TrainingArguments._fit_to_one_process",
+        "lamra.datasets.nli.NLIPairs.__init__",
+        "lamra.train.train_nli.sha256",
+        "lamra.models.settings.architecture",
+        "lamra.collators.processing.Processor.__init__",
+    ),
+    "eval_mbeir": (
+        "lamra.eval.eval_mbeir.choose_tasks",
+        "lamra.eval.flags.run_name",
+        "lamra.eval.eval_mbeir.open_tasks",
+        "lamra.datasets.mbeir.rows.Rows.__init__",
+    ),
+    "embed": ("lamra.eval.flags.local_folder", "lamra.eval.embed.load_items", "lamra.datasets.jsonl.read_parts"),
+    "download": ("lamra.scripts.download.download_model", "lamra.common.cli.parser_of"),
+}
+
+
+def bugs(places: Places) -> Iterator[Case]:
+    """Right starts in which a function of this project has a bug: each must show its traceback."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ValueError("a bug")
+
+    def start_with(of: Entrypoint, folder: Path, name: str) -> None:
+        where, _, function = name.rpartition(".")
+        setattr(resolve_name(where), function, broken)
+        begin(of, folder, of.right)
+
+    for entrypoint in entrypoints(places):
+        for name in INTERNAL.get(entrypoint.name, ()):
+            yield Case(
+                f"{entrypoint.name} {name}", lambda folder, of=entrypoint, name=name: start_with(of, folder, name), None
+            )
+
+
 def kinds(hint: Any) -> set[Any]:
     """The types that a flag's annotation allows."""
     return set(get_args(hint)) - {NoneType} if get_args(hint) and get_origin(hint) is not Literal else {hint}

@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ def processor_of(size: str) -> Iterator[tuple[Processor, Path]]:
         folder = Path(name)
         build_tokenizer([" ".join(WORDS)] * 3).save_pretrained(folder)
         Qwen2VLImageProcessorPil().save_pretrained(folder)
-        yield Processor(folder, max_length=2048, max_pixels=(16 if size == "tiny" else 300) * 28 * 28), folder
+        yield Processor(folder, max_length=4096, max_pixels=(16 if size == "tiny" else 300) * 28 * 28), folder
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
@@ -379,7 +379,7 @@ def part_g(machine: Machine) -> Iterator[tuple[str, dict]]:
         query, *candidates = map(prompts.prepare, items)
 
         model = Reranker(stock.requires_grad_(False), "mrope").eval()
-        settings = Settings("", "mrope", role="reranker", rank_style="released")
+        settings = Settings("random weights", "mrope", role="reranker", rank_style="released")
         judge = Judge(model, processor, settings, machine.of(32768, 2048), 0, True)
         found = machine.timed(lambda: judge.pointwise(query, candidates), machine.of(1, 0), machine.of(5, 1))
         yield f"pointwise, {count} pictures known", found | {"queries_per_second": 1 / found["seconds"]}
@@ -471,7 +471,7 @@ def run_part(name: str, machine: Machine, reader: Connection, writer: Connection
 def collect(name: str, seconds: float, machine: Machine) -> Iterator[dict]:
     """What a part says, until it ends or its time is over."""
     # To ask for a GPU is to use CUDA, which does not live through a fork; libraries ask as they are imported.
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=run_part, args=(name, machine, reader, writer))
     end = time.monotonic() + seconds

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +21,11 @@ def fuse_norms(language_model: nn.Module) -> None:
             module.forward = partial(_forward, module, module.forward)
 
 
-def _forward(norm: nn.Module, stock_forward: nn.Module, hidden_states: Tensor) -> Tensor:
+def _forward(norm: nn.Module, stock_forward: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
     return rms_norm(norm, hidden_states) if hidden_states.is_cuda else stock_forward(hidden_states)
 
 
-def rms_norm(norm: nn.Module, hidden_states: Tensor) -> Tensor:
+def rms_norm(norm: Any, hidden_states: Tensor) -> Tensor:
     """(..., D) normalised in float32 and scaled by the module's weight, in the dtype of hidden_states (rounded once).
 
     Autocast would make a float32 copy of its input and return float32.

@@ -72,7 +72,9 @@ def test_autocast_alone_casts_for_lora(stock):
         with torch.autocast("cpu", torch.bfloat16):
             embeddings = embedder(**batch)
         embeddings[:, :7].sum().backward()
-        return torch.cat([embeddings.detach().flatten(), *(p.grad.flatten() for p in model.parameters() if p.requires_grad)])
+        return torch.cat(
+            [embeddings.detach().flatten(), *(p.grad.flatten() for p in model.parameters() if p.requires_grad)]
+        )
 
     with_casts, dtypes = found(), set(seen)
     leave_casts_to_autocast(model)

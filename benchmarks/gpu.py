@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ from lamra.eval.search import Blocks, search
 from lamra.miniature.model import build_tokenizer
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
+from lamra.models.lora import leave_casts_to_autocast
 from lamra.models.losses import info_nce
 from lamra.models.packing import Packing, _padded_attention, _varlen_attention, _varlen_kernel
 from lamra.models.reranker import Reranker
@@ -113,11 +114,12 @@ class Machine:
         return found | ({"peak_gib": torch.cuda.max_memory_allocated() / GIB} if self.cuda else {})
 
 
-def trained_in_float32(model: Model) -> Model:
-    """As in training: frozen weights in bf16, what is trained in float32."""
+def trained_in(dtype: torch.dtype, model: Model) -> Model:
+    """As in training: frozen weights in bf16, what is trained in float32, or in bf16 under DeepSpeed."""
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype)
+    leave_casts_to_autocast(model)
     return model
 
 
@@ -128,7 +130,7 @@ def processor_of(size: str) -> Iterator[tuple[Processor, Path]]:
         folder = Path(name)
         build_tokenizer([" ".join(WORDS)] * 3).save_pretrained(folder)
         Qwen2VLImageProcessorPil().save_pretrained(folder)
-        yield Processor(folder, max_length=2048, max_pixels=(16 if size == "tiny" else 300) * 28 * 28), folder
+        yield Processor(folder, max_length=4096, max_pixels=(16 if size == "tiny" else 300) * 28 * 28), folder
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
@@ -176,7 +178,7 @@ def throughput(found: dict, tokens: float, model: Embedder | Reranker, machine: 
 
 def part_a(machine: Machine) -> Iterator[tuple[str, dict]]:
     lengths = sentence_lengths(argparse.Namespace(lengths_from=None, seed=0))
-    embedder = trained_in_float32(build(machine.size, machine.device, machine.dtype))
+    embedder = trained_in(torch.float32, build(machine.size, machine.device, machine.dtype))
     optimizer = optimizer_of(embedder, machine)
     vocabulary = embedder.config.text_config.vocab_size
     sentences, warm_up, count = machine.of(144, 4), machine.of(3, 0), machine.of(8, 1)
@@ -195,6 +197,11 @@ def part_a(machine: Machine) -> Iterator[tuple[str, dict]]:
         embedder.activation_checkpointing_enable()
         yield f"{sentences // 2} pairs, packed, {name} checkpointing", measured(embedder, inputs, tokens)
     embedder.stock.gradient_checkpointing_disable()
+    trained_in(machine.dtype, embedder)
+    optimizer = optimizer_of(embedder, machine)
+    yield f"{sentences // 2} pairs, packed, LoRA in bf16 as under DeepSpeed", measured(embedder, inputs, tokens)
+    trained_in(torch.float32, embedder)
+    optimizer = optimizer_of(embedder, machine)
 
     embedder.grad_cache_chunk = sentences
     large = batches(lengths, 8 * sentences, 1, seed=1)
@@ -350,7 +357,7 @@ def part_e(machine: Machine) -> Iterator[tuple[str, dict]]:
 def part_f(machine: Machine) -> Iterator[tuple[str, dict]]:
     with processor_of(machine.size) as (processor, folder):
         stock = build_stock(machine.size, machine.device, machine.dtype, tokenizer=processor.tokenizer, vision=True)
-        embedder = trained_in_float32(Embedder(with_lora(stock, r=machine.of(128, 8)), "sequential").train())
+        embedder = trained_in(torch.float32, Embedder(with_lora(stock, r=machine.of(128, 8)), "sequential").train())
         embedder.activation_checkpointing_enable()
         rng, pairs = random.Random(0), machine.of(16, 2)
         paths = photographs(folder, 2 * pairs)
@@ -372,7 +379,7 @@ def part_g(machine: Machine) -> Iterator[tuple[str, dict]]:
         query, *candidates = map(prompts.prepare, items)
 
         model = Reranker(stock.requires_grad_(False), "mrope").eval()
-        settings = Settings("", "mrope", role="reranker", rank_style="released")
+        settings = Settings("random weights", "mrope", role="reranker", rank_style="released")
         judge = Judge(model, processor, settings, machine.of(32768, 2048), 0, True)
         found = machine.timed(lambda: judge.pointwise(query, candidates), machine.of(1, 0), machine.of(5, 1))
         yield f"pointwise, {count} pictures known", found | {"queries_per_second": 1 / found["seconds"]}
@@ -380,7 +387,7 @@ def part_g(machine: Machine) -> Iterator[tuple[str, dict]]:
         found = machine.timed(lambda: judge.pointwise(query, candidates), machine.of(1, 0), machine.of(2, 1))
         yield f"pointwise, {count} pictures new", found | {"queries_per_second": 1 / found["seconds"]}
 
-        model = trained_in_float32(Reranker(with_lora(stock), "mrope").train())
+        model = trained_in(torch.float32, Reranker(with_lora(stock), "mrope").train())
         model.activation_checkpointing_enable()
         encoded = [prompts.pointwise(query, candidates[0], "Yes"), prompts.pointwise(query, candidates[1], "No")]
         encoded.append(prompts.listwise(query, candidates[: machine.of(5, 2)], "Ans: (1)"))
@@ -417,7 +424,7 @@ def part_h(machine: Machine) -> Iterator[tuple[str, dict]]:
         for quantize in (False, True):
             stock = load_model(folder, dtype=torch.bfloat16, quantize=quantize)
             stock = stock if quantize else stock.to("cuda")
-            embedder = trained_in_float32(Embedder(with_lora(stock, dropout=0.0), "sequential").train())
+            embedder = trained_in(torch.float32, Embedder(with_lora(stock, dropout=0.0), "sequential").train())
             inputs = right_padded(drawn, stock.config.text_config.vocab_size, "cuda", torch.Generator().manual_seed(0))
             with torch.no_grad(), machine.autocast():
                 embeddings.append(embedder(**inputs))
@@ -443,7 +450,7 @@ PARTS = {
 
 
 def run_part(name: str, machine: Machine, reader: Connection, writer: Connection) -> None:
-    """In a process of its own: CUDA must not have been used before the fork."""
+    """In a process of its own."""
     reader.close()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = replace(machine, device=device)
@@ -463,7 +470,8 @@ def run_part(name: str, machine: Machine, reader: Connection, writer: Connection
 
 def collect(name: str, seconds: float, machine: Machine) -> Iterator[dict]:
     """What a part says, until it ends or its time is over."""
-    context = multiprocessing.get_context("fork")
+    # To ask for a GPU is to use CUDA, which does not live through a fork; libraries ask as they are imported.
+    context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=run_part, args=(name, machine, reader, writer))
     end = time.monotonic() + seconds

@@ -43,6 +43,9 @@ def prepared(prepare: Callable[[int], Any], count: int, num_workers: int) -> Ite
         _Prepared(prepare, count),
         batch_size=None,
         num_workers=num_workers,
+        multiprocessing_context="fork"
+        if num_workers
+        else None,  # also where it is not the default: no `prepare` pickles
         worker_init_fn=single_thread,
         generator=torch.Generator(),  # the global generator is training's: a draw would shift its dropout
     )

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lamra.common.gather import all_gather_with_grad
 from lamra.common.processes import several_processes
+from lamra.models.norm import fuse_norms
 from lamra.models.packing import ATTENTION, KeysAndValues, Packing, prefix_length
 from lamra.models.settings import POSITION_IDS
 
@@ -62,6 +63,7 @@ class Backbone(nn.Module):
         self.position_ids = position_ids
         self.padding_free = padding_free
         self.selective_checkpointing = selective_checkpointing
+        fuse_norms(self.stock.model.language_model)
         if padding_free:
             self.config.text_config._attn_implementation = ATTENTION
 

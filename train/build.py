@@ -18,7 +18,13 @@ from lamra.datasets.items import Indexed
 from lamra.datasets.usable import UsablePairs
 from lamra.models.embedder import Embedder
 from lamra.models.loading import attention_implementation, load_model
-from lamra.models.lora import VISION_PROJECTOR_MODULES, add_lora, freeze, vision_encoder_modules
+from lamra.models.lora import (
+    VISION_PROJECTOR_MODULES,
+    add_lora,
+    freeze,
+    leave_casts_to_autocast,
+    vision_encoder_modules,
+)
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings, settings_to_train
 from lamra.train.arguments import TrainingArguments
@@ -117,6 +123,7 @@ def load_to_train(folder: Path, model_args: ModelArguments, args: TrainingArgume
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        leave_casts_to_autocast(model)
     # A batch of text leaves trained vision weights without a gradient; DistributedDataParallel must be told.
     args.ddp_find_unused_parameters = (
         model_args.use_vision_lora or model_args.train_vision_encoder or model_args.train_vision_projector

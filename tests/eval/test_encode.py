@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,15 @@ def test_a_bug_in_a_worker_shows_its_traceback_and_a_mistake_its_sentence():
         assert not isinstance(bug.value, UserError)
         with pytest.raises(UserError, match="^the file is not there$"):
             next(prepared(lambda i: prepare(1), 1, num_workers))
+
+
+def test_workers_start_where_processes_are_spawned_by_default():
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert list(prepared(lambda i: i * i, 3, num_workers=1)) == [0, 1, 4]
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_hugging_faces_datasets_stays_importable():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +43,13 @@ def write_ranking(path: str | Path, queries: FileItems, gallery: FileItems, rank
             for rank, (row, score) in enumerate(zip(candidates, scores), start=1):
                 line = {"qid": qid, "did": gallery.id(row), "score": score, "rank": rank}
                 file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def write_by_query(path: str | Path, queries: FileItems, ranking: Ranking, found: Sequence[Mapping]) -> None:
+    """Write one line {qid, ...} of what was found for each query, in the order of `ranking`."""
+    with whole_file(path) as file:
+        for ranked, of_query in zip(ranking, found, strict=True):
+            file.write(json.dumps({"qid": queries.id(ranked.query), **of_query}, allow_nan=False) + "\n")
 
 
 def read_ranking(path: str | Path, queries: Items, gallery: Items, *, by_position: bool = False) -> list[RankedQuery]:

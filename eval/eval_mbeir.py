@@ -23,17 +23,17 @@ from lamra.datasets.mbeir.layout import (
     INSTRUCTIONS,
     PAPER_AVERAGE,
     TASKS,
+    Task,
     TaskFiles,
     choose_tasks,
     global_pool,
     task_of_file,
 )
 from lamra.datasets.mbeir.tasks import open_tasks
-from lamra.datasets.rankings import write_ranking
-from lamra.datasets.tasks import RetrievalTask
+from lamra.datasets.rankings import write_by_query, write_ranking
 from lamra.eval import upstream_files
 from lamra.eval.flags import SkippingArguments, output_folder
-from lamra.eval.reporting.results import write_json
+from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, write_json
 
 KS = (1, 5, 10, 20, 50)
 
@@ -105,7 +105,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
     from lamra.eval.cache.manifest import provenance_of
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
-    from lamra.eval.metrics import average
+    from lamra.eval.metrics import measures_by_query
     from lamra.eval.unreadable import Unreadable
 
     state, output = start(args), output_folder(args, "mbeir")
@@ -130,21 +130,29 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
         folder = output / f"{args.split}_{args.pool}"
         if args.query_data_path:  # a folder for each file: a table of one task must not replace that of all
             folder = output / Path(args.query_data_path).stem / Path(args.cand_pool_path).stem
-        metrics: dict[str, dict[str, float]] = {}
+        made_by = {**provenance, "seed": args.seed}
+        # Tasks that are evaluated one by one come together in one table.
+        before, earlier = of_earlier_tasks(folder, made_by) if is_first_process() else ({}, {})
+        metrics = {task.name: before[task.name] for task in TASKS if task.name in before}
         qrels = {of.task.name: of.qrels for of in files}
-        for task, ranking, recalls in evaluate(
+        for task, ranking, found in evaluate(
             tasks, cache.embed, depth=args.depth, search_memory=args.search_memory, device=state.device
         ):
-            metrics[task.name] = recalls
+            metrics[task.name] = found
             write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
+            by_query = measures_by_query(task, ranking)
+            write_by_query(folder / f"queries_{task.name}.jsonl", task.queries, ranking, by_query)
             if paths := args.upstream_files(task.name):
                 upstream_files.write_retrieved(paths[0], task.queries, task.gallery, ranking, nested=not together)
-                upstream_files.append_recalls(paths[1], qrels[task.name], recalls)
+                upstream_files.append_recalls(paths[1], qrels[task.name], found)
         if is_first_process():
-            mean = average(tasks, metrics)
-            write_json(folder / "made_by.json", {**provenance, "files": cache.files, "seed": args.seed})
-            write_json(folder / "metrics.json", {**metrics, "average": mean, **unreadable.for_metrics})
-            print_table(args, tasks, metrics, mean)
+            known = {task.name: task for task in (*TASKS, *(of.task for of in files))}
+            measured = [task for name, task in known.items() if name in metrics]
+            mean = sum(metrics[task.name][f"recall@{task.k}"] for task in measured) / len(measured)
+            files_read = {**earlier.get("files", {}), **cache.files}
+            write_json(folder / MADE_BY, {**made_by, "files": files_read})
+            write_json(folder / METRICS, {**metrics, "average": mean, **unreadable.for_metrics(before)})
+            print_table(args, measured, metrics, mean)
             print(f"written to {folder}/")
 
 
@@ -157,17 +165,21 @@ def files_of(args: MBEIRArguments, pool: str) -> list[TaskFiles]:
     return [TaskFiles(task, queries, candidates, qrels, Path(args.data_path, global_pool(args.split)))]
 
 
-def print_table(args: MBEIRArguments, tasks: Sequence[RetrievalTask], metrics: Mapping, mean: float) -> None:
+def print_table(args: MBEIRArguments, tasks: Sequence[Task], metrics: Mapping, mean: float) -> None:
     """One line a task, in percent; the recall that counts in the average stands beside the paper's."""
-    print(f"\n{args.data_name} {args.split}, {args.pool} pool, recall@k in percent")
-    header = f"{'':<20}" + "".join(f"{f'R@{k}':>8}" for k in KS) + f"{'counted':>12}"
+    print(f"\n{args.data_name} {args.split}, {args.pool} pool, in percent")
+    header = f"{'':<20}" + "".join(f"{f'R@{k}':>8}" for k in KS) + f"{'nDCG@10':>9}{'MRR@10':>8}{'counted':>12}"
     print(header + ("   the paper's LamRA-Ret 7B" if args.of_paper else ""))
     for task in tasks:
-        cells = "".join(f"{100 * metrics[task.name][f'recall@{k}']:8.1f}" for k in KS)
-        counted = f"{100 * metrics[task.name][f'recall@{task.counted}']:7.1f} @{task.counted:<3}"
-        print(f"{task.name:<20}{cells}{counted}" + (f"{task.reported.retrieved:12.1f}" if task.reported else ""))
+        found = metrics[task.name]
+        cells = "".join(f"{100 * found[f'recall@{k}']:8.1f}" for k in KS)
+        ranks = [f"{100 * found[name]:.1f}" if name in found else "-" for name in ("ndcg@10", "mrr@10")]
+        cells += "{:>9}{:>8}".format(*ranks)  # "-": an earlier version did not measure them
+        counted = f"{100 * found[f'recall@{task.k}']:7.1f} @{task.k:<3}"
+        reported = task.reported if args.of_paper and args.pool == "local" else None
+        print(f"{task.name:<20}{cells}{counted}" + (f"{reported.retrieved:12.1f}" if reported else ""))
     paper = f"{PAPER_AVERAGE[args.pool].retrieved:12.1f}" if args.of_paper and len(tasks) == len(TASKS) else ""
-    print(f"{f'average of {len(tasks)}':<20}{'':{8 * len(KS)}}{100 * mean:7.1f}     {paper}")
+    print(f"{f'average of {len(tasks)}':<20}{'':{8 * len(KS) + 17}}{100 * mean:7.1f}     {paper}")
 
 
 if __name__ == "__main__":

@@ -29,11 +29,18 @@ from lamra.datasets.mbeir.layout import (
     choose_tasks,
 )
 from lamra.datasets.mbeir.tasks import open_tasks
-from lamra.datasets.rankings import RankedQuery, ranking_files, ranking_of, read_ranking, write_ranking
+from lamra.datasets.rankings import (
+    RankedQuery,
+    ranking_files,
+    ranking_of,
+    read_ranking,
+    write_by_query,
+    write_ranking,
+)
 from lamra.datasets.tasks import KS, RetrievalTask
 from lamra.eval.flags import RetrieverArguments, output_folder
-from lamra.eval.metrics import average, recalls
-from lamra.eval.reporting.results import write_json
+from lamra.eval.metrics import average, measures, measures_by_query
+from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, write_json
 from lamra.eval.rerank.fusion import rerank
 
 DEPTHS = {"pointwise": 50, "listwise": 5}  # LamRA's on M-BEIR, by style
@@ -110,19 +117,22 @@ def main() -> None:
             return answers_of(judge, of.task, of.ranking, args.style, depth_of(args), kept_in, manifest, of.task.name)
 
         weights = {of.task.name: best_weight(of, answers(of, f"val_{of.task.name}")) for of in tuned_on}
-        metrics: dict[str, dict] = {}
+        made_by = {**provenance, "depth": depth_of(args)}
+        metrics, earlier = of_earlier_tasks(folder, made_by) if is_first_process() else ({}, {})
         for of in retrieved:
             task = of.task
             weight = weights.get(task.name, task.weight if args.weight is None else args.weight)
             after = rerank(of.ranking, answers(of, task.name), args.style, weight)
-            metrics[task.name] = {"before": recalls(task, of.ranking), "after": recalls(task, after)}
+            metrics[task.name] = {"before": measures(task, of.ranking), "after": measures(task, after)}
             metrics[task.name] |= {"weight": weight} if args.style == "pointwise" else {}
             if is_first_process():
                 write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, after)
+                by_query = measures_by_query(task, after)
+                write_by_query(folder / f"queries_{task.name}.jsonl", task.queries, after, by_query)
         if is_first_process():
-            made_by = {**provenance, "rankings": {of.task.name: of.manifest for of in retrieved}}
-            write_json(folder / "made_by.json", made_by)
-            write_json(folder / "metrics.json", metrics)
+            rankings = {**earlier.get("rankings", {}), **{of.task.name: of.manifest for of in retrieved}}
+            write_json(folder / MADE_BY, {**made_by, "rankings": rankings})
+            write_json(folder / METRICS, metrics)
             print_table(args, [of.task for of in retrieved], metrics)
             if judge.queries:
                 seconds, tokens = judge.seconds / judge.queries, judge.tokens / judge.queries
@@ -171,7 +181,7 @@ def best_weight(of: Retrieved, answers: Sequence[list]) -> float:
     """The weight of the highest recall that counts, then recall@1, on a validation ranking; the smallest of equals."""
 
     def quality(weight: float) -> tuple[float, float]:
-        found = recalls(of.task, rerank(of.ranking, answers, "pointwise", weight))
+        found = measures(of.task, rerank(of.ranking, answers, "pointwise", weight))
         return found[f"recall@{of.task.counted}"], found["recall@1"]
 
     return max(WEIGHTS_TO_TRY, key=quality)  # the first of the best

@@ -11,7 +11,7 @@ from lamra.common.processes import is_first_process
 from lamra.datasets.rankings import RankedQuery
 from lamra.datasets.tasks import Items, RetrievalTask
 from lamra.eval.cache.shards import RowsOf, Shards
-from lamra.eval.metrics import recalls
+from lamra.eval.metrics import measures
 from lamra.eval.search import Blocks, Embeddings, as_float32, block_top_k, search
 
 SEARCH_MEMORY = 4.0  # GiB
@@ -25,7 +25,7 @@ def evaluate(
     search_memory: float = SEARCH_MEMORY,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[RetrievalTask, list[RankedQuery], dict[str, float]]]:
-    """Each task's ranking and recalls, see metrics.recalls. Tasks that share a gallery are searched together.
+    """Each task's ranking and what it is worth, see metrics.measures. Tasks that share a gallery are searched together.
 
     All processes must iterate; the first process alone receives what is found.
 
@@ -55,7 +55,7 @@ def evaluate(
             continue
         for task, query in zip(sharing, of_queries):
             ranking = next(rankings) if task.candidates is None else _ranked(query, of_gallery, task.candidates, device)
-            yield task, ranking, recalls(task, ranking)
+            yield task, ranking, measures(task, ranking)
 
 
 def _searched(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
@@ -73,6 +75,11 @@ def output_folder(args, *default: str | Path) -> Path:
 
 
 def run_name(model_id: str) -> Path:
-    """The model's folder below checkpoints/ (run, run/checkpoint-478), or the last part of another path."""
+    """The model's folder below checkpoints/ (run, run/checkpoint-478); of another path the last part and a digest.
+
+    The digest, of the path, keeps apart the results of two models whose folders have one name.
+    """
     path, ours = Path(model_id).resolve(), Path("checkpoints").resolve()
-    return path.relative_to(ours) if path.is_relative_to(ours) else Path(path.name)
+    if path.is_relative_to(ours):
+        return path.relative_to(ours)
+    return Path(f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from lamra.datasets.rankings import RankedQuery, Ranking
 from lamra.datasets.tasks import RetrievalTask
+
+DEPTH = 10  # that nDCG and MRR look at
 
 
 def recall_at_k(ranking: Sequence[Sequence[int]], relevant: Sequence[Collection[int]], k: int) -> float:
@@ -25,8 +28,24 @@ def recall_at_k(ranking: Sequence[Sequence[int]], relevant: Sequence[Collection[
     return sum(not set(answers).isdisjoint(found[:k]) for answers, found in zip(relevant, ranking)) / len(relevant)
 
 
-def recalls(task: RetrievalTask, ranking: Ranking) -> dict[str, float]:
-    """{"recall@k": share of the task's queries that are answered among their first k} for each of its ks.
+def measures(task: RetrievalTask, ranking: Ranking) -> dict[str, float]:
+    """Means of `measures_by_query` over the task's queries: recall@k for each of its ks, ndcg@10 and mrr@10.
+
+    Raises:
+        ValueError: the ranking is not of each query once.
+    """
+    found = measures_by_query(task, ranking)
+    if not found:
+        raise ValueError("recall of no queries is undefined")
+    return {name: sum(of_query[name] for of_query in found) / len(found) for name in found[0]}
+
+
+def measures_by_query(task: RetrievalTask, ranking: Ranking) -> list[dict[str, float]]:
+    """Of each query in the order of `ranking`; a query without an answer has 0 everywhere.
+
+    - recall@k: 1 if one of the first k answers it, else 0, as M-BEIR counts.
+    - ndcg@10: sum of 1 / log2(1 + rank) over the answers among the first 10, divided by the same of the best order.
+    - mrr@10: 1 / rank of the first answer, 0 beyond rank 10.
 
     Raises:
         ValueError: the ranking is not of each query once.
@@ -36,11 +55,21 @@ def recalls(task: RetrievalTask, ranking: Ranking) -> dict[str, float]:
             f"the ranking is of {len({ranked.query for ranked in ranking})} of the {len(task.queries)} queries: recall "
             "is over all of them"
         )
-    answers = [task.answers[ranked.query] for ranked in ranking]
-    found = [ranked.candidates for ranked in ranking]
-    if task.tie_is_miss:
-        found = [_answers_last_of_ties(ranked, right) for ranked, right in zip(ranking, answers)]
-    return {f"recall@{k}": recall_at_k(found, answers, k) for k in task.ks}
+    found = []
+    for ranked in ranking:
+        answers = set(task.answers[ranked.query])
+        rows = _answers_last_of_ties(ranked, answers) if task.tie_is_miss else ranked.candidates
+        of_query = {f"recall@{k}": recall_at_k([rows], [answers], k) for k in task.ks}
+        hits = [rank for rank, row in enumerate(rows[:DEPTH], start=1) if row in answers]
+        best = sum(map(_gain, range(1, min(len(answers), DEPTH) + 1)))
+        of_query[f"ndcg@{DEPTH}"] = sum(map(_gain, hits)) / best if hits else 0.0
+        of_query[f"mrr@{DEPTH}"] = 1 / hits[0] if hits else 0.0
+        found.append(of_query)
+    return found
+
+
+def _gain(rank: int) -> float:
+    return 1 / math.log2(1 + rank)
 
 
 def _answers_last_of_ties(ranked: RankedQuery, answers: Collection[int]) -> list[int]:

@@ -17,10 +17,9 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
 
-    from lamra.eval.reporting.figures import plot_recalls, require_colours  # matplotlib: after --help
+    from lamra.eval.reporting.figures import plot_recalls  # matplotlib: after --help
     from lamra.eval.reporting.results import DIRECTIONS, KS, print_recalls
 
-    require_colours(len(args.runs))
     results = read_results(args.runs, "name a file that eval_flickr.py or eval_coco.py wrote")
     for result in results.values():
         for direction, k in product(DIRECTIONS, KS):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,8 @@ class Unreadable:
         """What an npz says of it: the ids (n,) of the items that are not there; nothing unless it was asked for."""
         return {"skipped": np.array([of["id"] for of in self.found], dtype=np.str_)} if self.most else {}
 
-    @property
-    def for_metrics(self) -> Mapping[str, object]:
-        """What metrics.json says of it; nothing unless it was asked for."""
-        return {"skipped_unreadable": {"count": len(self.found), "items": self.found}} if self.most else {}
+    def for_metrics(self, earlier: Mapping[str, Any] = {}) -> Mapping[str, object]:
+        """What metrics.json says of it and of the items that are listed in an earlier one; nothing without either."""
+        items = earlier.get("skipped_unreadable", {}).get("items", [])
+        items += [item for item in self.found if item not in items]
+        return {"skipped_unreadable": {"count": len(items), "items": items}} if self.most or items else {}

@@ -25,7 +25,7 @@ from lamra.datasets.rankings import QUERY_NAMES, RankedQuery, ranking_files, rea
 from lamra.datasets.tasks import RetrievalTask
 from lamra.eval import upstream_files
 from lamra.eval.flags import RetrieverArguments, output_folder
-from lamra.eval.metrics import recalls
+from lamra.eval.metrics import measures
 from lamra.eval.rerank.fusion import rerank
 
 DEPTHS = {"pointwise": 50, "listwise": 10}
@@ -130,8 +130,8 @@ def report(style: str) -> None:
         if qid not in said:
             raise UserError(f"{path} has no answer about the query {qid} of {retrieved}: answer that ranking again")
         answers.append(said[qid][:most] if style == "pointwise" else order_of(said[qid], most, path))
-    after = recalls(task, rerank(ranking, answers, style, task.weight))
-    before = recalls(task, ranking)
+    after = measures(task, rerank(ranking, answers, style, task.weight))
+    before = measures(task, ranking)
     for k in PRINTED[style]:
         print(f"recall_at_{k} = {after[f'recall@{k}']} (retrieved: {before[f'recall@{k}']})")
 

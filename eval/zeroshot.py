@@ -10,9 +10,9 @@ from lamra.common.flags import FILE, FOLDER, OUT_FOLDER, flag
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.caption import PROTOCOLS, CaptionedImages, captioned_tasks, load_captioned_images
-from lamra.datasets.rankings import write_ranking
+from lamra.datasets.rankings import write_by_query, write_ranking
 from lamra.eval.flags import SkippingArguments, output_folder
-from lamra.eval.reporting.results import PRACTICE_STAGE1_FLICKR30K, print_recalls, write_json
+from lamra.eval.reporting.results import MADE_BY, METRICS, PRACTICE_STAGE1_FLICKR30K, print_recalls, write_json
 
 RERANK_DEPTH = 50
 GET_CAPTIONS = "bash scripts/download.sh flickr coco gets it"
@@ -40,6 +40,7 @@ def evaluate_captions(default_name: str) -> None:
     from lamra.eval.cache.manifest import provenance_of  # torch and transformers, which --help does not wait for
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
+    from lamra.eval.metrics import measures_by_query
     from lamra.eval.unreadable import Unreadable
 
     data_name, state = args.data_name or default_name, start(args)
@@ -53,17 +54,19 @@ def evaluate_captions(default_name: str) -> None:
         provenance = provenance_of(args, retriever.settings, retriever.embedder, protocol)
         tasks = captioned_tasks(data, data_name, args.text_data_path, protocol)
         metrics: dict[str, float] = {}
-        for task, ranking, recalls in evaluate(
+        for task, ranking, found in evaluate(
             tasks, lambda items: retriever.encode(items, items.name), depth=RERANK_DEPTH, device=state.device
         ):
-            metrics |= {f"{task.name}_{name}": recall for name, recall in recalls.items()}
+            metrics |= {f"{task.name}_{name}": value for name, value in found.items()}
+            by_query = measures_by_query(task, ranking)
+            write_by_query(folder / f"queries_{task.name}.jsonl", task.queries, ranking, by_query)
             if args.save_for_rerank:
                 write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
         if is_first_process():
             if args.save_for_rerank:
-                write_json(folder / "made_by.json", {**provenance, "mode": args.mode})
+                write_json(folder / MADE_BY, {**provenance, "mode": args.mode})
             named = {"protocol": protocol} if protocol else {}
-            write_json(folder / "metrics.json", {**metrics, **named, **unreadable.for_metrics})
+            write_json(folder / METRICS, {**metrics, **named, **unreadable.for_metrics()})
             print_table(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
             print(f"written to {folder}/")
 

@@ -16,6 +16,8 @@ from lamra.eval.reporting.results import DIRECTIONS, KS, Recalls
 # Okabe and Ito's palette, told apart with any colour vision: blue, orange, green, purple, sky blue, vermilion.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
+LARGEST_SIDE = 60_000  # pixels of a PNG that matplotlib can draw
+
 
 def require_colours(runs: int, most: int = len(COLOURS)) -> None:
     """Refuse more runs than a figure has colours for."""
@@ -24,8 +26,19 @@ def require_colours(runs: int, most: int = len(COLOURS)) -> None:
 
 
 def plot_recalls(path: str | Path, rows: Recalls) -> None:
-    """Draw recall@1, 5 and 10 of up to six runs: a panel a direction, a colour a run."""
+    """Draw recall@1, 5 and 10: a panel a direction, a colour a run; of more runs than colours a line a run."""
     figure, panels = figure_of(len(DIRECTIONS))
+    if len(rows) > len(COLOURS):
+        figure.set_size_inches(10, 1.5 + 0.2 * len(rows))
+        for panel, (direction, title) in zip(panels, DIRECTIONS.items()):
+            for k, colour in zip(KS, COLOURS):
+                of_runs = [row[f"{direction}@{k}"] for row in rows.values()]
+                panel.plot(of_runs, range(len(rows)), "o", color=colour, label=f"recall@{k}")
+            panel.set(title=title, xlabel="recall", xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6))
+            panel.set_yticks(range(len(rows)), rows)
+            panel.grid(axis="y", linewidth=0.4)
+        save_figure(path, figure, panels[0])
+        return
     for panel, (direction, title) in zip(panels, DIRECTIONS.items()):
         positions, width = bar_positions(len(KS), len(rows))
         for left, colour, (name, recalls) in zip(positions, COLOURS, rows.items()):
@@ -73,4 +86,4 @@ def save_figure(path: str | Path, figure: Figure, panel: Axes) -> None:
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     with whole_file(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=200)
+        figure.savefig(file, format="png", dpi=min(200, LARGEST_SIDE / max(figure.get_size_inches())))

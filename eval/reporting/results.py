@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
 from lamra.datasets.tasks import KS
@@ -17,6 +18,9 @@ from lamra.datasets.tasks import KS
 Recalls = Mapping[str, Mapping[str, float]]  # name of a run -> content of its metrics.json
 
 DIRECTIONS = {"image_retrieval_recall": "image retrieval", "text_retrieval_recall": "text retrieval"}
+
+METRICS, MADE_BY = "metrics.json", "made_by.json"
+AGAIN = "delete it, and evaluate again"
 
 # Qwen2-VL-7B after stage 1 on the Flickr30K 1K test split, zero-shot, as the practice this project starts from reports.
 PRACTICE_STAGE1_FLICKR30K = {
@@ -95,6 +99,24 @@ def read_result(path: Path, way_out: str) -> Result:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no json object but a {type(content).__name__}: {way_out}")
     return Result(path, content, way_out)
+
+
+def of_earlier_tasks(folder: Path, made_by: Mapping[str, object]) -> tuple[dict, dict]:
+    """metrics.json and made_by.json of an earlier run with the same model and settings, perhaps of other tasks.
+
+    Two empty dicts where there is nothing, or where another model or other settings wrote it, which is said.
+
+    Args:
+        made_by: what decides the numbers of every task.
+    """
+    metrics, maker = folder / METRICS, folder / MADE_BY
+    if not metrics.exists() or not maker.exists():
+        return {}, {}
+    earlier = read_result(maker, AGAIN).content
+    if other := [name for name in made_by if earlier.get(name) != made_by[name]]:
+        note(f"{metrics} is replaced: an earlier run with another {', '.join(other)} wrote it")
+        return {}, {}
+    return read_result(metrics, AGAIN).content, earlier
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -21,7 +21,7 @@ from lamra.eval.reporting.results import DIRECTIONS, read_result
 KINDS = {"none": "base model", "text": "text", "image": "image", "image-text": "image-text", "mixture": "mixture"}
 RUN = re.compile(r"(?P<kind>.+)-(?P<percent>\d+)-seed(?P<seed>\d+)")
 RUN_KEYS = ["kind", "percent", "seed"]
-RECALL = re.compile(r"(?P<direction>.+)@(?P<k>\d+)")  # metrics.json also names the protocol
+RECALL = re.compile(r"(?P<direction>.+_recall)@(?P<k>\d+)")  # metrics.json has more
 AGAIN = "delete it, and start the study again"
 GALLERIES = ("flickr", "coco")  # the folders that scripts/study/env.sh makes, in the order to show
 

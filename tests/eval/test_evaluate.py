@@ -48,7 +48,9 @@ def embed(request, tmp_path):
 
 def found_by(embed, depth=5, **options) -> tuple[list, dict[str, float]]:
     task = RetrievalTask("task", QUERIES, GALLERY, [[3], [0], [2]], ks=(1, 2, 3), **options)
-    ((_, ranking, recalls),) = evaluate([task], embed, depth=depth)
+    ((_, ranking, found),) = evaluate([task], embed, depth=depth)
+    assert found.keys() - {"ndcg@10", "mrr@10"} == {f"recall@{k}" for k in task.ks}
+    recalls = {name: value for name, value in found.items() if name.startswith("recall")}
     assert [ranked.query for ranked in ranking] == [0, 1, 2]
     return [ranked.candidates for ranked in ranking], recalls
 
@@ -103,7 +105,7 @@ def test_equal_embeddings_of_a_querys_own_gallery_tie_for_sure():
     task = RetrievalTask("task", queries, gallery, [[rows[0]] for rows in own], candidates=own, tie_is_miss=True)
     ((_, ranking, recalls),) = evaluate([task], lambda found: of[id(found)], depth=1)
     assert all(len(set(ranked.scores)) == 1 and ranked.candidates == own[ranked.query] for ranked in ranking)
-    assert recalls == {"recall@1": 0.0, "recall@5": 0.0, "recall@10": 0.0}
+    assert recalls == {"recall@1": 0.0, "recall@5": 0.0, "recall@10": 0.0, "ndcg@10": 0.0, "mrr@10": 0.0}
 
 
 def test_a_ranking_is_written_reranked_and_read(embed, tmp_path):

@@ -20,7 +20,7 @@ def write_run(folder, name, image, text, data="flickr"):
         for direction, value in (("image", image), ("text", text))
         for k in (1, 5)
     }
-    path.write_text(json.dumps(recalls))
+    path.write_text(json.dumps(recalls | {"image_retrieval_ndcg@10": 0.9, "image_retrieval_mrr@10": 0.9}))
 
 
 @pytest.fixture

@@ -129,7 +129,8 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(trained, world, t
     assert "11 pictures, 55 captions, protocol clean" in result.stdout and "R@10" in result.stdout
     metrics = json.loads(written[0]["metrics.json"])
     assert metrics.pop("protocol") == "clean"
-    assert list(metrics) == sorted(f"{d}_retrieval_recall@{k}" for d in ("image", "text") for k in (1, 5, 10))
+    names = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr@10")
+    assert list(metrics) == sorted(f"{d}_retrieval_{name}" for d in ("image", "text") for name in names)
     ranking = [json.loads(line) for line in written[0]["ranking_image_retrieval.jsonl"].splitlines()]
     assert len(ranking) == 55 * 11 and ranking[0].keys() == {"qid", "did", "score", "rank"}
     first = [row for row in ranking if row["rank"] == 1]

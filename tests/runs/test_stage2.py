@@ -88,7 +88,7 @@ def evaluation(mbeir_20, trained, output) -> dict:
 
 def table_in(stdout: str) -> list[str]:
     lines = stdout.splitlines()
-    start = lines.index("miniature test, local pool, recall@k in percent")
+    start = lines.index("miniature test, local pool, in percent")
     return lines[start : next(i for i, line in enumerate(lines) if line.startswith("written to"))]
 
 
@@ -126,6 +126,11 @@ def test_one_process_finds_what_two_find_also_when_it_was_killed(
     call(eval_mbeir.main, **run)
     assert not encoded and (tmp_path / "test_local" / "metrics.json").read_bytes() == same
     assert table_in(capsys.readouterr().out) == table
+    for name in ("metrics.json", "made_by.json"):
+        (tmp_path / "test_local" / name).unlink()
+    for task in reversed(TASKS):
+        call(eval_mbeir.main, **run | {"tasks": task})
+    assert (tmp_path / "test_local" / "metrics.json").read_bytes() == same  # one by one as all together
     call(eval_mbeir.main, **run | {"pool": "global"})
     assert {name.split()[0] for name in encoded} == {"mbeir_union_test_cand_pool"}  # the queries are known
 
@@ -133,6 +138,11 @@ def test_one_process_finds_what_two_find_also_when_it_was_killed(
 def test_rankings_and_metrics(evaluated, mbeir_20):
     output, _ = evaluated
     metrics = json.loads((output / "test_local" / "metrics.json").read_text())
+    for task in TASKS:
+        by_query = [json.loads(line) for line in (output / "test_local" / f"queries_{task}.jsonl").open()]
+        for name in ("recall@1", "ndcg@10", "mrr@10"):
+            mean = sum(of_query[name] for of_query in by_query) / len(by_query)
+            assert mean == metrics[task][name] and all(of_query["qid"] for of_query in by_query)
     assert set(metrics) == {*TASKS, "average"}
     assert metrics["average"] == pytest.approx(sum(metrics[task]["recall@5"] for task in TASKS) / 5)
     for task in TASKS:

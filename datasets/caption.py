@@ -1,22 +1,18 @@
-"""Captioned pictures for Flickr30K and COCO retrieval, in LamRA_Eval's layout or Karpathy's.
-
-LamRA_Eval: a folder with 0.png .. n-1.png and a json list of captions, five in a row for each picture.
-Karpathy:   one json, images[].{filename, filepath?, split, sentences[].raw}; the pictures with split "test" are used.
-"""
+"""Captioned pictures for Flickr30K and COCO retrieval, and the tasks both ways."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lamra.common.errors import UserError
-from lamra.common.files import as_on_disk, path_inside, read_json
+from lamra.common.files import as_on_disk
+from lamra.datasets.caption_files import read_captions
 from lamra.datasets.items import Item, is_blank
 from lamra.datasets.tasks import ItemList, Reported, RetrievalTask
-
-CAPTIONS_PER_IMAGE = 5  # LamRA_Eval's layout says it nowhere else
 
 PROTOCOLS = ("released", "clean")
 INSTRUCTION_TEXT_TO_IMAGE = "Find me an everyday image that matches the given caption."
@@ -28,11 +24,18 @@ RERANK_WEIGHTS = {"COCO": (0.5, 0.1)}  # LamRA's; 1 for all others
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Pictures and captions to retrieve from one another: caption i describes images[image_of_text[i]]."""
+    """Pictures and captions to retrieve from one another: caption i describes images[image_of_text[i]].
+
+    Attributes:
+        layout: of the files that they were read from; what to call it.
+        files: these.
+    """
 
     images: list[Item]
     texts: list[Item]
     image_of_text: list[int]
+    layout: str = ""
+    files: Sequence[Path] = ()
 
     def without(self, lost: np.ndarray) -> CaptionedImages:
         """The same as if some pictures and their captions were not there; `lost` (pictures,) is true for these."""
@@ -42,6 +45,8 @@ class CaptionedImages:
             [image for image, is_lost in zip(self.images, lost) if not is_lost],
             [text for text, _ in captions],
             [int(new_row[image]) for _, image in captions],
+            self.layout,
+            self.files,
         )
 
 
@@ -50,9 +55,9 @@ def load_captioned_images(
 ) -> CaptionedImages:
     """Read captions and check that every picture is there (not that it can be decoded).
 
-    Which layout it is follows from the json: a list of strings, or an object with "images".
-
     Args:
+        text_path: a file in one of the layouts of caption_files, or a folder of CLIP_benchmark, whose pictures are
+            unpacked into `image_folder`.
         pictures_there: refuse pictures that do not exist; False leaves them to whoever opens them.
 
     Raises:
@@ -61,16 +66,9 @@ def load_captioned_images(
     image_folder, text_path = Path(image_folder), Path(text_path)
     if not image_folder.is_dir():
         raise UserError(f"image folder {image_folder} does not exist: bash scripts/download.sh flickr coco gets it")
-    if not text_path.is_file():
+    if not text_path.exists():
         raise UserError(f"caption file {text_path} does not exist: bash scripts/download.sh flickr coco gets it")
-    content = read_json(text_path)
-    if isinstance(content, list):
-        captions = _lamra_captions(content, image_folder, text_path)
-    elif isinstance(content, dict) and isinstance(content.get("images"), list):
-        captions = _karpathy_captions(content["images"], image_folder, text_path)
-    else:
-        raise UserError(f'{text_path} is neither a list of captions nor an object with "images": give one of these')
-
+    layout, captions, files = read_captions(text_path, image_folder)
     missing = [name for name in captions if not as_on_disk(image_folder / name).is_file()]
     if missing and pictures_there:
         raise UserError(
@@ -85,6 +83,8 @@ def load_captioned_images(
         images=[Item(name, images=(image_folder / name,)) for name in captions],
         texts=[Item(f"{name}#{i}", text) for name, texts in captions.items() for i, text in enumerate(texts)],
         image_of_text=[image for image, texts in enumerate(captions.values()) for _ in texts],
+        layout=layout,
+        files=files,
     )
 
 
@@ -95,7 +95,7 @@ def captioned_tasks(
 
     Args:
         name: of the data; the paper has numbers of "Flickr30K", and weights of P(Yes) for "COCO".
-        captions: the file that they were read from.
+        captions: the file or folder that they were read from.
         protocol: None: no instructions. "released": pictures have theirs as queries and as candidates, captions have
             none, as the paper's numbers were measured. "clean": all queries have one, and no candidate.
     """
@@ -117,53 +117,9 @@ def captioned_tasks(
         ("image_retrieval", caption_queries, pictures, [[picture] for picture in data.image_of_text]),
         ("text_retrieval", picture_queries, texts, captions_of),
     )
+    files = {f"captions{number or ''}": file for number, file in enumerate(data.files or [Path(captions)])}
     reported, weights = PAPER.get(name, (None, None)), RERANK_WEIGHTS.get(name, (1.0, 1.0))
     return [
-        RetrievalTask(*direction, weight=weight, reported=paper, files={"captions": Path(captions)})
+        RetrievalTask(*direction, weight=weight, reported=paper, files=files)
         for direction, weight, paper in zip(directions, weights, reported)
     ]
-
-
-def _lamra_captions(captions: list, image_folder: Path, text_path: Path) -> dict[str, list]:
-    """Captions of each picture, by its path below the image folder."""
-    numbers = [int(path.stem) for path in image_folder.glob("*.png") if path.stem.isdecimal()]
-    images = max(numbers) + 1 if numbers else len(captions) // CAPTIONS_PER_IMAGE
-    if not captions or len(captions) != images * CAPTIONS_PER_IMAGE:
-        raise UserError(
-            f"{text_path} has {len(captions)} captions and {image_folder} pictures up to {images - 1}.png: "
-            f"{CAPTIONS_PER_IMAGE} captions for each of 0.png, 1.png, ... are expected; use files that belong together"
-        )
-    return {f"{i}.png": captions[i * CAPTIONS_PER_IMAGE : (i + 1) * CAPTIONS_PER_IMAGE] for i in range(images)}
-
-
-def _karpathy_captions(entries: list, image_folder: Path, text_path: Path) -> dict[str, list]:
-    """Captions of each test picture, by its path below the image folder."""
-    captions: dict[str, list] = {}
-    try:
-        for entry in entries:
-            if entry["split"] != "test":
-                continue
-            name = _picture(image_folder, text_path, entry["filename"], entry.get("filepath") or "")
-            if not entry["sentences"]:
-                raise UserError(f"picture {name} in {text_path} has no caption: remove it or write one")
-            if name in captions:
-                raise UserError(f"picture {name} occurs twice in {text_path}: join its captions in one entry")
-            captions[name] = [sentence["raw"] for sentence in entry["sentences"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{text_path} is not Karpathy's layout ({error!r}): images[] need filename, split and sentences[].raw"
-        ) from None
-    if not captions:
-        raise UserError(f'{text_path} has no picture with split "test": set it on the pictures to evaluate on')
-    return captions
-
-
-def _picture(image_folder: Path, text_path: Path, filename: str, filepath: str) -> str:
-    """The picture's path below image_folder: COCO's pictures lie there, or in val2014 and train2014 below it."""
-    nested = Path(filepath, filename)
-    try:
-        path_inside(image_folder, nested)
-    except UserError as error:
-        raise UserError(f"{text_path}: {error}") from None
-    flat = (image_folder / filename).is_file() or not (image_folder / nested).is_file()
-    return filename if flat else str(nested)

@@ -51,7 +51,7 @@ def main() -> None:
         if is_first_process():
             with whole_file(output, "wb") as file:
                 ids = np.array([item.id for item in items])
-                np.savez(file, ids=ids, embeddings=embeddings.numpy(), **unreadable.for_npz)  # type: ignore[arg-type]
+                np.savez(file, ids=ids, embeddings=embeddings.numpy(), **unreadable.for_npz)
             print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")
 
 

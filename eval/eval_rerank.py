@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lamra.common.cli import parse, run
+from lamra.common.cli import note, parse, run
 from lamra.common.errors import UserError
 from lamra.common.files import sha256, whole_file
-from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, flag, require
+from lamra.common.flags import FILE, FILE_OR_FOLDER, FOLDER, LARGEST_SEED, OUT_FOLDER, flag, require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.caption import captioned_tasks, load_captioned_images
@@ -64,7 +64,7 @@ class RerankArguments(RetrieverArguments):
     seed: int = flag(0, "draws each query's instruction", low=0, high=LARGEST_SEED)
     picture_memory: float = flag(4.0, "GiB of pictures' features that a process keeps", low=0)
     image_data_path: str | None = flag(None, "captioned pictures instead of M-BEIR", path=FOLDER)
-    text_data_path: str | None = flag(None, "their captions", path=FILE)
+    text_data_path: str | None = flag(None, "their captions", path=FILE_OR_FOLDER)
     data_name: str | None = flag(None, "what to call data; Flickr30K and COCO are known")
     output_dir: str | None = flag(None, "default: results/<model>/<rankings' folder>", path=OUT_FOLDER)
 
@@ -146,6 +146,7 @@ def open_rankings(args: RerankArguments) -> list[Retrieved]:
     """Everything but the pictures, so that a mistake in the files is told before a model is loaded."""
     if args.image_data_path:  # queries have their instruction, as LamRA's have
         data = load_captioned_images(args.image_data_path, args.text_data_path)
+        note(f"{args.text_data_path}: {data.layout}, {len(data.images)} pictures, {len(data.texts)} captions")
         tasks = captioned_tasks(data, args.name, args.text_data_path, "clean")
     else:
         tasks = open_tasks(

@@ -5,7 +5,7 @@ What is left is measured as if these items were not there. Every picture is deco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,12 +88,12 @@ class Unreadable:
         ]
 
     @property
-    def for_npz(self) -> dict[str, np.ndarray]:
+    def for_npz(self) -> dict[str, Any]:
         """What an npz says of it: the ids (n,) of the items that are not there; nothing unless it was asked for."""
         return {"skipped": np.array([of["id"] for of in self.found], dtype=np.str_)} if self.most else {}
 
-    def for_metrics(self, earlier: Mapping[str, Any] = {}) -> Mapping[str, object]:
+    def for_metrics(self, earlier: dict[str, Any] | None = None) -> dict[str, object]:
         """What metrics.json says of it and of the items that are listed in an earlier one; nothing without either."""
-        items = earlier.get("skipped_unreadable", {}).get("items", [])
+        items = (earlier or {}).get("skipped_unreadable", {}).get("items", [])
         items += [item for item in self.found if item not in items]
         return {"skipped_unreadable": {"count": len(items), "items": items}} if self.most or items else {}

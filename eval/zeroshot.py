@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lamra.common import upstream
-from lamra.common.flags import FILE, FOLDER, OUT_FOLDER, flag
+from lamra.common.cli import note
+from lamra.common.flags import FILE_OR_FOLDER, FOLDER, OUT_FOLDER, flag
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.caption import PROTOCOLS, CaptionedImages, captioned_tasks, load_captioned_images
@@ -21,7 +22,9 @@ GET_CAPTIONS = "bash scripts/download.sh flickr coco gets it"
 @dataclass
 class ZeroshotArguments(SkippingArguments):
     image_data_path: str = flag("", "folder of pictures", path=FOLDER, source=GET_CAPTIONS)
-    text_data_path: str = flag("", "LamRA_Eval's list of captions or Karpathy's json", path=FILE, source=GET_CAPTIONS)
+    text_data_path: str = flag(
+        "", "their captions, in one of the layouts of docs/own_data.md", path=FILE_OR_FOLDER, source=GET_CAPTIONS
+    )
     mode: str = flag("pretrained", "finetuned: with instructions, see --protocol", one_of=("pretrained", "finetuned"))
     protocol: str = flag(
         "released",
@@ -46,7 +49,11 @@ def evaluate_captions(default_name: str) -> None:
     data_name, state = args.data_name or default_name, start(args)
     folder = output_folder(args, data_name.lower())
     with folder_lock(folder):
-        data = load_captioned_images(args.image_data_path, args.text_data_path, pictures_there=not args.skip_unreadable)
+        with state.main_process_first():  # it unpacks shards
+            data = load_captioned_images(
+                args.image_data_path, args.text_data_path, pictures_there=not args.skip_unreadable
+            )
+        note(f"{args.text_data_path}: {data.layout}, {len(data.images)} pictures, {len(data.texts)} captions")
         retriever = load_retriever(args)
         unreadable = Unreadable(args.skip_unreadable, retriever)
         data = data.without(unreadable.rows(data.images, args.text_data_path))

@@ -1,0 +1,83 @@
+"""What the readers of zero-shot data share: fields of a row by their type, and pictures that must be there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lamra.common.errors import UserError
+from lamra.common.files import Row, as_on_disk, path_inside
+from lamra.datasets.items import is_blank
+
+
+def text(row: Row, name: str, *, blank: bool = False) -> str:
+    """A field that is a string; `blank` allows one that shows nothing.
+
+    Raises:
+        UserError: it is missing or something else; names file and row.
+    """
+    value = row[name]
+    if not isinstance(value, str) or (is_blank(value) and not blank):
+        _refuse(row.location, name, value, "a string" if blank else "a text")
+    return value
+
+
+def identifier(row: Row, name: str) -> str:
+    """A field that is an id, a string or a whole number, as a string: files spell the same id both ways."""
+    value = row[name]
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+        _refuse(row.location, name, value, "a string or a whole number")
+    return str(value)
+
+
+def whole_number(row: Row, name: str) -> int:
+    value = row[name]
+    if not isinstance(value, int) or isinstance(value, bool):
+        _refuse(row.location, name, value, "a whole number")
+    return value
+
+
+def listed(row: Mapping[str, Any], location: str, name: str) -> list:
+    """A field that is a list with something in it."""
+    value = row[name]
+    if not isinstance(value, list) or not value:
+        _refuse(location, name, value, "a list that is not empty")
+    return value
+
+
+def picture_path(folder: str | Path, name: str, location: str) -> Path:
+    """The picture `name` below `folder`.
+
+    Raises:
+        UserError: it lies elsewhere; names file and row.
+    """
+    try:
+        return path_inside(folder, name)
+    except UserError as error:
+        raise UserError(f"{location}: {error}") from None
+
+
+def require_pictures(pictures: Sequence[tuple[Path, str]], folder: str | Path, data: str) -> None:
+    """Stop where a picture is no file.
+
+    Args:
+        pictures: each with the file and the row that name it.
+        data: what the pictures belong to.
+
+    Raises:
+        UserError: names how many there are, and the first.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{data}: the folder of pictures {folder} does not exist: give the one with its pictures")
+    missing = [(path, location) for path, location in pictures if not as_on_disk(path).is_file()]
+    if missing:
+        path, location = missing[0]
+        raise UserError(
+            f"{data}: {len(missing)} of {len(pictures)} pictures are missing in {folder}, first {path.name} of "
+            f"{location}: extract the pictures again, or give the folder that belongs to this file"
+        )
+
+
+def _refuse(location: str, name: str, value: object, wanted: str) -> NoReturn:
+    raise UserError(f'{location}: "{name}" is {str(value)[:80]!r}: {wanted} is expected')

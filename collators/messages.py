@@ -10,6 +10,7 @@ from lamra.datasets.items import Item, Picture, Text
 SUMMARIZE_TEXT = "\nSummarize above sentence in one word: "
 SUMMARIZE_IMAGE = "\nSummarize above image in one word: "
 SUMMARIZE_BOTH = "\nSummarize above image and sentence in one word: "
+SUMMARIZE_PLURAL = "\nSummarize above images and sentences in one word: "
 
 # LamRA-Rank. "released" is what the published weights were trained with: a backslash in upstream's source continued its
 # strings over a line's indentation, 24 blanks, and "responed" is spelt so. "clean" is the same without.
@@ -59,6 +60,8 @@ def embedding_messages(item: Item) -> list[dict]:
     content = item_content(item)
     kinds = {part["type"] for part in content}
     request = SUMMARIZE_TEXT if "image" not in kinds else SUMMARIZE_BOTH if "text" in kinds else SUMMARIZE_IMAGE
+    if item.plural:
+        request = SUMMARIZE_PLURAL
     if content and content[-1]["type"] == "text":
         request = content.pop()["text"] + request
     return [{"role": "user", "content": [*content, {"type": "text", "text": request}]}]

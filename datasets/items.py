@@ -47,6 +47,8 @@ class Item:
 
     A text may be empty: M-BEIR has candidates without text and picture, which are embedded as an empty text.
     `instruction` says what to retrieve; only queries of an instruction-tuned model have one.
+    `plural` asks for a word on "images and sentences", as upstream does for its stories alone: for other items, it asks
+    for one on "image and sentence" whatever their number.
 
     `Item(id, text, images)` is the common case: pictures (paths or PIL images), then the text.
     """
@@ -54,6 +56,7 @@ class Item:
     id: str
     parts: tuple[Part, ...]
     instruction: str | None
+    plural: bool
 
     def __init__(
         self,
@@ -63,12 +66,14 @@ class Item:
         instruction: str | None = None,
         *,
         parts: Sequence[Part] = (),
+        plural: bool = False,
     ):
         common: tuple[Part, ...] = tuple(map(Picture, images)) + (() if text is None else (Text(text),))
         if bool(parts) == bool(common):
             has = "parts beside text or images" if parts else "neither text nor picture"
             raise ValueError(f"item {id!r} has {has}")
-        for name, value in (("id", id), ("parts", tuple(parts) or common), ("instruction", instruction)):
+        fields = {"id": id, "parts": tuple(parts) or common, "instruction": instruction, "plural": plural}
+        for name, value in fields.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -95,7 +100,7 @@ class Item:
                 return part
             return "image", id(part.image) if isinstance(part.image, Image.Image) else str(part.image)
 
-        return self.instruction, tuple(map(of, self.parts))
+        return self.instruction, tuple(map(of, self.parts)), *(["plural"] if self.plural else [])
 
     def with_texts(self, texts: Sequence[str], instruction: str | None = None) -> Item:
         """The same pictures with other texts in the texts' positions; texts beyond these follow at the end."""
@@ -106,7 +111,7 @@ class Item:
                 parts.append(part)
             elif left:
                 parts.append(Text(left.pop(0)))
-        return Item(self.id, parts=(*parts, *map(Text, left)), instruction=instruction)
+        return Item(self.id, parts=(*parts, *map(Text, left)), instruction=instruction, plural=self.plural)
 
 
 @dataclass(frozen=True)

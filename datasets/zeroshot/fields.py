@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lamra.common.errors import UserError
-from lamra.common.files import Row, as_on_disk, path_inside
+from lamra.common.files import Row, as_on_disk, path_inside, read_json
 from lamra.datasets.items import is_blank
+
+
+def read(path: Path, data: str) -> Any:
+    """The value of a json file of `data`; raises as files.read_json, and where it does not exist."""
+    if not path.exists():
+        raise UserError(f"{data}: {path} does not exist: give the file with its annotations")
+    return read_json(path)
 
 
 def text(row: Row, name: str, *, blank: bool = False) -> str:
@@ -24,7 +31,7 @@ def text(row: Row, name: str, *, blank: bool = False) -> str:
 
 
 def identifier(row: Row, name: str) -> str:
-    """A field that is an id, a string or a whole number, as a string: files spell the same id both ways."""
+    """A field that is an id, a string or a whole number, as a string: files spell one id both ways; raises as text."""
     value = row[name]
     if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
         _refuse(row.location, name, value, "a string or a whole number")
@@ -32,6 +39,7 @@ def identifier(row: Row, name: str) -> str:
 
 
 def whole_number(row: Row, name: str) -> int:
+    """A field that is a whole number; raises as `text`."""
     value = row[name]
     if not isinstance(value, int) or isinstance(value, bool):
         _refuse(row.location, name, value, "a whole number")
@@ -39,7 +47,7 @@ def whole_number(row: Row, name: str) -> int:
 
 
 def listed(row: Mapping[str, Any], location: str, name: str) -> list:
-    """A field that is a list with something in it."""
+    """A field that is a list with something in it; raises as `text`."""
     value = row[name]
     if not isinstance(value, list) or not value:
         _refuse(location, name, value, "a list that is not empty")

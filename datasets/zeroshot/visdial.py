@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lamra.common.errors import UserError
-from lamra.common.files import Row, read_json
+from lamra.common.files import Row
 from lamra.datasets.items import Item
 from lamra.datasets.tasks import ItemList, Reported, RetrievalTask
-from lamra.datasets.zeroshot.fields import identifier, listed, picture_path, require_pictures, text, whole_number
+from lamra.datasets.zeroshot.fields import identifier, listed, picture_path, read, require_pictures, text, whole_number
 
 NAME, SPLIT, ROUNDS = "VisDial", "val2018", 10
 INSTRUCTION = "Find me an everyday image that matches the given dialog."
@@ -62,7 +62,7 @@ def rerank_queries(dialogs: ItemList) -> ItemList:
 
 def _dialogs(path: Path) -> list[tuple[str, str, str]]:
     """Of each dialog where it stands, the id of its picture, and all that is said."""
-    content = Row(str(path), read_json(path))
+    content = Row(str(path), read(path, NAME))
     split = text(content, "split")
     if split != SPLIT:
         raise UserError(f"{path} is the split {split!r} of {NAME}: give visdial_1.0_val.json, which is {SPLIT!r}")

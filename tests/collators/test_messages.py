@@ -37,6 +37,14 @@ def test_parts_stand_in_their_order():
     assert embedded(Text("")) == [text(SUMMARIZE_TEXT)]
 
 
+def test_a_story_is_asked_about_in_the_plural_whatever_is_cut_of_it():
+    story = Item("a", parts=(Text("a"), Picture("x.png"), Text("b")), plural=True)
+    end = "\nSummarize above images and sentences in one word: "
+    assert embedding_messages(story)[0]["content"] == [text("a"), IMAGE, text("b" + end)]
+    assert embedding_messages(story.with_texts(["a"]))[0]["content"] == [text("a"), IMAGE, text(end)]
+    assert story.content != Item("a", parts=story.parts).content
+
+
 def test_the_instruction_begins_the_first_text_or_ends_the_item():
     a, picture = Text("a"), Picture("x.png")
     assert embedded(picture, a, instruction="Find.") == [IMAGE, text("Find. a" + SUMMARIZE_BOTH)]

@@ -60,6 +60,7 @@ MINING = Flags(
 )
 RERANKING = Flags({}, {"batch_size": BATCHES})
 ZEROSHOT = Flags({}, {"batch_size": BATCHES})
+ZEROSHOT_SUITE = Flags({}, {"batch_size": BATCHES, "save_for_rerank": "rankings are always written"})
 
 
 def parse(flags: Flags, *dataclasses: type) -> list[Any]:

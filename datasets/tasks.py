@@ -79,6 +79,7 @@ class RetrievalTask:
             row. Only where queries have `candidates`: a ranking that is cut does not show all that tie.
         weight: of a reranker's P(Yes) beside the retriever's score.
         reported: the paper's numbers of this task.
+        rerank_queries: the queries as a reranker is shown them, where its words are others; None: the same.
         files: the files that decide its items; a reranker's answers remember their digests.
 
     Raises:
@@ -97,6 +98,7 @@ class RetrievalTask:
     weight: float = 1.0
     reported: Reported | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    rerank_queries: Items | None = None
 
     def __post_init__(self) -> None:
         for name in ("answers", "candidates", "excluded"):
@@ -105,6 +107,8 @@ class RetrievalTask:
                 raise ValueError(f"{self.name}: {name} of {len(rows)} queries, and there are {len(self.queries)}")
             if not all(0 <= row < len(self.gallery) for of_query in rows or () for row in of_query):
                 raise ValueError(f"{self.name}: {name} beyond the {len(self.gallery)} rows of the gallery")
+        if self.rerank_queries is not None and len(self.rerank_queries) != len(self.queries):
+            raise ValueError(f"{self.name}: {len(self.rerank_queries)} rerank_queries of {len(self.queries)} queries")
         if self.candidates is not None and self.excluded is not None:
             raise ValueError(f"{self.name}: queries with candidates of their own exclude by not naming")
         if any(len(set(rows)) < len(rows) for rows in self.candidates or ()):
@@ -131,4 +135,5 @@ class RetrievalTask:
             return [[int(new_row[row]) for row in rows if not gallery[row]] for rows in left]
 
         fewer: dict[str, Any] = {name: kept(getattr(self, name)) for name in ("answers", "candidates", "excluded")}
+        fewer["rerank_queries"] = None if self.rerank_queries is None else self.rerank_queries.without(lost)
         return replace(self, queries=self.queries.without(lost), gallery=kept_gallery, **fewer)

@@ -41,13 +41,14 @@ expect "a level of torch's: INFO, WARNING, ERROR or FATAL" 'INFO|WARNING|ERROR|F
 expect "pointwise or listwise" 'pointwise|listwise' STYLE
 expect "bf16 or fp32" 'bf16|fp32' DTYPE
 expect "test or val" 'test|val' SPLIT
-expect "released or clean" 'released|clean' RANK_STYLE
+expect "released or clean" 'released|clean' RANK_STYLE PROTOCOL
 expect "mixed or homogeneous" 'mixed|homogeneous' MIXTURE_BATCHES
 expect "an address that begins with https:// or http://" 'https?://[^[:space:]]+' HF_ENDPOINT
 expect "a value that does not begin with a dash, which is a flag's: write ./ before a path" '[^-].*' \
   OUTPUT_DIR SAVE_PATH MODEL_ID MODEL_LOCAL_PATH ORIGINAL_MODEL_ID RANKINGS RETRIEVED TUNE_WEIGHT DATA_PATH TRAIN_DATA_PATH \
   EVAL_DATA_PATH QUERIES POOL EVAL_QUERIES EVAL_POOL MINED INIT TASKS RUN_ID STUDY TEXT_DATA IMAGE_DATA IMAGE_TEXT_DATA \
-  FLICKR_IMAGES FLICKR_TEXTS COCO_IMAGES COCO_TEXTS FLICKR_TITLE COCO_TITLE MODELS_DIR DATA_DIR
+  FLICKR_IMAGES FLICKR_TEXTS COCO_IMAGES COCO_TEXTS FLICKR_TITLE COCO_TITLE MODELS_DIR DATA_DIR \
+  SUGARCREPE_TEXTS SUGARCREPE_IMAGES CCNEG_TEXTS CCNEG_IMAGES
 if [ "${NODE_RANK:-0}" -ge "${NNODES:-1}" ]; then refuse "NODE_RANK=$NODE_RANK: expected less than NNODES=${NNODES:-1}"; fi
 
 # After SIGTERM processes finish their step and write a checkpoint: seconds until torchrun kills them. Its own are 30.

@@ -21,8 +21,10 @@ ENTRYPOINTS = {  # with the flags that each wants
     "eval/eval_mbeir_rerank_listwise.py": ANSWERS,
     "eval/eval_mbeir_rerank_pointwise.py": ANSWERS,
     "eval/eval_rerank.py": ("--model_id", "m", "--rankings", "r"),
+    "eval/eval_zeroshot/eval_ccneg.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_coco.py": CAPTIONS,
     "eval/eval_zeroshot/eval_flickr.py": CAPTIONS,
+    "eval/eval_zeroshot/eval_sugar_crepe.py": ("--model_id", "m"),
     "eval/mine_rerank.py": ("--model_id", "m"),
     "eval/rerank/mbeir_rerank.py": ("--task_name", "cirr_task7"),
     "eval/rerank/mbeir_rerank_listwise.py": ("--task_name", "cirr_task7"),
@@ -60,5 +62,6 @@ def test_help_and_mistakes_come_at_once(entrypoint):
 
 def test_every_entrypoint_is_tried():
     found = {str(path.relative_to(ROOT)) for path in (ROOT / "eval").rglob("*.py") if "__main__" in path.read_text()}
-    others = {f"eval/{name}.py" for name in ("report", "study", "compare_mbeir", "compare_rerank")}  # no model
+    no_model = ("report", "study", "zeroshot_report", "compare_mbeir", "compare_rerank")
+    others = {f"eval/{name}.py" for name in no_model}
     assert found - others == ENTRYPOINTS.keys() - {"demo.py"}

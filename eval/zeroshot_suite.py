@@ -1,0 +1,185 @@
+"""The zero-shot suite: what the entrypoints of its data sets share. Each gives its flags and how files become tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from lamra.common import upstream
+from lamra.common.cli import note
+from lamra.common.errors import UserError
+from lamra.common.files import as_on_disk, sha256
+from lamra.common.flags import OUT_FOLDER, flag
+from lamra.common.lock import folder_lock
+from lamra.common.processes import is_first_process
+from lamra.datasets.caption import PROTOCOLS
+from lamra.datasets.rankings import write_by_query, write_ranking
+from lamra.datasets.tasks import Items, Reported, RetrievalTask
+from lamra.eval.flags import SkippingArguments, output_folder
+from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, print_table, write_json
+
+DEPTH = 50  # candidates of each query in the rankings
+
+
+@dataclass
+class SuiteArguments(SkippingArguments):
+    protocol: str = flag(
+        "released",
+        "released: upstream's prompts, with their defects; clean: what the paper describes",
+        one_of=PROTOCOLS,
+    )
+    output_dir: str | None = flag(None, "default: results/<model>/<data>", path=OUT_FOLDER)
+
+
+Arguments = TypeVar("Arguments", bound=SuiteArguments)
+
+
+@dataclass(frozen=True)
+class ZeroshotSet:
+    """A data set of the suite.
+
+    Attributes:
+        name: of its folder and its files.
+        title: as the paper calls it.
+        measure: what the recall that counts is called.
+        paper_mean: the paper's numbers of the mean over all its tasks, where it has several and reports one number.
+        all_tasks: so many tasks the mean is over.
+    """
+
+    name: str
+    title: str
+    measure: str
+    paper_mean: Reported | None = None
+    all_tasks: int = 1
+
+
+def evaluate_set(
+    of: ZeroshotSet, arguments: type[Arguments], tasks_of: Callable[[Arguments], list[RetrievalTask]]
+) -> None:
+    """Parse the command line, encode, print the table, write rankings and metrics.json to results/<model>/<set>/.
+
+    A task that the same model was measured on before, with the same files and settings, is not measured again.
+    """
+    (args,) = upstream.parse(upstream.ZEROSHOT_SUITE, arguments)
+    from lamra.eval.cache.manifest import pictures_sha256, provenance_of  # torch, which --help does not wait for
+    from lamra.eval.evaluate import evaluate
+    from lamra.eval.inference import load_retriever, start
+    from lamra.eval.metrics import measures_by_query
+    from lamra.eval.unreadable import Unreadable
+
+    state, folder = start(args), output_folder(args, of.name)
+    with folder_lock(folder):
+        tasks = tasks_of(args)
+        if not args.skip_unreadable:
+            require_pictures(of.title, tasks)
+        retriever = load_retriever(args)
+        settings = {
+            **provenance_of(args, retriever.settings, retriever.embedder, args.protocol),
+            "skip_unreadable": args.skip_unreadable,
+        }
+        made_of = {
+            task.name: {
+                "files": {name: sha256(path) for name, path in task.files.items()},
+                "pictures": [pictures_sha256(items) for items in _parts(task)],
+            }
+            for task in tasks
+        }
+        metrics, made_by = of_earlier_tasks(folder, settings)
+        found_of, earlier = metrics.get("tasks", {}), made_by.get("tasks", {})
+        left = [
+            task
+            for task in tasks
+            if earlier.get(task.name) != made_of[task.name]
+            or task.name not in found_of
+            or not (folder / f"ranking_{task.name}.jsonl").is_file()
+        ]
+        if len(left) < len(tasks):
+            note(f"{len(tasks) - len(left)} of {len(tasks)} tasks were measured before: delete {folder} to repeat")
+        unreadable = Unreadable(args.skip_unreadable, retriever)
+        metrics = dict(metrics)
+        for task, ranking, found in evaluate(
+            unreadable.left_out_of(left),
+            lambda items: retriever.encode(items, items.name),
+            depth=DEPTH,
+            device=state.device,
+        ):  # on the first process alone
+            write_by_query(
+                folder / f"queries_{task.name}.jsonl", task.queries, ranking, measures_by_query(task, ranking)
+            )
+            write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
+            found_of = found_of | {
+                task.name: {
+                    **found,
+                    "queries": len(task.queries),
+                    "counted": f"recall@{task.counted}",
+                    "paper": task.reported and task.reported._asdict(),
+                }
+            }
+            earlier = earlier | {task.name: made_of[task.name]}
+            metrics = {
+                "set": of.title,
+                "measure": of.measure,
+                "protocol": args.protocol,
+                "tasks": found_of,
+                **_mean(of, found_of),
+                **unreadable.for_metrics(metrics),
+            }
+            # A task counts as measured once it is in both: a run that ends in between measures it again.
+            write_json(folder / METRICS, metrics)
+            write_json(folder / MADE_BY, {**settings, "tasks": earlier})
+        if is_first_process():
+            print_results([metrics])
+            print(f"written to {folder}/")
+
+
+def _parts(task: RetrievalTask) -> list[Items]:
+    return [task.queries, task.gallery]
+
+
+def _mean(of: ZeroshotSet, found: Mapping[str, Mapping]) -> dict[str, object]:
+    """What metrics.json says of the mean over the set's tasks; nothing where one of them was not measured."""
+    if of.paper_mean is None or len(found) < of.all_tasks:
+        return {}
+    value = sum(found[name][found[name]["counted"]] for name in sorted(found)) / len(found)
+    return {"mean": {"value": value, "paper": of.paper_mean._asdict()}}
+
+
+def require_pictures(title: str, tasks: Sequence[RetrievalTask]) -> None:
+    """Refuse pictures that do not exist, before a model is loaded.
+
+    Raises:
+        UserError: names the set, the first item and its file, and how many there are.
+    """
+    looked_at: dict[Path, tuple[bool, str]] = {}
+    for items in {id(items): items for task in tasks for items in _parts(task)}.values():
+        for item in (items[row] for row in range(len(items))):
+            for image in map(Path, map(str, item.images)):
+                if image not in looked_at:
+                    looked_at[image] = as_on_disk(image).is_file(), f"item {item.id} of {items.path}"
+    missing = [(image, place) for image, (is_there, place) in looked_at.items() if not is_there]
+    if missing:
+        image, place = missing[0]
+        raise UserError(
+            f"{title}: {len(missing)} of {len(looked_at)} pictures are missing, first {image} ({place}): extract the "
+            "pictures again, or go on without some with --skip_unreadable"
+        )
+
+
+def print_results(results: Sequence[Mapping]) -> None:
+    """Print the table of several sets' metrics.json, in percent, the paper's LamRA-Ret 7B in a column of its own."""
+
+    def percent(value: float) -> str:
+        return f"{100 * value:.1f}"
+
+    rows = []
+    for result in results:
+        name, what = f"{result['set']} ({result['protocol']})", result["measure"]
+        for task, found in result["tasks"].items():
+            paper = f"{found['paper']['retrieved']:.1f}" if found["paper"] else "-"
+            rows.append([f"{name} {task}", what, str(found["queries"]), percent(found[found["counted"]]), paper])
+        if mean := result.get("mean"):
+            rows.append([f"{name} mean", what, "", percent(mean["value"]), f"{mean['paper']['retrieved']:.1f}"])
+    print("\nzero-shot, in percent")
+    print_table(["", "measure", "queries", "this model", "the paper's LamRA-Ret 7B"], rows)

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# The zero-shot suite, of an adapter, a merged model or a bare base model: all sets whose files are there, then one table.
+#   MODEL_ID=./checkpoints/my_run TASKS=sugarcrepe,ccneg bash scripts/eval/eval_zeroshot.sh
+# Started again it goes on with the set at which it stopped. docs/zeroshot.md says where the files come from.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
+
+# Processes of one machine. Without a GPU, NUM_GPUS is the number of CPU processes.
+NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
+NNODES=1
+
+# Model
+MODEL_ID=${MODEL_ID:-./checkpoints/qwen2-vl-7b_LamRA_Ret}
+ORIGINAL_MODEL_ID=${ORIGINAL_MODEL_ID:-} # base model under an adapter; by default the one it remembers
+MAX_TOKENS_PER_BATCH=${MAX_TOKENS_PER_BATCH:-} # by default 32768 on GPUs, 4096 on CPUs
+model=${MODEL_ID#./checkpoints/}
+case $model in /* | *..*) model=$(basename "$MODEL_ID") ;; esac
+OUTPUT_DIR=${OUTPUT_DIR:-./results/$model/zeroshot} # a folder for each set below it
+
+# Data
+ALL=sugarcrepe,ccneg
+TASKS=${TASKS:-$ALL}
+PROTOCOL=${PROTOCOL:-released} # or clean
+SUGARCREPE_TEXTS=${SUGARCREPE_TEXTS:-./data/sugar-crepe/data}
+SUGARCREPE_IMAGES=${SUGARCREPE_IMAGES:-./data/sugar-crepe/images/val2017}
+CCNEG_TEXTS=${CCNEG_TEXTS:-./data/ccneg/ccneg_preprocessed.pt}
+CCNEG_IMAGES=${CCNEG_IMAGES:-./data/ccneg} # the folder above cc3m_subset_images_extracted_final
+
+absent=() written=()
+evaluate_set() { # evaluate_set NAME ENTRYPOINT [FLAG PATH]...: unless a path is not there
+  local name=$1 entrypoint=$2 given=("${@:3}") i
+  for ((i = 1; i < ${#given[@]}; i += 2)); do
+    if [ ! -e "${given[i]}" ]; then
+      absent+=("$name: ${given[i]} is not there")
+      return
+    fi
+  done
+  evaluation "eval/eval_zeroshot/$entrypoint" \
+    "${given[@]}" \
+    --protocol "$PROTOCOL" \
+    ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
+    --model_id "$MODEL_ID" \
+    --output_dir "$OUTPUT_DIR/$name" \
+    ${MAX_TOKENS_PER_BATCH:+--max_tokens_per_batch "$MAX_TOKENS_PER_BATCH"} \
+    "${flags[@]}"
+  written+=("$OUTPUT_DIR/$name/metrics.json")
+}
+
+flags=("$@")
+IFS=, read -r -a names <<<"$TASKS"
+for name in "${names[@]}"; do
+  [[ ,$ALL, == *,"$name",* ]] || refuse "TASKS=$TASKS: expected names of $ALL with commas between"
+done
+for name in "${names[@]}"; do
+  case $name in
+    sugarcrepe)
+      evaluate_set "$name" eval_sugar_crepe.py \
+        --annotation_path_prefix "$SUGARCREPE_TEXTS" --image_path_prefix "$SUGARCREPE_IMAGES"
+      ;;
+    ccneg)
+      evaluate_set "$name" eval_ccneg.py --data_path "$CCNEG_TEXTS" --image_path_prefix "$CCNEG_IMAGES"
+      ;;
+  esac
+done
+if [ ${#absent[@]} -gt 0 ]; then printf 'not evaluated: %s\n' "${absent[@]}" >&2; fi
+if [ ${#written[@]} -eq 0 ]; then refuse "no set of TASKS=$TASKS has its files: docs/zeroshot.md says how to get them"; fi
+"$PYTHON" eval/zeroshot_report.py "${written[@]}"

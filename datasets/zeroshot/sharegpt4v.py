@@ -3,6 +3,8 @@
 datas_for_validation.json, a list in which each row is a pair, with the pictures in one folder:
     {"image_name": "sa_000001.jpg", "caption": "The image shows a red bus beside ..."}
 Long-CLIP takes for it the first 1,000 rows of Lin-Chen/ShareGPT4V's share-captioner file; the pictures are SA-1B's.
+
+A reranker reads the tasks of clean: in released, the pictures that a caption finds have an instruction.
 """
 
 from __future__ import annotations

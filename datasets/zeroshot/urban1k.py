@@ -5,6 +5,8 @@ first line of a text is the caption, as Long-CLIP reads it.
 
 released: upstream put the pictures' instruction in a Python set, so its braces and quotes stand in the prompt; and its
 retrieval, not its reranking, read pictures of up to RELEASED_MAX_PIXELS. clean: without both.
+
+A reranker reads the tasks of clean: in released, the pictures that a caption finds have an instruction.
 """
 
 from __future__ import annotations

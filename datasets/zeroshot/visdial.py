@@ -47,17 +47,21 @@ def visdial_tasks(
         require_pictures([(path, location) for _, path, location in pictures], image_path_prefix, NAME)
     asked = ItemList(dialogs, f"{NAME} dialogs", data_path)
     shown = ItemList([item for item, _, _ in pictures], f"{NAME} pictures", data_path)
+    reworded = [replace(item, instruction=RERANK_INSTRUCTION) for item in dialogs]
+    to_rerank = ItemList(reworded, f"{NAME} dialogs to rerank for", data_path)
     answers, files = [[row] for row in range(len(asked))], {"dialogs": data_path}
     return [
-        RetrievalTask("image_retrieval", asked, shown, answers, reported=Reported(62.8, 70.9), files=files),
+        RetrievalTask(
+            "image_retrieval",
+            asked,
+            shown,
+            answers,
+            reported=Reported(62.8, 70.9),
+            files=files,
+            rerank_queries=to_rerank,
+        ),
         RetrievalTask("text_retrieval", shown, asked, answers, files=files),
     ]
-
-
-def rerank_queries(dialogs: ItemList) -> ItemList:
-    """The same dialogs as a reranker reads them: in other words."""
-    said = [replace(item, instruction=RERANK_INSTRUCTION) for item in dialogs]
-    return ItemList(said, f"{NAME} dialogs to rerank for", dialogs.path)
 
 
 def _dialogs(path: Path) -> list[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ The photos are <photo id>.jpg, .png or .gif in one folder; the gallery has each 
 four photos are left out of its ranking, as FROMAGe does (kohjingyu/fromage).
 
 released: the query lacks the fourth sentence and photo, as the paper's numbers were measured. clean: it has all four.
-A reranker reads the queries of clean.
+A reranker reads all four in both.
 """
 
 from __future__ import annotations
@@ -64,15 +64,19 @@ def vist_tasks(
             f"out of their ranking: they count as misses, first story {stories[told.index(True)].id}"
         )
 
+    def queries(shown: int, name: str) -> ItemList:
+        return ItemList([_query(story, path_of, shown) for story in stories], f"{NAME} {name}", data_path)
+
     return [
         RetrievalTask(
             "image_retrieval",
-            ItemList([_query(story, path_of, SHOWN[protocol]) for story in stories], f"{NAME} stories", data_path),
+            queries(SHOWN[protocol], "stories"),
             ItemList([Item(photo, images=(path,)) for photo, path in path_of.items()], f"{NAME} photos", data_path),
             [[] if lost else [row_of[story.photos[-1]]] for story, lost in zip(stories, told)],
             excluded=[sorted({row_of[photo] for photo in story.photos[:-1]}) for story in stories],
             reported=Reported(23.1, 28.6),
             files={"stories": data_path},
+            rerank_queries=queries(PHOTOS - 1, "whole stories"),
         )
     ]
 

@@ -10,7 +10,7 @@ from zeroshot_files import I, T, draw, embedded, reranked, write
 from lamra.common.errors import UserError
 from lamra.datasets.caption import PROTOCOLS
 from lamra.datasets.tasks import Reported
-from lamra.datasets.zeroshot.visdial import rerank_queries, visdial_tasks
+from lamra.datasets.zeroshot.visdial import visdial_tasks
 
 SAID = " ".join(["Q: is it sunny? A: no, it rains."] + 9 * ["Q: how many beds? A: 2."])
 PICTURE = "VisualDialog_val2018_000000185565.jpg"
@@ -40,7 +40,7 @@ def test_prompts(tmp_path, protocol):
     assert embedded(picture) == f"[{PICTURE}]{I}"
     assert (by_picture.queries, by_picture.gallery) == (by_dialog.gallery, by_dialog.queries)
     said = f"Query:Find the image that matches the dialogue {SAID}Candidate:[{PICTURE}]"
-    assert reranked(rerank_queries(by_dialog.queries)[0], picture) == said
+    assert reranked(by_dialog.rerank_queries[0], picture) == said
 
 
 def test_a_dialog_is_answered_by_its_picture_and_ids_are_strings(tmp_path):

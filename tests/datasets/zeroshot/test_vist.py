@@ -55,7 +55,7 @@ def test_prompts(tmp_path):
         task = read(tmp_path, STORY, protocol)
         assert embedded(task.queries[0]) == f"{begin}text 4 .{M}"
         assert embedded(task.gallery[4]) == f"[5.jpg]{I}"
-    assert reranked(task.queries[0], task.gallery[4]) == f"Query:{four}text 4 .Candidate:[5.jpg]"
+        assert reranked(task.rerank_queries[0], task.gallery[4]) == f"Query:{four}text 4 .Candidate:[5.jpg]"
 
 
 def test_shown_photos_are_left_out_and_a_story_that_ends_with_one_is_a_miss(tmp_path, capsys):

@@ -6,7 +6,6 @@ other pixels. This one is the tokenizer and the PIL-backed image processor, and 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from copy import copy
@@ -24,33 +23,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from lamra.collators.messages import embedding_messages, instructed_texts
 from lamra.collators.pictures import open_image, picture_size
 from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, LONG, SPECIAL, digest_of
-from lamra.common.errors import ItemError, TooLongError, UserError
+from lamra.common.errors import ItemError, TooLongError
 from lamra.datasets.items import Item
+from lamra.models.inspect import inspect_processor
 
 IMAGE_TOKEN = "<|image_pad|>"
 MARK = "\ufdd0"  # stands for a text while the chat template is rendered; no letter, and in no template
-
-
-def _check_pixel_limits(path: Path) -> None:
-    """Refuse a preprocessor_config.json that gives a limit of the pixels twice and differently.
-
-    Raises:
-        UserError: it does; names the file and the keys.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        limits = {
-            names: {config.get(names[0]), *map((config.get("size") or {}).get, names)} - {None}
-            for names in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
-        }
-    except (OSError, ValueError, AttributeError, TypeError):
-        return  # the image processor's own loading says what is wrong
-    for names, found in limits.items():
-        if len(found) > 1:
-            listed = " and ".join(sorted(map(str, found), key=len))
-            raise UserError(
-                f"{path} contradicts itself: {names[0]} and size's {names[1]} are {listed}; remove one of the two keys"
-            )
 
 
 class Processor:
@@ -81,22 +59,13 @@ class Processor:
         exif_rotation: bool = False,
     ):
         folder = Path(folder)
-        _check_pixel_limits(folder / "preprocessor_config.json")
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            # Not as size=: published folders have min_pixels and max_pixels, which override it without a word.
-            self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
-                folder, local_files_only=True, min_pixels=min_pixels, max_pixels=max_pixels
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no tokenizer and preprocessor_config.json that can be read in {folder}: {str(error).splitlines()[0]}"
-            ) from None
-        if self.tokenizer.chat_template is None:  # published Qwen2-VL folders also keep it in a file of its own
-            template = folder / "chat_template.json"
-            if not template.is_file():
-                raise UserError(f"{folder} has no chat template (chat_template.jinja or chat_template.json)")
-            self.tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+        template = inspect_processor(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer.chat_template = template
+        # Not as size=: published folders have min_pixels and max_pixels, which override it without a word.
+        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
+            folder, local_files_only=True, min_pixels=min_pixels, max_pixels=max_pixels
+        )
         size = self.image_processor.size
         if (size["shortest_edge"], size["longest_edge"]) != (min_pixels, max_pixels):
             raise RuntimeError(f"pictures would be sized by {size}, not from {min_pixels} to {max_pixels} pixels")

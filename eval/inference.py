@@ -21,6 +21,7 @@ from lamra.eval.encode import encode
 from lamra.eval.flags import RetrieverArguments
 from lamra.models.embedder import Embedder
 from lamra.models.folders import is_adapter
+from lamra.models.inspect import inspect_folder
 from lamra.models.loading import load_embedder
 from lamra.models.settings import Settings
 
@@ -108,6 +109,7 @@ def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple[Any, 
     on_cuda = state.device.type == "cuda"
     in_hardware = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = in_hardware if args.bf16 is None else args.bf16
+    inspect_folder(Path(args.model_id), args.original_model_id)
     model, settings = load(
         args.model_id,
         args.original_model_id,

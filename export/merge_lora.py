@@ -39,9 +39,11 @@ def main() -> None:
 
     from lamra.collators.processing import Processor
     from lamra.models.base_model import base_under
+    from lamra.models.inspect import inspect_folder
     from lamra.models.loading import load_trained
 
     base_model = base_under(args.model_id, args.original_model_id)
+    inspect_folder(Path(args.model_id), base_model)
     with folder_lock(args.save_path, "save_path"):
         # Added in float32 and rounded once, whatever the folder is written in.
         model, settings = load_trained(args.model_id, base_model, dtype=torch.float32, merge=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.models.digests import model_sha256
-from lamra.models.folders import is_adapter, is_model, local_folder
+from lamra.models.folders import is_adapter, is_model, local_folder, read_object
 from lamra.models.settings import FILE_NAME as SETTINGS_FILE
 from lamra.models.settings import Settings
 
@@ -33,6 +32,30 @@ def base_under(adapter: str | Path, original_model: str | Path | None) -> str:
     if Path(original_model).resolve() != Path(remembered).resolve():
         note(f"{adapter} was trained on {remembered}, which is used, not --original_model_id {original_model}")
     return remembered
+
+
+def require_model(folder: Path) -> None:
+    """Refuse a folder that holds no model.
+
+    Raises:
+        UserError: it has neither file that marks one.
+    """
+    if not is_model(folder):
+        hint = "has the training finished?" if folder.is_dir() else "it does not exist"
+        raise UserError(f"--model_id {folder}: no adapter_config.json and no config.json there ({hint})")
+
+
+def require_base_there(adapter: Path, base: Path) -> None:
+    """Refuse an adapter without its base model.
+
+    Raises:
+        UserError: `base` is no model's folder.
+    """
+    if not (base / "config.json").is_file():
+        raise UserError(
+            f"{adapter} is an adapter and its base model is not in {base}: name it with --original_model_id, "
+            "or download it with bash scripts/download.sh"
+        )
 
 
 def check_base(folder: Path, base: Path, settings: Settings) -> None:
@@ -77,4 +100,8 @@ def _require_base(adapter: Path, base: Path, own_base: Path) -> None:
 
 def adapter_base_model(folder: str | Path) -> str | None:
     """The base model's path that an adapter folder names, or None."""
-    return json.loads((Path(folder) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    path = Path(folder) / "adapter_config.json"
+    name = read_object(path).get("base_model_name_or_path")
+    if not isinstance(name, str | None):
+        raise UserError(f"{path} has base_model_name_or_path {name!r}: expected the folder of its base model")
+    return name

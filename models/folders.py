@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from lamra.common.errors import UserError
+from lamra.common.files import parse_json
 
 CHECKPOINTS = Path("checkpoints")
 BASE_MODELS = CHECKPOINTS / "hf_models"  # where scripts/download.sh puts what is published
@@ -25,6 +27,31 @@ PUBLISHED = {
 # --model_id of a training -> folder below checkpoints/hf_models/.
 MODELS = {name: hub.split("/")[1] for name, hub in PUBLISHED.items() if hub.startswith("Qwen/")}
 MODELS |= {"miniature": "miniature"}
+
+
+AGAIN = "download or copy it again"
+LFS_POINTER = b"version https://git-lfs"
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The object of a model's json file.
+
+    Raises:
+        UserError: it is not there, a pointer of git-lfs, or no json object in UTF-8; names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {AGAIN}")
+    content = path.read_bytes()
+    if content.startswith(LFS_POINTER):
+        raise UserError(f"{path} is a pointer of git-lfs, not the file: run git lfs pull, or {AGAIN}")
+    try:
+        value = parse_json(content.decode(), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error.reason}): {AGAIN}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no json object: {AGAIN}")
+    return value
 
 
 def is_adapter(folder: str | Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from transformers import (
     BitsAndBytesConfig,
@@ -18,12 +19,13 @@ from transformers import (
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
-from lamra.models.base_model import base_under, check_base
+from lamra.models.base_model import base_under, check_base, require_base_there, require_model
 from lamra.models.embedder import Embedder
-from lamra.models.folders import is_adapter, is_model
-from lamra.models.lora import load_adapter
+from lamra.models.folders import AGAIN, is_adapter
+from lamra.models.inspect import inspect_adapter, inspect_weights
+from lamra.models.lora import is_finite, load_adapter
 from lamra.models.reranker import Reranker
-from lamra.models.settings import Settings, architecture, default_settings
+from lamra.models.settings import Settings, default_settings
 
 ARCHITECTURES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 
@@ -49,9 +51,10 @@ def load_model(
             The vision tower and lm_head keep `dtype`: they may be trained, and answers are read from lm_head.
 
     Raises:
-        UserError: the folder holds no such model, weights are missing from it, or its config has no module for some.
+        UserError: as inspect_weights; or a weight is not finite.
     """
-    model_class = ARCHITECTURES[architecture(folder)]
+    weights = inspect_weights(folder)
+    model_class = ARCHITECTURES[weights.sizes.family]
     kwargs = {}
     if quantize:
         if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
@@ -73,23 +76,17 @@ def load_model(
             output_loading_info=True,
             **kwargs,
         )
-    except OSError as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    except StrictDataclassError as error:  # the type of a value that decides no shape
+        reason = " ".join(str(error).split())
+        raise UserError(f"{Path(folder) / 'config.json'} or generation_config.json: {reason}; {AGAIN}") from None
     # transformers fills missing weights with random numbers and exits 0: a model nobody trained.
-    if info["missing_keys"] or info["mismatched_keys"]:
-        names = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
-        raise UserError(
-            f"{folder} lacks {len(names)} weights of a {model_class.__name__}, for example {names[0]}: "
-            "it is incomplete or was written by another version; download or merge it again"
-        )
-    # It also leaves out weights that the config has no layer for: a model of fewer layers than were trained. Rotary
-    # frequencies are computed, whether or not a file holds them.
     unused = [name for name in info["unexpected_keys"] if not name.endswith(".inv_freq")]
-    if unused:
-        raise UserError(
-            f"{folder} holds {len(unused)} weights that its config.json has no place for, for example {min(unused)}: "
-            "config and weights are of different models; download or merge it again"
-        )
+    assert not info["missing_keys"] and not info["mismatched_keys"] and not unused, info
+    for name, tensor in model.state_dict().items():
+        if not is_finite(tensor):
+            raise UserError(
+                f"{folder} holds values that are not finite (NaN or infinity) in {name}: download or merge it again"
+            )
     return model
 
 
@@ -142,20 +139,14 @@ def load_trained(
             contradicts the checkpoint.
     """
     folder = Path(folder)
-    if not is_model(folder):
-        hint = "has the training finished?" if folder.is_dir() else "it does not exist"
-        raise UserError(f"--model_id {folder}: no adapter_config.json and no config.json there ({hint})")
+    require_model(folder)
     base = folder
     settings = Settings.read(folder)
     flags = {"position_ids": position_ids, "max_pixels": max_pixels, "exif_rotation": exif_rotation}
     flags |= {"special_tokens_in_text": special_tokens_in_text}
     if is_adapter(folder):
         base = Path(base_under(folder, original_model))
-        if not (base / "config.json").is_file():
-            raise UserError(
-                f"{folder} is an adapter and its base model is not in {base}: name it with --original_model_id, "
-                "or download it with bash scripts/download.sh"
-            )
+        require_base_there(folder, base)
     elif original_model:
         raise UserError(
             f"--original_model_id {original_model}: {folder} is a whole model, not an adapter on another: "
@@ -171,6 +162,9 @@ def load_trained(
     else:
         settings = default_settings(base, role, **flags)
 
+    weights = inspect_weights(base)
+    if is_adapter(folder):
+        inspect_adapter(folder, weights.sizes.shapes())
     attn = attention_implementation(attn_implementation, device, dtype)
     model = load_model(base, dtype=dtype, attn_implementation=attn)
     if is_adapter(folder):

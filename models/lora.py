@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lamra.common.errors import UserError
+from lamra.models.folders import read_object
+from lamra.models.inspect import ADAPTER_WEIGHTS, inspect_adapter
+from lamra.models.shapes import todays_name
 
+PATTERNS = ("rank_pattern", "alpha_pattern")
 # Matched against whole module names. "model" as a substring would match the vision tower too.
 LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 VISION_LINEARS = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|gate_proj|up_proj|down_proj))"
@@ -46,41 +50,44 @@ def leave_casts_to_autocast(model: nn.Module) -> None:
             module.cast_input_dtype_enabled = False
 
 
-def todays_name(name: str) -> str:
-    """A module path of transformers 4 (model.layers, visual) in today's names (model.language_model, model.visual)."""
-    name = re.sub(r"(^|base_model\.model\.)model\.(layers|embed_tokens|norm)\b", r"\1model.language_model.\2", name)
-    return re.sub(r"(^|base_model\.model\.)visual\b", r"\1model.visual", name)
-
-
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     """Put the LoRA adapter of `folder` on a stock model; adapters written under transformers 4 load too.
 
     Raises:
-        UserError: a tensor of the adapter has no module in the model, or the other way round.
+        UserError: as inspect_adapter.
     """
     folder = Path(folder)
-    config = LoraConfig.from_pretrained(folder)
-    if isinstance(config.target_modules, set | list):
-        config.target_modules = {todays_name(name) for name in config.target_modules}
-    if config.modules_to_save:
-        config.modules_to_save = [todays_name(name) for name in config.modules_to_save]
-    state = {todays_name(name): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
-    _take_embeddings(model, state)
-
-    config.inference_mode = True
-    peft_model = get_peft_model(model, config)
-    try:
-        result = set_peft_model_state_dict(peft_model, state)
-    except RuntimeError as error:  # a shape
-        raise UserError(f"the adapter in {folder} does not fit the base model: {error}") from None
-    trainable = {name for name in result.missing_keys if ".lora_" in name or ".modules_to_save." in name}
-    if trainable or result.unexpected_keys:
+    modules = inspect_adapter(folder, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    config = read_object(folder / "adapter_config.json")
+    by_name = {key: {todays_name(name): value for name, value in (config.get(key) or {}).items()} for key in PATTERNS}
+    state = {todays_name(name): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
+    if not all(map(is_finite, state.values())):
         raise UserError(
-            f"the adapter in {folder} does not fit the base model: {len(trainable)} tensors are missing and "
-            f"{len(result.unexpected_keys)} have no place, for example "
-            f"{min(trainable | set(result.unexpected_keys))}. Give the base model it was trained on."
+            f"{folder / ADAPTER_WEIGHTS} holds values that are not finite (NaN or infinity): train it again"
         )
+    _take_embeddings(model, state)
+    peft_model = get_peft_model(
+        model,
+        LoraConfig(
+            r=config["r"],
+            lora_alpha=config["lora_alpha"],
+            lora_dropout=config.get("lora_dropout", 0.0),
+            use_rslora=config.get("use_rslora", False),
+            target_modules=modules,
+            modules_to_save=[todays_name(name) for name in config.get("modules_to_save") or []] or None,
+            inference_mode=True,
+            **by_name,
+        ),
+    )
+    result = set_peft_model_state_dict(peft_model, state)
+    lacking = [name for name in result.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+    assert not lacking and not result.unexpected_keys, (lacking, result.unexpected_keys)
     return peft_model
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; one pass without a copy, a second for 7 B weights."""
+    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def _take_embeddings(model: PreTrainedModel, state: dict[str, Tensor]) -> None:

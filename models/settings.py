@@ -13,6 +13,7 @@ from typing import Any
 from lamra.common.errors import UserError
 from lamra.common.flags import check_values, limited
 from lamra.models.digests import model_sha256
+from lamra.models.folders import read_object
 
 FILE_NAME = "lamra.json"
 RUN_FILE = "run.json"  # what a training writes before its first step
@@ -131,11 +132,8 @@ def architecture(folder: str | Path) -> str:
     Raises:
         UserError: there is no config.json that can be read, or it is of another model type.
     """
-    try:
-        model_type = json.loads((Path(folder) / "config.json").read_text())["model_type"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{folder} is not a model folder: its config.json cannot be read ({error!r})") from None
-    if model_type not in DEFAULT_POSITION_IDS:
+    model_type = read_object(Path(folder) / "config.json").get("model_type")
+    if not isinstance(model_type, str) or model_type not in DEFAULT_POSITION_IDS:
         supported = " and ".join(DEFAULT_POSITION_IDS)
         raise UserError(f"{folder} holds a {model_type!r} model: only {supported} are supported")
     return model_type

@@ -17,6 +17,7 @@ from lamra.common.errors import UserError
 from lamra.datasets.items import Indexed
 from lamra.datasets.usable import UsablePairs
 from lamra.models.embedder import Embedder
+from lamra.models.inspect import inspect_weights
 from lamra.models.loading import attention_implementation, load_model
 from lamra.models.lora import (
     VISION_PROJECTOR_MODULES,
@@ -51,6 +52,7 @@ def retriever_settings(folder: Path, model_args: ModelArguments, args: TrainingA
 
 def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -> Processor:
     """The processor of the model in `folder`, with the settings that its checkpoints will remember."""
+    inspect_weights(folder)  # now, and not after the data
     return Processor(
         folder,
         min_pixels=settings.min_pixels,

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import struct
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 
 from peft import set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from lamra.collators.processing import Processor
 from lamra.common.cli import note
 from lamra.common.errors import UserError
-from lamra.common.files import appears, remove, sha256
+from lamra.common.files import appears, path_inside, remove, sha256
 from lamra.common.processes import of_all_processes, on_first_process
 from lamra.models.embedder import Embedder
-from lamra.models.lora import todays_name
+from lamra.models.folders import read_object
+from lamra.models.inspect import read_header
 from lamra.models.reranker import Reranker
 from lamra.models.saving import follow_umask, fsync, whole_model
 from lamra.models.settings import Settings
+from lamra.models.shapes import todays_name
 
 MANIFEST = "manifest.json"
+# What the pickles of a checkpoint are made of, beside what torch itself takes for safe: DeepSpeed and the state of
+# NumPy's generator. One name after the module: a dotted one would lead on to what the module imports.
+PICKLED = re.compile(
+    r"numpy\.(dtype|ndarray)|numpy\.(_core|core)\.multiarray\._reconstruct|numpy\.dtypes\.\w+|_codecs\.encode"
+    r"|deepspeed\.(runtime\.zero\.config|runtime\.fp16\.loss_scaler|utils\.tensor_fragment)\.\w+"
+)
+# What reading a damaged pickle without running it ends in.
+PICKLE_FAULTS = (RuntimeError, ValueError, EOFError, IndexError, AssertionError, UnpicklingError, struct.error)
 PARTIAL = ".partial"  # folder where a checkpoint is written until it is complete
 ASIDE = ".aside"  # end of the name of a checkpoint that another replaces
 
@@ -146,22 +161,40 @@ def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None when all are as its manifest says."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        files = manifest["files"]
+        files = {path_inside(checkpoint, name): (of["size"], of["sha256"]) for name, of in manifest["files"].items()}
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"its {MANIFEST} is damaged"
-    for name, expected in files.items():
-        path = checkpoint / name
+    for path, (size, digest) in files.items():
         if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
-        if sha256(path) != expected["sha256"]:
-            return f"{name} has other content than was written"
+            return f"{path.name} is missing"
+        if path.stat().st_size != size:
+            return f"{path.name} has {path.stat().st_size} bytes, not {size}"
+        if sha256(path) != digest:
+            return f"{path.name} has other content than was written"
     if manifest.get("save_only_model"):
         return "it was saved with --save_only_model True: no run can go on from it"
-    return not_finite(checkpoint)
+    try:
+        Settings.read(checkpoint)
+        if (checkpoint / TRAINER_STATE_NAME).is_file():
+            read_object(checkpoint / TRAINER_STATE_NAME)
+        for path in sorted(checkpoint.rglob("*.safetensors")):
+            read_header(path)
+    except UserError as error:
+        return str(error)
+    return next(filter(None, map(_pickle_fault, sorted(checkpoint.rglob("*.pt*")))), None) or not_finite(checkpoint)
+
+
+def _pickle_fault(path: Path) -> str | None:
+    """What is wrong with a pickle, which is not run: DeepSpeed would run whatever it names."""
+    try:
+        names = get_unsafe_globals_in_checkpoint(path)
+    except PICKLE_FAULTS as error:
+        return f"{path.name} is damaged ({' '.join(str(error).split())[:200]})"
+    if unknown := sorted(name for name in names if not PICKLED.fullmatch(name)):
+        return f"{path.name} names {unknown[0]}, which no checkpoint needs: it may run code, and is not read"
+    return None
 
 
 def not_finite(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file, save_file
 
 from lamra.collators.processing import Processor
 from lamra.common.errors import UserError
@@ -78,9 +79,9 @@ def test_no_embedding_that_is_not_finite_leaves_the_model(tiny_model, processor,
     assert encode(embedder, processor, items[:3], max_tokens_per_batch=10_000).isfinite().all()
 
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
-    config = json.loads((broken / "config.json").read_text())
-    config["text_config"]["rms_norm_eps"] = float("nan")
-    (broken / "config.json").write_text(json.dumps(config))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(1e38)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "items.jsonl").write_text(json.dumps({"id": "a line", "text": "a"}) + "\n")
     flags = dict(model_id=broken, input=tmp_path / "items.jsonl", output=tmp_path / "out.npz", num_workers=0)
     assert "of unit norm of item a line: its weights, its config.json" in fails(embed.main, **flags)

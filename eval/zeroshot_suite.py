@@ -46,6 +46,7 @@ class ZeroshotSet:
         measure: what the recall that counts is called.
         paper_mean: the paper's numbers of the mean over all its tasks, where it has several and reports one number.
         all_tasks: so many tasks the mean is over.
+        all_queries: so many they have in the published files: the paper's mean stands beside no other.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ZeroshotSet:
     measure: str
     paper_mean: Reported | None = None
     all_tasks: int = 1
+    all_queries: int = 0
 
 
 def evaluate_set(
@@ -143,7 +145,8 @@ def _mean(of: ZeroshotSet, found: Mapping[str, Mapping]) -> dict[str, object]:
     if of.paper_mean is None or len(found) < of.all_tasks:
         return {}
     value = sum(found[name][found[name]["counted"]] for name in sorted(found)) / len(found)
-    return {"mean": {"value": value, "paper": of.paper_mean._asdict()}}
+    published = sum(of_task["queries"] for of_task in found.values()) == of.all_queries
+    return {"mean": {"value": value, "paper": of.paper_mean._asdict() if published else None}}
 
 
 def require_pictures(title: str, tasks: Sequence[RetrievalTask]) -> None:
@@ -173,13 +176,16 @@ def print_results(results: Sequence[Mapping]) -> None:
     def percent(value: float) -> str:
         return f"{100 * value:.1f}"
 
+    def papers(found: Mapping) -> str:
+        return f"{found['paper']['retrieved']:.1f}" if found["paper"] else "-"
+
     rows = []
     for result in results:
         name, what = f"{result['set']} ({result['protocol']})", result["measure"]
         for task, found in result["tasks"].items():
-            paper = f"{found['paper']['retrieved']:.1f}" if found["paper"] else "-"
-            rows.append([f"{name} {task}", what, str(found["queries"]), percent(found[found["counted"]]), paper])
+            count, value = str(found["queries"]), percent(found[found["counted"]])
+            rows.append([f"{name} {task}", what, count, value, papers(found)])
         if mean := result.get("mean"):
-            rows.append([f"{name} mean", what, "", percent(mean["value"]), f"{mean['paper']['retrieved']:.1f}"])
+            rows.append([f"{name} mean", what, "", percent(mean["value"]), papers(mean)])
     print("\nzero-shot, in percent")
     print_table(["", "measure", "queries", "this model", "the paper's LamRA-Ret 7B"], rows)

@@ -10,7 +10,7 @@ from lamra.datasets.tasks import RetrievalTask
 from lamra.datasets.zeroshot.sugar_crepe import GET, KINDS, PAPER_MEAN, sugar_crepe_tasks
 from lamra.eval.zeroshot_suite import SuiteArguments, ZeroshotSet, evaluate_set
 
-SUGAR_CREPE = ZeroshotSet("sugarcrepe", "SugarCrepe", "accuracy", PAPER_MEAN, len(KINDS))
+SUGAR_CREPE = ZeroshotSet("sugarcrepe", "SugarCrepe", "accuracy", PAPER_MEAN, len(KINDS), sum(KINDS.values()))
 
 
 @dataclass

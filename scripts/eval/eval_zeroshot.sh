@@ -13,9 +13,8 @@ NNODES=1
 MODEL_ID=${MODEL_ID:-./checkpoints/qwen2-vl-7b_LamRA_Ret}
 ORIGINAL_MODEL_ID=${ORIGINAL_MODEL_ID:-} # base model under an adapter; by default the one it remembers
 MAX_TOKENS_PER_BATCH=${MAX_TOKENS_PER_BATCH:-} # by default 32768 on GPUs, 4096 on CPUs
-model=${MODEL_ID#./checkpoints/}
-case $model in /* | *..*) model=$(basename "$MODEL_ID") ;; esac
-OUTPUT_DIR=${OUTPUT_DIR:-./results/$model/zeroshot} # a folder for each set below it
+model=$("$PYTHON" -c 'import sys; from lamra.eval.flags import run_name; print(run_name(sys.argv[1]))' "$MODEL_ID")
+OUTPUT_DIR=${OUTPUT_DIR:-./results/$model} # a folder for each set below it
 
 # Data
 ALL=sugarcrepe,ccneg
@@ -26,7 +25,7 @@ SUGARCREPE_IMAGES=${SUGARCREPE_IMAGES:-./data/sugar-crepe/images/val2017}
 CCNEG_TEXTS=${CCNEG_TEXTS:-./data/ccneg/ccneg_preprocessed.pt}
 CCNEG_IMAGES=${CCNEG_IMAGES:-./data/ccneg} # the folder above cc3m_subset_images_extracted_final
 
-absent=() written=()
+absent=() written=() failed=()
 evaluate_set() { # evaluate_set NAME ENTRYPOINT [FLAG PATH]...: unless a path is not there
   local name=$1 entrypoint=$2 given=("${@:3}") i
   for ((i = 1; i < ${#given[@]}; i += 2)); do
@@ -35,15 +34,18 @@ evaluate_set() { # evaluate_set NAME ENTRYPOINT [FLAG PATH]...: unless a path is
       return
     fi
   done
-  evaluation "eval/eval_zeroshot/$entrypoint" \
+  if evaluation "eval/eval_zeroshot/$entrypoint" \
     "${given[@]}" \
     --protocol "$PROTOCOL" \
     ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
     --model_id "$MODEL_ID" \
     --output_dir "$OUTPUT_DIR/$name" \
     ${MAX_TOKENS_PER_BATCH:+--max_tokens_per_batch "$MAX_TOKENS_PER_BATCH"} \
-    "${flags[@]}"
-  written+=("$OUTPUT_DIR/$name/metrics.json")
+    "${flags[@]}"; then
+    written+=("$OUTPUT_DIR/$name/metrics.json")
+  else
+    failed+=("$name")
+  fi
 }
 
 flags=("$@")
@@ -63,5 +65,7 @@ for name in "${names[@]}"; do
   esac
 done
 if [ ${#absent[@]} -gt 0 ]; then printf 'not evaluated: %s\n' "${absent[@]}" >&2; fi
-if [ ${#written[@]} -eq 0 ]; then refuse "no set of TASKS=$TASKS has its files: docs/zeroshot.md says how to get them"; fi
-"$PYTHON" eval/zeroshot_report.py "${written[@]}"
+if [ ${#failed[@]} -gt 0 ]; then printf 'failed, see above: %s\n' "${failed[@]}" >&2; fi
+if [ $((${#written[@]} + ${#failed[@]})) -eq 0 ]; then refuse "no set of TASKS=$TASKS has its files: docs/zeroshot.md says how to get them"; fi
+if [ ${#written[@]} -gt 0 ]; then "$PYTHON" eval/zeroshot_report.py "${written[@]}"; fi
+if [ ${#failed[@]} -gt 0 ]; then exit 1; fi

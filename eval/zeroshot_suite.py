@@ -20,6 +20,7 @@ from lamra.datasets.tasks import Items, Reported, RetrievalTask
 from lamra.eval.flags import SkippingArguments, output_folder
 from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, print_table, write_json
 
+GET = "docs/zeroshot.md says where it is"
 DEPTH = 50  # candidates of each query in the rankings
 
 
@@ -46,7 +47,8 @@ class ZeroshotSet:
         measure: what the recall that counts is called.
         paper_mean: the paper's numbers of the mean over all its tasks, where it has several and reports one number.
         all_tasks: so many tasks the mean is over.
-        all_queries: so many they have in the published files: the paper's mean stands beside no other.
+        all_queries: so many the published files have, over all tasks where there is a mean, else of each task: the
+            paper's numbers stand beside no other. 0: the reader knows.
     """
 
     name: str
@@ -99,6 +101,10 @@ def evaluate_set(
         ]
         if len(left) < len(tasks):
             note(f"{len(tasks) - len(left)} of {len(tasks)} tasks were measured before: delete {folder} to repeat")
+
+        def is_published(task: RetrievalTask) -> bool:
+            return of.all_queries in (0, len(task.queries))
+
         unreadable = Unreadable(args.skip_unreadable, retriever)
         metrics = dict(metrics)
         for task, ranking, found in evaluate(
@@ -116,7 +122,7 @@ def evaluate_set(
                     **found,
                     "queries": len(task.queries),
                     "counted": f"recall@{task.counted}",
-                    "paper": task.reported and task.reported._asdict(),
+                    "paper": task.reported._asdict() if task.reported and is_published(task) else None,
                 }
             }
             earlier = earlier | {task.name: made_of[task.name]}

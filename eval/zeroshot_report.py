@@ -1,6 +1,6 @@
 """One table of the sets of the zero-shot suite that a model has results of, the paper's numbers beside them.
 
-python eval/zeroshot_report.py RESULTS/*/metrics.json
+python eval/zeroshot_report.py --model_id MODEL sugarcrepe visdial
 """
 
 from __future__ import annotations
@@ -9,14 +9,21 @@ from pathlib import Path
 
 from lamra.common.cli import run
 from lamra.common.errors import UserError
-from lamra.eval.reporting.results import Parser, read_result
+from lamra.eval.flags import run_name
+from lamra.eval.reporting.results import METRICS, Parser, read_result
 from lamra.eval.zeroshot_suite import print_results
+from lamra.models.folders import local_folder
 
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("results", nargs="+", type=Path, metavar="metrics.json")
-    results = [read_result(path, "eval_zeroshot.sh writes it") for path in parser.parse_args().results]
+    parser.add_argument("--model_id", required=True)
+    parser.add_argument("--output_dir", type=Path, help="default: results/<model>")
+    parser.add_argument("sets", nargs="+", help="folders below output_dir")
+    args = parser.parse_args()
+
+    folder = args.output_dir or Path("results", run_name(local_folder(args.model_id, "model_id")))
+    results = [read_result(folder / name / METRICS, "eval_zeroshot.sh writes it") for name in args.sets]
     for result in results:
         if not {"set", "measure", "protocol", "tasks"} <= result.content.keys():
             raise UserError(f"{result.path} is not of a set of the zero-shot suite: eval_zeroshot.sh writes such files")

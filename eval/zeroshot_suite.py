@@ -20,6 +20,7 @@ from lamra.datasets.tasks import Items, Reported, RetrievalTask
 from lamra.eval.flags import SkippingArguments, output_folder
 from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, print_table, write_json
 
+GET = "docs/zeroshot.md says where it is"
 DEPTH = 50  # candidates of each query in the rankings
 
 
@@ -46,6 +47,8 @@ class ZeroshotSet:
         measure: what the recall that counts is called.
         paper_mean: the paper's numbers of the mean over all its tasks, where it has several and reports one number.
         all_tasks: so many tasks the mean is over.
+        all_queries: so many the published files have, over all tasks where there is a mean, else of each task: the
+            paper's numbers stand beside no other. 0: the reader knows.
     """
 
     name: str
@@ -53,6 +56,7 @@ class ZeroshotSet:
     measure: str
     paper_mean: Reported | None = None
     all_tasks: int = 1
+    all_queries: int = 0
 
 
 def evaluate_set(
@@ -97,6 +101,10 @@ def evaluate_set(
         ]
         if len(left) < len(tasks):
             note(f"{len(tasks) - len(left)} of {len(tasks)} tasks were measured before: delete {folder} to repeat")
+
+        def is_published(task: RetrievalTask) -> bool:
+            return of.all_queries in (0, len(task.queries))
+
         unreadable = Unreadable(args.skip_unreadable, retriever)
         metrics = dict(metrics)
         for task, ranking, found in evaluate(
@@ -114,7 +122,7 @@ def evaluate_set(
                     **found,
                     "queries": len(task.queries),
                     "counted": f"recall@{task.counted}",
-                    "paper": task.reported and task.reported._asdict(),
+                    "paper": task.reported._asdict() if task.reported and is_published(task) else None,
                 }
             }
             earlier = earlier | {task.name: made_of[task.name]}
@@ -143,7 +151,8 @@ def _mean(of: ZeroshotSet, found: Mapping[str, Mapping]) -> dict[str, object]:
     if of.paper_mean is None or len(found) < of.all_tasks:
         return {}
     value = sum(found[name][found[name]["counted"]] for name in sorted(found)) / len(found)
-    return {"mean": {"value": value, "paper": of.paper_mean._asdict()}}
+    published = sum(of_task["queries"] for of_task in found.values()) == of.all_queries
+    return {"mean": {"value": value, "paper": of.paper_mean._asdict() if published else None}}
 
 
 def require_pictures(title: str, tasks: Sequence[RetrievalTask]) -> None:
@@ -173,13 +182,16 @@ def print_results(results: Sequence[Mapping]) -> None:
     def percent(value: float) -> str:
         return f"{100 * value:.1f}"
 
+    def papers(found: Mapping) -> str:
+        return f"{found['paper']['retrieved']:.1f}" if found["paper"] else "-"
+
     rows = []
     for result in results:
         name, what = f"{result['set']} ({result['protocol']})", result["measure"]
         for task, found in result["tasks"].items():
-            paper = f"{found['paper']['retrieved']:.1f}" if found["paper"] else "-"
-            rows.append([f"{name} {task}", what, str(found["queries"]), percent(found[found["counted"]]), paper])
+            count, value = str(found["queries"]), percent(found[found["counted"]])
+            rows.append([f"{name} {task}", what, count, value, papers(found)])
         if mean := result.get("mean"):
-            rows.append([f"{name} mean", what, "", percent(mean["value"]), f"{mean['paper']['retrieved']:.1f}"])
+            rows.append([f"{name} mean", what, "", percent(mean["value"]), papers(mean)])
     print("\nzero-shot, in percent")
     print_table(["", "measure", "queries", "this model", "the paper's LamRA-Ret 7B"], rows)

@@ -52,7 +52,7 @@ def ccneg_tasks(annotations: str | Path, pictures: str | Path, protocol: str) ->
         rows.append(CaptionPair(str(number), picture, caption, negative.replace(",", "")))
     if not rows:
         raise UserError(f"{path} has no rows: give CC-Neg's file")
-    return [pair_task("ccneg", rows, path, reported=PAPER)]
+    return [pair_task("ccneg", rows, path, reported=PAPER if len(rows) == TEST_ROWS else None)]
 
 
 def _of_jsonl(path: Path) -> Iterator[tuple[str, dict]]:

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from lamra.common.cli import run
 from lamra.common.flags import FOLDER, flag
 from lamra.datasets.tasks import RetrievalTask
-from lamra.datasets.zeroshot.sugar_crepe import GET, KINDS, PAPER_MEAN, sugar_crepe_tasks
-from lamra.eval.zeroshot_suite import SuiteArguments, ZeroshotSet, evaluate_set
+from lamra.datasets.zeroshot.sugar_crepe import GET as CLONE
+from lamra.datasets.zeroshot.sugar_crepe import KINDS, PAPER_MEAN, sugar_crepe_tasks
+from lamra.eval.zeroshot_suite import GET, SuiteArguments, ZeroshotSet, evaluate_set
 
-SUGAR_CREPE = ZeroshotSet("sugarcrepe", "SugarCrepe", "accuracy", PAPER_MEAN, len(KINDS))
+SUGAR_CREPE = ZeroshotSet("sugarcrepe", "SugarCrepe", "accuracy", PAPER_MEAN, len(KINDS), sum(KINDS.values()))
 
 
 @dataclass
 class SugarCrepeArguments(SuiteArguments):
-    annotation_path_prefix: str = flag("./data/sugar-crepe/data", "folder of the json files", path=FOLDER, source=GET)
-    image_path_prefix: str = flag(
-        "./data/sugar-crepe/images/val2017", "COCO's val2017", path=FOLDER, source="docs/zeroshot.md says where it is"
-    )
+    annotation_path_prefix: str = flag("./data/sugar-crepe/data", "folder of the json files", path=FOLDER, source=CLONE)
+    image_path_prefix: str = flag("./data/sugar-crepe/images/val2017", "COCO's val2017", path=FOLDER, source=GET)
     data_type: str = flag("all", "the file to read", one_of=("all", *KINDS))
 
 

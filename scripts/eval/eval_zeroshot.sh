@@ -13,20 +13,26 @@ NNODES=1
 MODEL_ID=${MODEL_ID:-./checkpoints/qwen2-vl-7b_LamRA_Ret}
 ORIGINAL_MODEL_ID=${ORIGINAL_MODEL_ID:-} # base model under an adapter; by default the one it remembers
 MAX_TOKENS_PER_BATCH=${MAX_TOKENS_PER_BATCH:-} # by default 32768 on GPUs, 4096 on CPUs
-model=${MODEL_ID#./checkpoints/}
-case $model in /* | *..*) model=$(basename "$MODEL_ID") ;; esac
-OUTPUT_DIR=${OUTPUT_DIR:-./results/$model/zeroshot} # a folder for each set below it
+OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>; a folder for each set below it
 
 # Data
-ALL=sugarcrepe,ccneg
+ALL=sharegpt4v,visdial,vist,multiturn_fashion,ccneg,sugarcrepe
 TASKS=${TASKS:-$ALL}
 PROTOCOL=${PROTOCOL:-released} # or clean
 SUGARCREPE_TEXTS=${SUGARCREPE_TEXTS:-./data/sugar-crepe/data}
 SUGARCREPE_IMAGES=${SUGARCREPE_IMAGES:-./data/sugar-crepe/images/val2017}
 CCNEG_TEXTS=${CCNEG_TEXTS:-./data/ccneg/ccneg_preprocessed.pt}
 CCNEG_IMAGES=${CCNEG_IMAGES:-./data/ccneg} # the folder above cc3m_subset_images_extracted_final
+SHAREGPT4V_TEXTS=${SHAREGPT4V_TEXTS:-./data/sharegpt4v/datas_for_validation.json}
+SHAREGPT4V_IMAGES=${SHAREGPT4V_IMAGES:-./data/sharegpt4v/val_data}
+VISDIAL_TEXTS=${VISDIAL_TEXTS:-./data/visdial/visdial_1.0_val.json}
+VISDIAL_IMAGES=${VISDIAL_IMAGES:-./data/visdial/VisualDialog_val2018}
+VIST_TEXTS=${VIST_TEXTS:-./data/vist/sis/val.story-in-sequence.json}
+VIST_IMAGES=${VIST_IMAGES:-./data/vist/images/val}
+MULTITURN_FASHION=${MULTITURN_FASHION:-./data/multiturnfashion} # the repository's folder
+FASHIONIQ_IMAGES=${FASHIONIQ_IMAGES:-./data/M-BEIR/mbeir_images/fashioniq_images}
 
-absent=() written=()
+absent=() written=() failed=()
 evaluate_set() { # evaluate_set NAME ENTRYPOINT [FLAG PATH]...: unless a path is not there
   local name=$1 entrypoint=$2 given=("${@:3}") i
   for ((i = 1; i < ${#given[@]}; i += 2)); do
@@ -35,15 +41,18 @@ evaluate_set() { # evaluate_set NAME ENTRYPOINT [FLAG PATH]...: unless a path is
       return
     fi
   done
-  evaluation "eval/eval_zeroshot/$entrypoint" \
+  if evaluation "eval/eval_zeroshot/$entrypoint" \
     "${given[@]}" \
     --protocol "$PROTOCOL" \
     ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
     --model_id "$MODEL_ID" \
-    --output_dir "$OUTPUT_DIR/$name" \
+    ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR/$name"} \
     ${MAX_TOKENS_PER_BATCH:+--max_tokens_per_batch "$MAX_TOKENS_PER_BATCH"} \
-    "${flags[@]}"
-  written+=("$OUTPUT_DIR/$name/metrics.json")
+    "${flags[@]}"; then
+    written+=("$name")
+  else
+    failed+=("$name")
+  fi
 }
 
 flags=("$@")
@@ -60,8 +69,28 @@ for name in "${names[@]}"; do
     ccneg)
       evaluate_set "$name" eval_ccneg.py --data_path "$CCNEG_TEXTS" --image_path_prefix "$CCNEG_IMAGES"
       ;;
+    sharegpt4v)
+      evaluate_set "$name" eval_sharegpt4v.py \
+        --text_data_path "$SHAREGPT4V_TEXTS" --image_data_path "$SHAREGPT4V_IMAGES"
+      ;;
+    visdial)
+      evaluate_set "$name" eval_visdial.py --data_path "$VISDIAL_TEXTS" --image_path_prefix "$VISDIAL_IMAGES"
+      ;;
+    vist)
+      evaluate_set "$name" eval_vist.py --data_path "$VIST_TEXTS" --image_path_prefix "$VIST_IMAGES"
+      ;;
+    multiturn_fashion)
+      evaluate_set "$name" eval_multiturn_fashion.py \
+        --query_data_path "$MULTITURN_FASHION/data/all.val.json" \
+        --cand_data_path "$MULTITURN_FASHION/image_splits/split.all.val.json" \
+        --image_path_prefix "$FASHIONIQ_IMAGES"
+      ;;
   esac
 done
 if [ ${#absent[@]} -gt 0 ]; then printf 'not evaluated: %s\n' "${absent[@]}" >&2; fi
-if [ ${#written[@]} -eq 0 ]; then refuse "no set of TASKS=$TASKS has its files: docs/zeroshot.md says how to get them"; fi
-"$PYTHON" eval/zeroshot_report.py "${written[@]}"
+if [ ${#failed[@]} -gt 0 ]; then printf 'failed, see above: %s\n' "${failed[@]}" >&2; fi
+if [ $((${#written[@]} + ${#failed[@]})) -eq 0 ]; then refuse "no set of TASKS=$TASKS has its files: docs/zeroshot.md says how to get them"; fi
+if [ ${#written[@]} -gt 0 ]; then
+  "$PYTHON" eval/zeroshot_report.py --model_id "$MODEL_ID" ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} "${written[@]}"
+fi
+if [ ${#failed[@]} -gt 0 ]; then exit 1; fi

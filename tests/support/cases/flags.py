@@ -6,7 +6,6 @@ loaded (a start that gets there is accepted) or, for those that load none, up to
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -358,16 +357,18 @@ def refused(argument: Any, hint: Any, limits: Limits, value: str) -> bool:
 
 def make_places(folder: Path, model: Path, world: Path, mbeir: Path, mined: Path) -> Places:
     """The places that no fixture makes, in an empty folder."""
+    import torch
+
     from lamra.datasets.mbeir.layout import INSTRUCTIONS, TASKS
     from lamra.datasets.mbeir.tasks import open_tasks
     from lamra.datasets.rankings import RankedQuery, write_ranking
     from lamra.eval import upstream_files
+    from lamra.models.loading import load_model
+    from lamra.models.lora import add_lora
     from lamra.models.settings import default_settings
 
     adapter, rankings = folder / "adapter", folder / "rankings"
-    adapter.mkdir()
-    config = dict(peft_type="LORA", base_model_name_or_path=str(model), r=2, lora_alpha=4, target_modules=["q_proj"])
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    add_lora(load_model(model, dtype=torch.float32), r=1, alpha=1, dropout=0.0).save_pretrained(adapter)
     default_settings(model).write(adapter)
     files = [task.files(mbeir, "test", "local") for task in TASKS if task.name == "nights_task4"]
     (task,) = open_tasks(files, mbeir, mbeir / INSTRUCTIONS)

@@ -26,8 +26,6 @@ from typing import Any, NoReturn, get_type_hints
 from lamra.common.errors import UserError
 from lamra.common.files import DISK_ERRORS, MIB, is_disk_full
 from lamra.common.flags import LIMITS, Flags, shown
-from lamra.common.flags import flag as flag
-from lamra.common.flags import require as require
 from lamra.common.processes import end_process_group, end_with_parent, forget_half_a_launcher, is_first_process
 from lamra.common.secrets import without_secrets
 

@@ -23,6 +23,7 @@ PAPER = {
     "ShareGPT4V": (Reported(93.3, 97.9), Reported(88.1, 96.5)),
     "Urban1K": (Reported(95.1, 98.8), Reported(94.3, 98.0)),
 }
+PAPER_PICTURES = 1000  # in each of these
 RERANK_WEIGHTS = {"COCO": (0.5, 0.1)}  # LamRA's; 1 for all others
 
 
@@ -103,7 +104,8 @@ def captioned_tasks(
     """Image retrieval (captions search pictures) and text retrieval (pictures search any of their captions).
 
     Args:
-        name: of the data; the paper has numbers of those in PAPER, and weights of P(Yes) for "COCO".
+        name: of the data; the paper has numbers of those in PAPER, which stand beside as many pictures alone, and
+            weights of P(Yes) for "COCO".
         captions: the file or folder that they were read from.
         protocol: None: no instructions. "released": pictures have theirs as queries and as candidates, captions have
             none, as the paper's numbers were measured. "clean": all queries have one, and no candidate.
@@ -128,7 +130,8 @@ def captioned_tasks(
         ("text_retrieval", picture_queries, texts, captions_of),
     )
     files = {f"captions{number or ''}": file for number, file in enumerate(data.files or [Path(captions)])}
-    reported, weights = PAPER.get(name, (None, None)), RERANK_WEIGHTS.get(name, (1.0, 1.0))
+    reported = PAPER.get(name, (None, None)) if len(data.images) == PAPER_PICTURES else (None, None)
+    weights = RERANK_WEIGHTS.get(name, (1.0, 1.0))
     return [
         RetrievalTask(*direction, weight=weight, reported=paper, files=files)
         for direction, weight, paper in zip(directions, weights, reported)

@@ -121,6 +121,8 @@ class RetrievalTask:
     def without(self, queries: np.ndarray, gallery: np.ndarray, kept_gallery: Items) -> RetrievalTask:
         """The task as if some rows were not there. A query that loses all its answers with them goes, too.
 
+        The paper has no numbers of such a task.
+
         Args:
             queries, gallery: (Q,) and (N,), true for these rows.
             kept_gallery: the gallery without them, the same object for tasks that share it.
@@ -136,4 +138,6 @@ class RetrievalTask:
 
         fewer: dict[str, Any] = {name: kept(getattr(self, name)) for name in ("answers", "candidates", "excluded")}
         fewer["rerank_queries"] = None if self.rerank_queries is None else self.rerank_queries.without(lost)
+        if lost.any() or gallery.any():
+            fewer["reported"] = None
         return replace(self, queries=self.queries.without(lost), gallery=kept_gallery, **fewer)

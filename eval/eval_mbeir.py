@@ -105,7 +105,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
     from lamra.eval.cache.manifest import provenance_of
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
-    from lamra.eval.metrics import measures_by_query
+    from lamra.eval.metrics import average, measures_by_query
     from lamra.eval.unreadable import Unreadable
 
     state, output = start(args), output_folder(args, "mbeir")
@@ -148,7 +148,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
         if is_first_process():
             known = {task.name: task for task in (*TASKS, *(of.task for of in files))}
             measured = [task for name, task in known.items() if name in metrics]
-            mean = sum(metrics[task.name][f"recall@{task.k}"] for task in measured) / len(measured)
+            mean = average({task.name: task.k for task in measured}, metrics)
             files_read = {**earlier.get("files", {}), **cache.files}
             write_json(folder / MADE_BY, {**made_by, "files": files_read})
             write_json(folder / METRICS, {**metrics, "average": mean, **unreadable.for_metrics(before)})

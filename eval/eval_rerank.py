@@ -202,7 +202,8 @@ def print_table(args: RerankArguments, tasks: Sequence[RetrievalTask], metrics: 
         print(f"{task.name:<20}{cells}{weight:>8}{counted}{paper}")
     if args.image_data_path:
         return
-    before, after = (average(tasks, {name: of[when] for name, of in metrics.items()}) for when in ("before", "after"))
+    ks = {task.name: task.counted for task in tasks}
+    before, after = (average(ks, {name: of[when] for name, of in metrics.items()}) for when in ("before", "after"))
     whole = args.name == DATA_NAME and args.split == "test" and len(tasks) == len(TASKS)
     paper = "   {} -> {}".format(*PAPER_AVERAGE[args.pool]) if whole else ""
     print(f"{f'average of {len(tasks)}':<20}{'':{16 * len(KS) + 8}}{_change(before, after)}   {paper}")

@@ -47,8 +47,7 @@ class ZeroshotSet:
         measure: what the recall that counts is called.
         paper_mean: the paper's numbers of the mean over all its tasks, where it has several and reports one number.
         all_tasks: so many tasks the mean is over.
-        all_queries: so many the published files have, over all tasks where there is a mean, else of each task: the
-            paper's numbers stand beside no other. 0: the reader knows.
+        all_queries: so many they have in the published files: the paper's mean stands beside no other.
     """
 
     name: str
@@ -102,9 +101,6 @@ def evaluate_set(
         if len(left) < len(tasks):
             note(f"{len(tasks) - len(left)} of {len(tasks)} tasks were measured before: delete {folder} to repeat")
 
-        def is_published(task: RetrievalTask) -> bool:
-            return of.all_queries in (0, len(task.queries))
-
         unreadable = Unreadable(args.skip_unreadable, retriever)
         metrics = dict(metrics)
         for task, ranking, found in evaluate(
@@ -122,7 +118,7 @@ def evaluate_set(
                     **found,
                     "queries": len(task.queries),
                     "counted": f"recall@{task.counted}",
-                    "paper": task.reported._asdict() if task.reported and is_published(task) else None,
+                    "paper": task.reported and task.reported._asdict(),
                 }
             }
             earlier = earlier | {task.name: made_of[task.name]}

@@ -16,10 +16,11 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
-from lamra.common.errors import ItemError, UserError
-from lamra.common.files import path_inside, read_jsonl
+from lamra.common.errors import UserError
+from lamra.common.files import Row, read_jsonl
 from lamra.datasets.tasks import Reported, RetrievalTask
-from lamra.datasets.zeroshot.pairs import CaptionPair, pair_task, text_of
+from lamra.datasets.zeroshot.fields import picture_path, text
+from lamra.datasets.zeroshot.pairs import CaptionPair, pair_task
 
 TEST_ROWS = 40_000
 PREFIX = "/workspace/datasets/cc3m/"  # of the authors' machine
@@ -43,24 +44,16 @@ def ccneg_tasks(annotations: str | Path, pictures: str | Path, protocol: str) ->
     path, rows = Path(annotations), []
     if not path.is_file():
         raise UserError(f"CC-Neg's {path} does not exist: {GET}")
-    for number, (location, row) in enumerate(_of_jsonl(path) if path.suffix == ".jsonl" else _of_pickle(path)):
-        image, caption, negative = (text_of(row, name, location) for name in ("image", "caption", "negative_caption"))
-        try:
-            picture = path_inside(pictures, image.removeprefix(PREFIX))
-        except ItemError as error:
-            raise UserError(f"{location}: {error}") from None
+    for number, row in enumerate(read_jsonl(path) if path.suffix == ".jsonl" else _of_pickle(path)):
+        image, caption, negative = (text(row, name) for name in ("image", "caption", "negative_caption"))
+        picture = picture_path(pictures, image.removeprefix(PREFIX), row.location)
         rows.append(CaptionPair(str(number), picture, caption, negative.replace(",", "")))
     if not rows:
         raise UserError(f"{path} has no rows: give CC-Neg's file")
     return [pair_task("ccneg", rows, path, reported=PAPER if len(rows) == TEST_ROWS else None)]
 
 
-def _of_jsonl(path: Path) -> Iterator[tuple[str, dict]]:
-    for row in read_jsonl(path):
-        yield row.location, row
-
-
-def _of_pickle(path: Path) -> Iterator[tuple[str, dict]]:
+def _of_pickle(path: Path) -> Iterator[Row]:
     import torch  # slow to import
 
     try:
@@ -79,7 +72,7 @@ def _of_pickle(path: Path) -> Iterator[tuple[str, dict]]:
         location = f"{path}, row {number}"
         match rows[number]:
             case {"json": {"caption": caption}, "sop_data": {"negative-prompt": negative}}:
-                yield location, {"image": images[number], "caption": caption, "negative_caption": negative}
+                yield Row(location, {"image": images[number], "caption": caption, "negative_caption": negative})
             case _:
                 raise UserError(
                     f"{location} has no json.caption or no sop_data.negative-prompt: CC-Neg's rows have both"

@@ -1,13 +1,13 @@
-"""What the readers of zero-shot data share: fields of a row by their type, and pictures that must be there."""
+"""What the readers of zero-shot data share: fields of a row by their type."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lamra.common.errors import UserError
-from lamra.common.files import Row, as_on_disk, path_inside, read_json
+from lamra.common.files import Row, path_inside, read_json
 from lamra.datasets.items import is_blank
 
 
@@ -64,27 +64,6 @@ def picture_path(folder: str | Path, name: str, location: str) -> Path:
         return path_inside(folder, name)
     except UserError as error:
         raise UserError(f"{location}: {error}") from None
-
-
-def require_pictures(pictures: Sequence[tuple[Path, str]], folder: str | Path, data: str) -> None:
-    """Stop where a picture is no file.
-
-    Args:
-        pictures: each with the file and the row that name it.
-        data: what the pictures belong to.
-
-    Raises:
-        UserError: names how many there are, and the first.
-    """
-    if not Path(folder).is_dir():
-        raise UserError(f"{data}: the folder of pictures {folder} does not exist: give the one with its pictures")
-    missing = [(path, location) for path, location in pictures if not as_on_disk(path).is_file()]
-    if missing:
-        path, location = missing[0]
-        raise UserError(
-            f"{data}: {len(missing)} of {len(pictures)} pictures are missing in {folder}, first {path.name} of "
-            f"{location}: extract the pictures again, or give the folder that belongs to this file"
-        )
 
 
 def _refuse(location: str, name: str, value: object, wanted: str) -> NoReturn:

@@ -6,14 +6,13 @@ pictures whose true caption has the higher score is recall@1 among the two; a ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lamra.common.errors import UserError
 from lamra.datasets.caption import INSTRUCTION_IMAGE_TO_TEXT
-from lamra.datasets.items import Item, is_blank
+from lamra.datasets.items import Item
 from lamra.datasets.tasks import ItemList, Reported, RetrievalTask
 
 
@@ -24,14 +23,6 @@ class CaptionPair(NamedTuple):
     picture: Path
     caption: str
     negative: str
-
-
-def text_of(row: Mapping, name: str, location: str) -> str:
-    """A field of a row that must be a text with something to read; raises UserError with its place."""
-    text = row.get(name)
-    if not isinstance(text, str) or is_blank(text):
-        raise UserError(f'{location}: "{name}" is {str(text)[:80]!r}: a text with something to read is needed')
-    return text
 
 
 def pair_task(

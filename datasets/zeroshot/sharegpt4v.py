@@ -16,41 +16,35 @@ from lamra.common.files import Row
 from lamra.datasets.caption import CaptionedImages, captioned_tasks
 from lamra.datasets.items import Item
 from lamra.datasets.tasks import RetrievalTask
-from lamra.datasets.zeroshot.fields import picture_path, read, require_pictures, text
+from lamra.datasets.zeroshot.fields import picture_path, read, text
 
 NAME = "ShareGPT4V"
 
 
-def sharegpt4v_tasks(
-    image_data_path: str | Path, text_data_path: str | Path, protocol: str, *, pictures_there: bool = True
-) -> list[RetrievalTask]:
+def sharegpt4v_tasks(image_data_path: str | Path, text_data_path: str | Path, protocol: str) -> list[RetrievalTask]:
     """Captions search pictures, and pictures captions, with captioned_tasks' protocols.
 
     Args:
-        image_data_path: the folder of the pictures.
+        image_data_path: the folder of the pictures. Whether one is there is left to whoever opens it.
         text_data_path: the json.
         protocol: one of caption.PROTOCOLS.
-        pictures_there: refuse pictures that do not exist; False leaves them to whoever opens them.
 
     Raises:
-        UserError: the file is missing or of another data set, a row is malformed, or a picture is missing.
+        UserError: the file is missing or of another data set, a row is malformed.
     """
     text_data_path = Path(text_data_path)
     content = read(text_data_path, NAME)
     if not isinstance(content, list) or not content:
         raise UserError(f"{text_data_path} is no list of pictures with captions: give datas_for_validation.json")
     images: dict[str, Item] = {}
-    texts, pictures = [], []
+    texts = []
     for number, value in enumerate(content):
         row = Row(f"{text_data_path} row {number}", value)
         name = text(row, "image_name")
         if name in images:
             raise UserError(f"{row.location} has the picture {name} again: each has one caption, remove one row")
         path = picture_path(image_data_path, name, row.location)
-        pictures.append((path, row.location))
         images[name] = Item(name, images=(path,))
         texts.append(Item(name, text(row, "caption")))
-    if pictures_there:
-        require_pictures(pictures, image_data_path, NAME)
     data = CaptionedImages(list(images.values()), texts, list(range(len(texts))), files=[text_data_path])
     return captioned_tasks(data, NAME, text_data_path, protocol)

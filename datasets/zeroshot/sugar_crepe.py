@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lamra.common.errors import ItemError, UserError
-from lamra.common.files import path_inside, read_json
+from lamra.common.errors import UserError
+from lamra.common.files import Row, read_json
 from lamra.datasets.tasks import Reported, RetrievalTask
-from lamra.datasets.zeroshot.pairs import CaptionPair, pair_task, text_of
+from lamra.datasets.zeroshot.fields import picture_path, text
+from lamra.datasets.zeroshot.pairs import CaptionPair, pair_task
 
 # Kind -> rows of the published file.
 KINDS = {
@@ -55,12 +56,7 @@ def _task(path: Path, pictures: Path, kind: str) -> RetrievalTask:
         )
     rows = []
     for key, row in content.items():
-        location = f"{path}, row {key!r}"
-        if not isinstance(row, dict):
-            raise UserError(f"{location} is not {{filename, caption, negative_caption}}: is this a file of SugarCrepe?")
-        name, caption, negative = (text_of(row, of, location) for of in ("filename", "caption", "negative_caption"))
-        try:
-            rows.append(CaptionPair(key, path_inside(pictures, name), caption, negative))
-        except ItemError as error:
-            raise UserError(f"{location}: {error}") from None
+        row = Row(f"{path}, row {key!r}", row)
+        name, caption, negative = (text(row, of) for of in ("filename", "caption", "negative_caption"))
+        rows.append(CaptionPair(key, picture_path(pictures, name, row.location), caption, negative))
     return pair_task(f"sugarcrepe_{kind}", rows, path, weight=RERANK_WEIGHT)

@@ -18,26 +18,22 @@ from lamra.common.files import read_lines
 from lamra.datasets.caption import INSTRUCTION_IMAGE_TO_TEXT, CaptionedImages, captioned_tasks
 from lamra.datasets.items import Item, is_blank
 from lamra.datasets.tasks import RetrievalTask
-from lamra.datasets.zeroshot.fields import require_pictures
 
 NAME = "Urban1K"
 RELEASED_INSTRUCTION = "{'" + INSTRUCTION_IMAGE_TO_TEXT + "'}"
 RELEASED_MAX_PIXELS = 16384 * 28 * 28
 
 
-def urban1k_tasks(
-    image_data_path: str | Path, text_data_path: str | Path, protocol: str, *, pictures_there: bool = True
-) -> list[RetrievalTask]:
+def urban1k_tasks(image_data_path: str | Path, text_data_path: str | Path, protocol: str) -> list[RetrievalTask]:
     """Captions search pictures, and pictures captions, with captioned_tasks' protocols.
 
     Args:
-        image_data_path, text_data_path: the folders of the pictures and of the captions.
+        image_data_path, text_data_path: the folders of the pictures and of the captions. Whether a picture is there is
+            left to whoever opens it.
         protocol: one of caption.PROTOCOLS.
-        pictures_there: refuse pictures that do not exist; False leaves them to whoever opens them.
 
     Raises:
-        UserError: there are no captions, one is empty or in another encoding than UTF-8, or a picture has no caption or
-            is missing.
+        UserError: there are no captions, one is empty or in another encoding than UTF-8, or a picture has no caption.
     """
     image_data_path, text_data_path = Path(image_data_path), Path(text_data_path)
     files = sorted(text_data_path.glob("*.txt"), key=lambda path: (len(path.stem), path.stem))  # 1, 2, .., 1000
@@ -46,11 +42,8 @@ def urban1k_tasks(
     names = {path.stem for path in files}
     if bare := sorted(path.name for path in image_data_path.glob("*.jpg") if path.stem not in names):
         raise UserError(f"{NAME}: picture {bare[0]} of {image_data_path} has no .txt in {text_data_path}: add it")
-    pictures = [(image_data_path / f"{path.stem}.jpg", str(path)) for path in files]
-    if pictures_there:
-        require_pictures(pictures, image_data_path, NAME)
     data = CaptionedImages(
-        [Item(path.stem, images=(path,)) for path, _ in pictures],
+        [Item(path.stem, images=(image_data_path / f"{path.stem}.jpg",)) for path in files],
         [Item(path.stem, _caption(path)) for path in files],
         list(range(len(files))),
         files=files,

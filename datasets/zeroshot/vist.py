@@ -20,9 +20,11 @@ from lamra.common.errors import UserError
 from lamra.common.files import Row
 from lamra.datasets.items import Item, Part, Picture, Text
 from lamra.datasets.tasks import ItemList, Reported, RetrievalTask
-from lamra.datasets.zeroshot.fields import identifier, listed, picture_path, read, require_pictures, text, whole_number
+from lamra.datasets.zeroshot.fields import identifier, listed, picture_path, read, text, whole_number
 
 NAME, TIER, PHOTOS = "VIST", "story-in-sequence", 5
+PUBLISHED = 4990  # stories of the published file
+PAPER = Reported(23.1, 28.6)  # R@1 (arXiv 2412.01720)
 INSTRUCTION = (
     "I will provide you with a series of images and captions from a story, and I need you to retrieve the image "
     "corresponding to the last caption."
@@ -37,25 +39,19 @@ class Story(NamedTuple):
     photos: list[str]
 
 
-def vist_tasks(
-    data_path: str | Path, image_path_prefix: str | Path, protocol: str, *, pictures_there: bool = True
-) -> list[RetrievalTask]:
+def vist_tasks(data_path: str | Path, image_path_prefix: str | Path, protocol: str) -> list[RetrievalTask]:
     """Stories search their last photo. One whose last photo is among its first four cannot be answered: a miss, told.
 
     Args:
-        image_path_prefix: the folder of the photos.
+        image_path_prefix: the folder of the photos. Whether one is there is left to whoever opens it.
         protocol: one of caption.PROTOCOLS.
-        pictures_there: refuse photos that do not exist; False leaves them to whoever opens them.
 
     Raises:
-        UserError: the file is missing or of another data set, a row is malformed, or a photo is missing.
+        UserError: the file is missing or of another data set, a row is malformed.
     """
     data_path = Path(data_path)
     stories, place_of = _stories(data_path)
     path_of = {photo: _photo(image_path_prefix, photo, location) for photo, location in place_of.items()}
-    if pictures_there:
-        places = [(path, place_of[photo]) for photo, path in path_of.items()]
-        require_pictures(places, image_path_prefix, NAME)
     row_of = {photo: row for row, photo in enumerate(path_of)}
     told = [story.photos[-1] in story.photos[:-1] for story in stories]
     if any(told):
@@ -74,7 +70,7 @@ def vist_tasks(
             ItemList([Item(photo, images=(path,)) for photo, path in path_of.items()], f"{NAME} photos", data_path),
             [[] if lost else [row_of[story.photos[-1]]] for story, lost in zip(stories, told)],
             excluded=[sorted({row_of[photo] for photo in story.photos[:-1]}) for story in stories],
-            reported=Reported(23.1, 28.6),
+            reported=PAPER if len(stories) == PUBLISHED else None,
             files={"stories": data_path},
             rerank_queries=queries(PHOTOS - 1, "whole stories"),
         )

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from lamra.common.cli import run
 from lamra.common.flags import FILE, FOLDER, flag
 from lamra.datasets.tasks import RetrievalTask
-from lamra.datasets.zeroshot.multiturn_fashion import multiturn_fashion_tasks
+from lamra.datasets.zeroshot.multiturn_fashion import CATEGORIES, multiturn_fashion_tasks
 from lamra.eval.zeroshot_suite import GET, SuiteArguments, ZeroshotSet, evaluate_set
 
-MULTITURN_FASHION = ZeroshotSet("multiturn_fashion", "MT-FIQ", "R@5", all_queries=2400)
+MULTITURN_FASHION = ZeroshotSet("multiturn_fashion", "MT-FIQ", "R@5")
 
 
 @dataclass
@@ -22,7 +22,7 @@ class MultiturnFashionArguments(SuiteArguments):
     image_path_prefix: str = flag(
         "./data/M-BEIR/mbeir_images/fashioniq_images", "FashionIQ's pictures", path=FOLDER, source=GET
     )
-    category: str = flag("all", "whose files beside these to read", one_of=("all", "dress", "shirt", "toptee"))
+    category: str = flag("all", "whose files beside these to read", one_of=CATEGORIES)
 
 
 def tasks_of(args: MultiturnFashionArguments) -> list[RetrievalTask]:
@@ -32,7 +32,6 @@ def tasks_of(args: MultiturnFashionArguments) -> list[RetrievalTask]:
         args.image_path_prefix,
         args.protocol,
         category=args.category,
-        pictures_there=not args.skip_unreadable,
     )
 
 

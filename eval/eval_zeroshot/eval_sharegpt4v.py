@@ -10,7 +10,7 @@ from lamra.datasets.tasks import RetrievalTask
 from lamra.datasets.zeroshot.sharegpt4v import sharegpt4v_tasks
 from lamra.eval.zeroshot_suite import GET, SuiteArguments, ZeroshotSet, evaluate_set
 
-SHAREGPT4V = ZeroshotSet("sharegpt4v", "ShareGPT4V", "R@1", all_queries=1000)
+SHAREGPT4V = ZeroshotSet("sharegpt4v", "ShareGPT4V", "R@1")
 
 
 @dataclass
@@ -20,8 +20,7 @@ class ShareGPT4VArguments(SuiteArguments):
 
 
 def tasks_of(args: ShareGPT4VArguments) -> list[RetrievalTask]:
-    there = not args.skip_unreadable
-    return sharegpt4v_tasks(args.image_data_path, args.text_data_path, args.protocol, pictures_there=there)
+    return sharegpt4v_tasks(args.image_data_path, args.text_data_path, args.protocol)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from lamra.datasets.tasks import RetrievalTask
 from lamra.datasets.zeroshot.visdial import visdial_tasks
 from lamra.eval.zeroshot_suite import GET, SuiteArguments, ZeroshotSet, evaluate_set
 
-VISDIAL = ZeroshotSet("visdial", "VisDial", "R@1", all_queries=2064)
+VISDIAL = ZeroshotSet("visdial", "VisDial", "R@1")
 
 
 @dataclass
@@ -20,8 +20,7 @@ class VisDialArguments(SuiteArguments):
 
 
 def tasks_of(args: VisDialArguments) -> list[RetrievalTask]:
-    there = not args.skip_unreadable
-    return visdial_tasks(args.data_path, args.image_path_prefix, args.protocol, pictures_there=there)
+    return visdial_tasks(args.data_path, args.image_path_prefix, args.protocol)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from lamra.datasets.tasks import RetrievalTask
 from lamra.datasets.zeroshot.vist import vist_tasks
 from lamra.eval.zeroshot_suite import GET, SuiteArguments, ZeroshotSet, evaluate_set
 
-VIST = ZeroshotSet("vist", "VIST", "R@1", all_queries=4990)
+VIST = ZeroshotSet("vist", "VIST", "R@1")
 
 
 @dataclass
@@ -20,8 +20,7 @@ class VISTArguments(SuiteArguments):
 
 
 def tasks_of(args: VISTArguments) -> list[RetrievalTask]:
-    there = not args.skip_unreadable
-    return vist_tasks(args.data_path, args.image_path_prefix, args.protocol, pictures_there=there)
+    return vist_tasks(args.data_path, args.image_path_prefix, args.protocol)
 
 
 def main() -> None:

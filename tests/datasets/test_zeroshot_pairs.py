@@ -72,9 +72,9 @@ def test_real_sugar_crepe(shared):
     [
         ([ROW], "is not of SugarCrepe"),
         ({}, "is not of SugarCrepe"),
-        ({"0": ROW, "1": "text"}, "row '1' is not {filename"),
+        ({"0": ROW, "1": "text"}, "row '1' is not an object but str"),
         ({"0": ROW | {"caption": 5}}, "row '0': \"caption\" is '5'"),
-        ({"0": {"filename": "a.jpg", "caption": "a"}}, "row '0': \"negative_caption\" is 'None'"),
+        ({"0": {"filename": "a.jpg", "caption": "a"}}, "row '0' lacks \"negative_caption\""),
         ({"0": ROW | {"filename": "../a.jpg"}}, "row '0': the path ../a.jpg leaves"),
     ],
 )
@@ -140,6 +140,6 @@ def test_bad_ccneg(tmp_path, monkeypatch, content, words):
 def test_broken_ccneg(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"no pickle")
     (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "caption": "a"}\n')
-    for name, words in (("a.pt", "is broken"), ("a.jsonl", 'line 1: "negative_caption" is')):
+    for name, words in (("a.pt", "is broken"), ("a.jsonl", 'line 1 lacks "negative_caption"')):
         with pytest.raises(UserError, match=words):
             ccneg_tasks(tmp_path / name, tmp_path, "released")

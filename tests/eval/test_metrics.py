@@ -353,9 +353,8 @@ def test_ndcg_and_mrr_by_hand():
 
 
 def test_the_average_is_of_the_recall_that_counts():
-    tasks = [replace(task_of(1, 1, [[0]], ks=(1, 5), counted=k), name=f"at {k}") for k in (1, 5)]
     metrics = {"at 1": {"recall@1": 0.2, "recall@5": 1.0}, "at 5": {"recall@1": 0.0, "recall@5": 0.6}}
-    assert average(tasks, metrics) == pytest.approx(0.4)
+    assert average({"at 1": 1, "at 5": 5}, metrics) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from zeroshot_files import B, I, draw, embedded, reranked, write
 from lamra.common.errors import UserError
 from lamra.datasets.caption import PROTOCOLS
 from lamra.datasets.tasks import Reported, RetrievalTask
+from lamra.datasets.zeroshot import multiturn_fashion
 from lamra.datasets.zeroshot.multiturn_fashion import multiturn_fashion_tasks
 
 URL = "http://ecx.images-amazon.com/images/I/1.jpg"
@@ -39,7 +40,8 @@ def test_prompts(tmp_path, protocol):
     assert reranked(task.queries[0], task.gallery[0]) == f"Query:{asked}Candidate:[B00A.jpg]"  # the same words
 
 
-def test_a_name_that_stands_twice_counts_once_and_what_is_shown_stays(tmp_path, capsys):
+def test_a_name_that_stands_twice_counts_once_and_what_is_shown_stays(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(multiturn_fashion, "PUBLISHED", 2)
     other = {**QUERY, "target": [URL, 7]}
     task = read(tmp_path, [QUERY, other], ["B00A", "B00B", "7", "B00A"])
     assert [item.id for item in task.gallery] == ["B00A", "B00B", "7"]
@@ -81,7 +83,6 @@ WRONG = {
     "no turn": ([{**QUERY, "reference": []}], GALLERY, r'row 0: "reference" is'),
     "all empty": (turned([URL, ["", ""], "B00B"]), GALLERY, r"row 1 turn 0 has no caption that says something"),
     "above": (turned([URL, ["a"], "../a"]), GALLERY, r"row 1 turn 0: the path \.\./a\.jpg leaves"),
-    "missing": (turned([URL, ["a"], "B00D"]), GALLERY, r"MT-FIQ: 1 of 4 pictures are missing .*first B00D\.jpg of"),
 }
 
 
@@ -92,14 +93,10 @@ def test_wrong_files_are_named(tmp_path, queries, gallery, sentence):
     assert "\n" not in str(error.value)
 
 
-def test_pictures_may_be_looked_for_later(tmp_path):
-    assert len(read(tmp_path, [QUERY], [*GALLERY, "B00D"], pictures_there=False).gallery) == 4
-
-
 def test_real_files(shared):
     folder = shared / "data/multiturnfashion"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: MT-FIQ's real queries are not read")
     paths = folder / "data/all.val.json", folder / "image_splits/split.all.val.json"
-    (task,) = multiturn_fashion_tasks(*paths, folder, "released", pictures_there=False)
+    (task,) = multiturn_fashion_tasks(*paths, folder, "released")
     assert (len(task.queries), len(task.gallery)) == (2400, 6257)

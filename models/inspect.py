@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -554,7 +554,12 @@ def inspect_folder(
         config = read_object(folder / "adapter_config.json")
         tell(f"{folder}: LoRA of rank {config['r']}, alpha {config['lora_alpha']}, on {len(modules)} linears of {base}")
     inspect_processor(base)
-    tell(f"settings ({folder / 'lamra.json'}): {settings}" if settings else "settings: none, it is no model of LamRA's")
+    if settings is None:
+        tell("settings: none, it is no model of LamRA's")
+        return
+    tell(f"settings ({folder / 'lamra.json'}):")
+    for name, value in asdict(settings).items():
+        tell(f"  {name}: {value}")
 
 
 def main() -> None:

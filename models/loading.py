@@ -22,7 +22,7 @@ from lamra.common.errors import UserError
 from lamra.models.base_model import base_under, check_base, require_base_there, require_model
 from lamra.models.embedder import Embedder
 from lamra.models.folders import AGAIN, is_adapter
-from lamra.models.inspect import inspect_adapter, inspect_weights
+from lamra.models.inspect import inspect_weights
 from lamra.models.lora import is_finite, load_adapter
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings, default_settings
@@ -162,9 +162,6 @@ def load_trained(
     else:
         settings = default_settings(base, role, **flags)
 
-    weights = inspect_weights(base)
-    if is_adapter(folder):
-        inspect_adapter(folder, weights.sizes.shapes())
     attn = attention_implementation(attn_implementation, device, dtype)
     model = load_model(base, dtype=dtype, attn_implementation=attn)
     if is_adapter(folder):

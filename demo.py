@@ -38,14 +38,13 @@ def main() -> None:
     (args,) = parse(DemoArguments)
     paths = pictures_in(args.folder, note)
     from lamra.eval.inference import as_item, load_retriever  # torch and transformers, which --help does not wait for
-    from lamra.eval.search import top_k
     from lamra.eval.unreadable import Unreadable
 
     retriever = load_retriever(args)
     lost = Unreadable(args.skip_unreadable, retriever).rows([as_item(path, str(path)) for path in paths], args.folder)
     paths = [path for path, is_lost in zip(paths, lost) if not is_lost]
     query = Item("query", args.text, (args.image,) if args.image else ())
-    scores, indices = top_k(retriever.embed([query]), retriever.embed(paths), args.top)  # (1, top) each
+    scores, indices = retriever.search([query], paths, args.top)  # (1, top) each
     found = [(score, paths[index]) for score, index in zip(scores[0].tolist(), indices[0].tolist())]
     if args.rerank:
         show_reranked(args, query, found)
@@ -59,8 +58,7 @@ def show_reranked(args: DemoArguments, query: Item, found: list[tuple[float, Pat
     from lamra.eval.rerank.judge import load_judge
 
     judge = load_judge(replace(args, model_id=args.rerank, original_model_id=None))
-    shown = [judge.prompts.prepare(Item(str(path), images=(path,))) for _, path in found]
-    yes = judge.pointwise(judge.prompts.prepare(query), shown)
+    yes = judge.rerank(query, [path for _, path in found]).tolist()
     scores = [score for score, _ in found]
     order, fused = reranked(scores, yes, "pointwise", weight=1.0)
     print("rank  was   score = similarity + P(Yes)")

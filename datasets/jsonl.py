@@ -1,8 +1,15 @@
-"""Items from json: {"id", "text"?, "image"?}, or {"id", "content": [{"text"}, {"image"}, ...]} in any order."""
+"""Items from json: {"id", "text"?, "image"?}, or {"id", "content": [{"text"}, {"image"}, ...]} in any order.
+
+Each may have an "instruction", which says what to retrieve.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from lamra.common.errors import ItemError, UserError
 from lamra.common.files import as_on_disk, path_inside, read_jsonl
@@ -13,7 +20,7 @@ FORMAT = '"text" and/or "image", or "content": [{"text"}, {"image"}, ...]'
 
 
 def read_parts(row: object, location: str, *, keys: tuple[str, ...] = KEYS) -> tuple[Part, ...]:
-    """The parts of a json object; pictures as the paths that it names.
+    """The parts of a json object; pictures as the paths that it names, or, from Python, as they are.
 
     Args:
         keys: all that it may have. Nothing reads another, which is said, because a text may stand there.
@@ -38,13 +45,22 @@ def read_parts(row: object, location: str, *, keys: tuple[str, ...] = KEYS) -> t
         match part:
             case {"text": str(text), **others} if not others:
                 parts += [Text(text)] if text else []
-            case {"image": str(image), **others} if not others:
+            case {"image": str() | Path() | Image.Image() as image, **others} if not others:
                 parts += [Picture(image)] if image else []
             case _:
                 raise UserError(f'{location}: {str(part)[:80]} is not {{"text"}} or {{"image"}} with a string')
     if all(isinstance(part, Text) and is_blank(part.text) for part in parts):
         raise UserError(f"{location} has neither text nor picture: it needs {FORMAT}")
     return tuple(parts)
+
+
+def read_item(row: dict[str, Any], identifier: str, location: str) -> Item:
+    """The item of a json object; raises as read_parts."""
+    instruction = row.get("instruction")
+    if not isinstance(instruction, str | None):
+        raise UserError(f'{location}: "instruction" is {str(instruction)[:80]}: give a string')
+    parts = read_parts(row, location, keys=("id", *KEYS, "instruction"))
+    return Item(identifier, parts=parts, instruction=instruction)
 
 
 def with_root(parts: tuple[Part, ...], root: Path) -> tuple[Part, ...]:
@@ -78,9 +94,9 @@ def load_items(path: str | Path, image_root: str | Path | None = None, *, pictur
         identifier = str(row["id"])
         if identifier in items:
             raise UserError(f"{row.location} repeats the id {identifier!r}: ids must be unique")
-        parts = read_parts(row, row.location, keys=("id", *KEYS))
+        item = read_item(row, identifier, row.location)
         try:
-            item = Item(identifier, parts=with_root(parts, image_root))
+            item = replace(item, parts=with_root(item.parts, image_root))
             missing = [image for image in item.images if not as_on_disk(Path(str(image))).is_file()]
         except (ItemError, OSError) as error:  # a path that leaves the folder, or is too long for one
             raise UserError(f"{row.location}: {error}") from None

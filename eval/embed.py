@@ -1,6 +1,7 @@
 """Embed your own texts and pictures: jsonl lines to an npz of ids and embeddings, in order.
 
-A line is {"id", "text"?, "image"?}, or {"id", "content": [{"text"}, {"image"}, ...]} with any number in any order.
+A line is {"id", "text"?, "image"?}, or {"id", "content": [{"text"}, {"image"}, ...]} with any number in any order, and
+may have an "instruction", which says what to retrieve.
 
 python eval/embed.py --model_id DIR --input items.jsonl --output out.npz
 """

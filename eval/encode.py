@@ -18,6 +18,8 @@ from lamra.common.processes import process_rank, world_size
 from lamra.datasets.items import Item
 from lamra.models.embedder import Embedder
 
+FEW = 64  # items that are embedded before a progress bar is worth its line
+
 
 class _Prepared(Dataset):
     def __init__(self, prepare: Callable[[int], Any], count: int):
@@ -76,7 +78,8 @@ def encode(
         max_tokens_per_batch: bound on the tokens of a forward, padding counted where there is any. A longer item is a
             forward of its own, with a note.
         share_prefix: compute the prompt's constant beginning once; the embeddings stay the same.
-        description: of the progress bar; None shows none.
+        num_workers: processes that prepare inputs ahead of the model; a single batch needs none.
+        description: of the progress bar; None shows none, as do FEW items.
         texts: collects what is to be told of the items' texts; None tells it at the end.
 
     Returns:
@@ -115,8 +118,9 @@ def encode(
         encoded = [processor.encode(unique[row]) for row in mine[i]]
         return mine[i], processor.pad(encoded), [(unique[row].id, of["notes"]) for row, of in zip(mine[i], encoded)]
 
-    with tqdm(total=len(unique), desc=description, unit="item", disable=rank > 0 or description is None) as progress:
-        for indices, inputs, notes in prepared(prepare, steps, num_workers):
+    hidden = rank > 0 or description is None or len(unique) <= FEW
+    with tqdm(total=len(unique), desc=description, unit="item", disable=hidden) as progress:
+        for indices, inputs, notes in prepared(prepare, steps, num_workers if steps > 1 else 0):
             told.add(notes)
             begins = (inputs["input_ids"][:, : len(prefix_ids)] == prefix_ids).all()
             inputs = {name: tensor.to(embedder.device, non_blocking=True) for name, tensor in inputs.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,30 @@ from lamra.collators.texts import ToldTexts
 from lamra.common.errors import UserError
 from lamra.common.processes import check_devices, default_workers, start_processes
 from lamra.datasets.items import Indexed, Item
+from lamra.datasets.jsonl import read_item
 from lamra.eval.encode import encode
 from lamra.eval.flags import RetrieverArguments
+from lamra.eval.search import Embeddings, top_k
 from lamra.models.embedder import Embedder
 from lamra.models.folders import is_adapter
 from lamra.models.inspect import inspect_folder
 from lamra.models.loading import load_embedder
 from lamra.models.settings import Settings
 
-FEW = 64  # items that are embedded before a worker or a progress bar is worth its start
+Entry = str | Path | Image.Image | dict[str, Any] | Item  # see as_item
+
+# One call at a time in a process: while pictures are decoded and products are exact, the warnings, Pillow's largest
+# picture and TF32 of the whole process are others.
+ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass
 class Retriever:
-    """A model that embeds items, on as many processes as the launcher started."""
+    """A model that embeds texts, pictures, and both together into one space, on as many processes as there are.
+
+    Where torch.distributed has started, all processes must call a method with the same arguments: they share the work,
+    and each receives all of the result. Threads of a process may call at the same time; one after the other is served.
+    """
 
     embedder: Embedder
     processor: Processor
@@ -39,57 +50,116 @@ class Retriever:
     num_workers: int
     share_prefix: bool
 
-    def embed(self, items: Sequence[str | Path | Image.Image | Item]) -> Tensor:
-        """Embed texts (str), pictures (Path or PIL image), and items, which may be both and have an instruction.
+    def encode(
+        self,
+        entries: Indexed[Entry],
+        description: str | None = "encode",
+        *,
+        instruction: str | None = None,
+        max_tokens_per_batch: int | None = None,
+        texts: ToldTexts | None = None,
+    ) -> Tensor:
+        """Embed texts (str), pictures (a Path or a PIL image), and dicts and Items, which may be both.
+
+        Args:
+            description: of the progress bar, which a few entries do not have; None shows none.
+            instruction: what to retrieve, for entries that have none of their own: queries of an instruction-tuned
+                model.
+            max_tokens_per_batch: bound on the tokens of a forward; None takes the model's own.
+            texts: see eval.encode.
 
         Returns:
             (N, D) float32 embeddings of unit norm on the CPU, in order: their products are cosines.
 
         Raises:
-            UserError: a picture cannot be read, or there is nothing to embed.
-            TypeError: an entry is none of these.
+            UserError: a picture cannot be read, a dict has another key, or there is nothing to embed.
+            TypeError: an entry is none of these, or alone instead of in a list.
         """
+        items = as_items(entries, instruction)
         if not items:
             raise UserError("there is nothing to embed: give a text, a picture or an item")
-        few = len(items) <= FEW
-        found = [as_item(entry, str(number)) for number, entry in enumerate(items)]
-        return self.encode(found, None if few else "embed", num_workers=0 if few else None)
+        budget = self.max_tokens_per_batch if max_tokens_per_batch is None else max_tokens_per_batch
+        with ONE_AT_A_TIME:
+            return encode(
+                self.embedder,
+                self.processor,
+                items,
+                max_tokens_per_batch=budget,
+                num_workers=self.num_workers,
+                share_prefix=self.share_prefix,
+                description=description,
+                texts=texts,
+            )
 
-    def encode(
+    def search(
         self,
-        items: Indexed[Item],
-        description: str | None,
-        num_workers: int | None = None,
-        texts: ToldTexts | None = None,
-    ) -> Tensor:
-        """(N, D) float32 unit embeddings on the CPU; see eval.encode."""
-        return encode(
-            self.embedder,
-            self.processor,
-            [items[row] for row in range(len(items))],
-            max_tokens_per_batch=self.max_tokens_per_batch,
-            num_workers=self.num_workers if num_workers is None else num_workers,
-            share_prefix=self.share_prefix,
-            description=description,
-            texts=texts,
-        )
+        queries: Indexed[Entry],
+        gallery: Sequence[Entry] | Embeddings,
+        top: int = 10,
+        *,
+        instruction: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The entries of a gallery that are nearest to each of Q queries, best first; ties go to the lower row.
+
+        Args:
+            gallery: entries, or what `encode` made of them: (N, D), in memory or a numpy.memmap.
+            top: how many, at most N.
+            instruction: of the queries, as in `encode`.
+
+        Returns:
+            (Q, top) float32 cosines and (Q, top) int64 rows of the gallery.
+
+        Raises:
+            UserError, TypeError: as `encode`.
+            ValueError: the gallery's embeddings have another size.
+        """
+        found = self.encode(queries, "queries", instruction=instruction)  # (Q, D)
+        with ONE_AT_A_TIME:
+            return top_k(found, self.encode(gallery, "gallery") if isinstance(gallery, Sequence) else gallery, top)
 
 
-def as_item(entry: str | Path | Image.Image | Item, identifier: str) -> Item:
-    """A text, a picture or an item as an item."""
+def as_items(entries: Indexed[Entry], instruction: str | None = None) -> list[Item]:
+    """Entries as items; those without an instruction of their own get this one."""
+    if isinstance(entries, str | Path | Image.Image | dict | Item):
+        raise TypeError(f"{type(entries).__name__}: give a list, also of a single text, picture or item")
+    return [as_item(entries[row], str(row), instruction) for row in range(len(entries))]
+
+
+def as_item(entry: Entry, identifier: str, instruction: str | None = None) -> Item:
+    """A text, a picture or an item as an item; a dict has the keys of a line of jsonl, and may hold a PIL image.
+
+    Args:
+        identifier: of an entry that has no id.
+        instruction: of an entry that has none.
+
+    Raises:
+        UserError: a dict is not of that form; see datasets.jsonl.read_parts.
+        TypeError: it is none of these.
+    """
     match entry:
         case Item():
-            return entry
+            item = entry
         case str():
-            return Item(identifier, entry)
+            item = Item(identifier, entry)
         case Path() | Image.Image():
-            return Item(identifier, images=(entry,))
-    raise TypeError(f"{type(entry).__name__}: a text is a str, a picture a Path or a PIL image, both together an Item")
+            item = Item(identifier, images=(entry,))
+        case dict():
+            item = read_item(entry, str(entry.get("id", identifier)), f"entry {identifier}")
+        case _:
+            raise TypeError(
+                f"{type(entry).__name__}: a text is a str, a picture a Path or a PIL image, both together a dict or an "
+                "Item"
+            )
+    return replace(item, instruction=instruction) if item.instruction is None and instruction is not None else item
 
 
-def load_retriever(args: RetrieverArguments) -> Retriever:
-    """The model that the flags choose; starts the process group if a launcher asked for it."""
-    return Retriever(*load_with_processor(args, load_embedder), args.share_prefix)
+def load_retriever(args: RetrieverArguments, device: torch.device | None = None) -> Retriever:
+    """The model that the flags choose, on a device.
+
+    Args:
+        device: None takes this process's own, and starts the process group if a launcher asked for it.
+    """
+    return Retriever(*load_with_processor(args, load_embedder, device), args.share_prefix)
 
 
 def start(args: RetrieverArguments) -> PartialState:
@@ -103,10 +173,12 @@ def start(args: RetrieverArguments) -> PartialState:
     return start_processes()
 
 
-def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple[Any, Processor, Settings, int, int]:
+def load_with_processor(
+    args: RetrieverArguments, load: Callable, device: torch.device | None
+) -> tuple[Any, Processor, Settings, int, int]:
     """What `load` (load_embedder or load_reranker) makes of the flags, its processor, settings, budget and workers."""
-    state = start(args)
-    on_cuda = state.device.type == "cuda"
+    device = device or start(args).device
+    on_cuda = device.type == "cuda"
     in_hardware = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = in_hardware if args.bf16 is None else args.bf16
     inspect_folder(Path(args.model_id), args.original_model_id)
@@ -114,7 +186,7 @@ def load_with_processor(args: RetrieverArguments, load: Callable) -> tuple[Any, 
         args.model_id,
         args.original_model_id,
         dtype=torch.bfloat16 if bf16 else torch.float32,
-        device=state.device,
+        device=device,
         attn_implementation=args.attn_implementation,
         position_ids=args.position_ids,
         max_pixels=args.max_pixels,

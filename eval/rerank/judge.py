@@ -17,10 +17,11 @@ from lamra.collators.processing import Processor
 from lamra.collators.rerank import PreparedItem, RankPrompts
 from lamra.collators.texts import ToldTexts
 from lamra.common.errors import UserError
+from lamra.datasets.items import Indexed
 from lamra.eval.encode import named, token_batches
 from lamra.eval.flags import RetrieverArguments
-from lamra.eval.inference import load_with_processor
-from lamra.eval.rerank.pictures import PictureFeatures
+from lamra.eval.inference import ONE_AT_A_TIME, Entry, as_item, as_items, load_with_processor
+from lamra.eval.rerank.pictures import DecodedPictures, PictureFeatures
 from lamra.models.loading import load_reranker
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings
@@ -50,6 +51,30 @@ class Judge:
     def answer(self, style: str, query: PreparedItem, candidates: Sequence[PreparedItem]) -> list:
         """P(Yes) of each candidate for "pointwise", the candidates' positions best first for "listwise"."""
         return (self.pointwise if style == "pointwise" else self.listwise)(query, candidates)
+
+    def rerank(self, query: Entry, candidates: Indexed[Entry], *, instruction: str | None = None) -> torch.Tensor:
+        """How surely each of N candidates is what the query looks for. Threads may call at the same time.
+
+        Args:
+            query, candidates: as Retriever.encode takes them.
+            instruction: of the query, unless it has one.
+
+        Returns:
+            (N,) float32 P(Yes), in order.
+
+        Raises:
+            UserError, TypeError: as Retriever.encode; or an answer is not finite.
+        """
+        items = as_items(candidates)
+        if not items:
+            raise UserError("there is nothing to rerank: give a candidate")
+        # Features are kept by path, and a file may be another one at the next call: pixels have no path.
+        pictures = DecodedPictures(0, self.settings.exif_rotation)
+        with ONE_AT_A_TIME:
+            asked, *shown = (
+                self.prompts.prepare(pictures.decoded(item)) for item in (as_item(query, "query", instruction), *items)
+            )
+            return torch.tensor(self.pointwise(asked, shown))
 
     @torch.no_grad()
     def pointwise(self, query: PreparedItem, candidates: Sequence[PreparedItem]) -> list[float]:
@@ -149,6 +174,6 @@ class Judge:
         return [tensor if tensor is None else tensor.to(self.model.device) for tensor in tensors]
 
 
-def load_judge(args: RetrieverArguments, **options) -> Judge:
+def load_judge(args: RetrieverArguments, device: torch.device | None = None, **options) -> Judge:
     """The reranker that the flags choose, as eval.inference.load_retriever."""
-    return Judge(*load_with_processor(args, load_reranker), args.share_prefix, **options)
+    return Judge(*load_with_processor(args, load_reranker, device), args.share_prefix, **options)

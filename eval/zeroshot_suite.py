@@ -1,80 +1,41 @@
-"""The zero-shot suite: what the entrypoints of its data sets share. Each gives its flags and how files become tasks."""
+"""The zero-shot suite: how each of its sets, see zeroshot_sets.py, is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from lamra.common import upstream
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.common.files import as_on_disk, sha256
-from lamra.common.flags import OUT_FOLDER, flag
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
-from lamra.datasets.caption import PROTOCOLS
 from lamra.datasets.rankings import write_by_query, write_ranking
-from lamra.datasets.tasks import Items, Reported, RetrievalTask
-from lamra.eval.flags import SkippingArguments, output_folder
+from lamra.datasets.tasks import Items, RetrievalTask
+from lamra.eval.flags import output_folder
 from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, print_table, write_json
+from lamra.eval.zeroshot_sets import SETS, ZeroshotSet
 
-GET = "docs/zeroshot.md says where it is"
 DEPTH = 50  # candidates of each query in the rankings
 
 
-@dataclass
-class SuiteArguments(SkippingArguments):
-    protocol: str = flag(
-        "released",
-        "released: upstream's prompts, with their defects; clean: what the paper describes",
-        one_of=PROTOCOLS,
-    )
-    output_dir: str | None = flag(None, "default: results/<model>/<data>", path=OUT_FOLDER)
-
-
-Arguments = TypeVar("Arguments", bound=SuiteArguments)
-
-
-@dataclass(frozen=True)
-class ZeroshotSet:
-    """A data set of the suite.
-
-    Attributes:
-        name: of its folder and its files.
-        title: as the paper calls it.
-        measure: what the recall that counts is called.
-        paper_mean: the paper's numbers of the mean over all its tasks, where it has several and reports one number.
-        all_tasks: so many tasks the mean is over.
-        all_queries: so many they have in the published files: the paper's mean stands beside no other.
-    """
-
-    name: str
-    title: str
-    measure: str
-    paper_mean: Reported | None = None
-    all_tasks: int = 1
-    all_queries: int = 0
-
-
-def evaluate_set(
-    of: ZeroshotSet, arguments: type[Arguments], tasks_of: Callable[[Arguments], list[RetrievalTask]]
-) -> None:
-    """Parse the command line, encode, print the table, write rankings and metrics.json to results/<model>/<set>/.
+def evaluate_set(name: str) -> None:
+    """Measure a set of SETS: parse the command line, encode, print the table, write rankings and metrics.json.
 
     A task that the same model was measured on before, with the same files and settings, is not measured again.
     """
-    (args,) = upstream.parse(upstream.ZEROSHOT_SUITE, arguments)
+    of = SETS[name]
+    (args,) = upstream.parse(upstream.ZEROSHOT_SUITE, of.arguments)
     from lamra.eval.cache.manifest import pictures_sha256, provenance_of  # torch, which --help does not wait for
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
     from lamra.eval.metrics import measures_by_query
     from lamra.eval.unreadable import Unreadable
 
-    state, folder = start(args), output_folder(args, of.name)
+    state, folder = start(args), output_folder(args, name)
     with folder_lock(folder):
-        tasks = tasks_of(args)
+        tasks = of.tasks(args)
         if not args.skip_unreadable:
             require_pictures(of.title, tasks)
         retriever = load_retriever(args)
@@ -84,7 +45,7 @@ def evaluate_set(
         }
         made_of = {
             task.name: {
-                "files": {name: sha256(path) for name, path in task.files.items()},
+                "files": {file: sha256(path) for file, path in task.files.items()},
                 "pictures": [pictures_sha256(items) for items in _parts(task)],
             }
             for task in tasks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from functools import partial
 
 import pytest
 from conftest import call
@@ -13,14 +14,12 @@ from zeroshot_files import draw, write
 from lamra.datasets.rankings import ranked_ids
 from lamra.datasets.zeroshot.sugar_crepe import KINDS
 from lamra.eval import zeroshot_report, zeroshot_suite
-from lamra.eval.eval_zeroshot import (
-    eval_ccneg,
-    eval_multiturn_fashion,
-    eval_sharegpt4v,
-    eval_sugar_crepe,
-    eval_visdial,
-    eval_vist,
-)
+from lamra.eval.zeroshot_sets import SETS
+from lamra.eval.zeroshot_suite import evaluate_set
+
+
+def measure(name: str, **flags) -> None:
+    call(partial(evaluate_set, name), **flags)
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def flags(world, tiny_model, tmp_path) -> dict:
 
 
 def test_sugar_crepe(flags, tmp_path, capfd, monkeypatch):
-    call(eval_sugar_crepe.main, **flags)
+    measure("sugarcrepe", **flags)
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["protocol"] == "released" and found["set"] == "SugarCrepe"
     assert found["tasks"].keys() == {f"sugarcrepe_{kind}" for kind in KINDS}
@@ -59,21 +58,21 @@ def test_sugar_crepe(flags, tmp_path, capfd, monkeypatch):
     assert "85.8" not in printed and "the paper's LamRA-Ret 7B" in printed
     for name, task in found["tasks"].items():
         task["queries"] = KINDS[name.removeprefix("sugarcrepe_")]
-    published = {**found, **zeroshot_suite._mean(eval_sugar_crepe.SUGAR_CREPE, found["tasks"])}
+    published = {**found, **zeroshot_suite._mean(SETS["sugarcrepe"], found["tasks"])}
     assert published["mean"]["paper"] == {"retrieved": 85.8, "reranked": 93.5}
     zeroshot_suite.print_results([published])
     assert "85.8" in capfd.readouterr().out
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
 
     before, whole = (tmp_path / "out" / "metrics.json").stat().st_mtime_ns, found
-    call(eval_sugar_crepe.main, **flags)  # finished: nothing is measured again
+    measure("sugarcrepe", **flags)  # finished: nothing is measured again
     assert (tmp_path / "out" / "metrics.json").stat().st_mtime_ns == before
     assert "7 of 7 tasks were measured before" in "".join(capfd.readouterr())
     (tmp_path / "out" / "ranking_sugarcrepe_swap_att.jsonl").unlink()  # as after a break
-    call(eval_sugar_crepe.main, **flags)
+    measure("sugarcrepe", **flags)
     assert "6 of 7 tasks were measured before" in "".join(capfd.readouterr())
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == whole
-    call(eval_sugar_crepe.main, **flags, protocol="clean")  # another protocol is measured
+    measure("sugarcrepe", **flags, protocol="clean")  # another protocol is measured
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"] == "clean"
 
     monkeypatch.setattr(
@@ -84,11 +83,11 @@ def test_sugar_crepe(flags, tmp_path, capfd, monkeypatch):
 
 
 def test_one_kind_has_no_mean(flags, tmp_path):
-    call(eval_sugar_crepe.main, **flags, data_type="swap_att", batch_size=8, save_for_rerank="")
+    measure("sugarcrepe", **flags, data_type="swap_att", batch_size=8, save_for_rerank="")
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert list(found["tasks"]) == ["sugarcrepe_swap_att"] and "mean" not in found
     for kind in KINDS:  # upstream's script: a run for each kind, into one folder
-        call(eval_sugar_crepe.main, **flags, data_type=kind)
+        measure("sugarcrepe", **flags, data_type=kind)
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(found["tasks"]) == 7 and "mean" in found
 
@@ -116,12 +115,12 @@ def test_dialogs_stories_and_garments(tiny_model, tmp_path):
     }
     common = dict(model_id=tiny_model, num_workers=0)
     below = dict(image_path_prefix=pictures)
-    call(eval_visdial.main, **common, **below, data_path=files["visdial"], output_dir=tmp_path / "1")
-    call(eval_vist.main, **common, **below, data_path=files["vist"], output_dir=tmp_path / "2", protocol="clean")
+    measure("visdial", **common, **below, data_path=files["visdial"], output_dir=tmp_path / "1")
+    measure("vist", **common, **below, data_path=files["vist"], output_dir=tmp_path / "2", protocol="clean")
     garments = dict(query_data_path=files["turns"], cand_data_path=files["gallery"])
-    call(eval_multiturn_fashion.main, **common, **below, **garments, output_dir=tmp_path / "3")
+    measure("multiturn_fashion", **common, **below, **garments, output_dir=tmp_path / "3")
     pairs = dict(image_data_path=pictures, text_data_path=files["share"])
-    call(eval_sharegpt4v.main, **common, **pairs, output_dir=tmp_path / "4")
+    measure("sharegpt4v", **common, **pairs, output_dir=tmp_path / "4")
     counts = {}
     for number in range(1, 5):
         found = json.loads((tmp_path / str(number) / "metrics.json").read_text())
@@ -134,9 +133,9 @@ def test_dialogs_stories_and_garments(tiny_model, tmp_path):
 
 def test_pictures_that_are_not_there(flags, tmp_path, fails):
     (tmp_path / "images" / "1.png").unlink()
-    error = fails(eval_sugar_crepe.main, **flags)
+    error = fails(partial(evaluate_set, "sugarcrepe"), **flags)
     assert "SugarCrepe: 1 of 2 pictures are missing, first" in error and "1.png (item 2 of" in error
-    call(eval_sugar_crepe.main, **flags, skip_unreadable=14)
+    measure("sugarcrepe", **flags, skip_unreadable=14)
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["skipped_unreadable"]["count"] == 7 and {of["queries"] for of in found["tasks"].values()} == {1}
 
@@ -147,7 +146,7 @@ def test_ccneg(flags, tmp_path, capfd):
     ]
     (tmp_path / "ccneg.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {name: flags[name] for name in ("model_id", "num_workers", "output_dir")}
-    call(eval_ccneg.main, **own, data_path=tmp_path / "ccneg.jsonl")
+    measure("ccneg", **own, data_path=tmp_path / "ccneg.jsonl")
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["tasks"]["ccneg"]
     ranking = ranked_ids(tmp_path / "out" / "ranking_ccneg.jsonl")
     hits = [dids[0] == f"{qid}#caption" and scores[0] > scores[1] for qid, (dids, scores) in ranking.items()]

@@ -25,7 +25,7 @@ PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 GLOSSARY = ROOT / "docs" / "zh" / "glossary.md"
 # Pages that a user works from.
 IN_CHINESE = "evaluate formats memory method own_data quickstart rank several_machines study train_stage1 train_stage2"
-IN_CHINESE = [*IN_CHINESE.split(), "troubleshooting", "upstream", "zeroshot"]
+IN_CHINESE = [*IN_CHINESE.split(), "tables", "troubleshooting", "upstream", "zeroshot"]
 GENERATED = ROOT / "docs" / "flags.md"  # its flags are those of the installed transformers
 
 # What commands make, and what is on the user's side.

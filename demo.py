@@ -1,4 +1,4 @@
-"""Find pictures in a folder by words or by another picture: the smallest use of a trained model.
+"""Find pictures and videos in a folder by words, a picture or a video: the smallest use of a trained model.
 
 python demo.py --model_id DIR --folder PICTURES --text "two dogs in the snow" [--rerank RERANKER]
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from lamra.common.cli import note, parse, run
 from lamra.common.errors import UserError
 from lamra.common.flags import FILE, FOLDER, flag
-from lamra.datasets.items import Item
+from lamra.datasets.items import Item, Picture, Text, Video
 from lamra.datasets.picture_folder import pictures_in
 from lamra.eval.flags import SkippingArguments
 from lamra.eval.rerank.fusion import reranked
@@ -20,9 +20,10 @@ from lamra.models.folders import local_folder
 
 @dataclass
 class DemoArguments(SkippingArguments):
-    folder: str = flag("", "pictures to search", path=FOLDER)
+    folder: str = flag("", "pictures and videos to search", path=FOLDER)
     text: str | None = flag(None, "what to look for, in words")
     image: str | None = flag(None, "what to look for, as a picture; alone or with --text", path=FILE)
+    video: str | None = flag(None, "what to look for, as a video; alone or with --text", path=FILE)
     top: int = flag(10, "how many to show", low=1)
     rerank: str | None = flag(None, "a reranker that looks at these once more", path=FOLDER)
 
@@ -30,8 +31,8 @@ class DemoArguments(SkippingArguments):
         super().__post_init__()
         if self.rerank:
             self.rerank = local_folder(self.rerank, "rerank")
-        if not (self.text or self.image):
-            raise UserError('give --text "what to look for", --image picture.jpg, or both')
+        if not (self.text or self.image or self.video):
+            raise UserError('give --text "what to look for", --image picture.jpg, --video clip.mp4, or several of them')
 
 
 def main() -> None:
@@ -43,7 +44,8 @@ def main() -> None:
     retriever = load_retriever(args)
     lost = Unreadable(args.skip_unreadable, retriever).rows([as_item(path, str(path)) for path in paths], args.folder)
     paths = [path for path, is_lost in zip(paths, lost) if not is_lost]
-    query = Item("query", args.text, (args.image,) if args.image else ())
+    given = (args.image, Picture), (args.video, Video), (args.text, Text)
+    query = Item("query", parts=[kind(value) for value, kind in given if value])
     scores, indices = retriever.search([query], paths, args.top)  # (1, top) each
     found = [(score, paths[index]) for score, index in zip(scores[0].tolist(), indices[0].tolist())]
     if args.rerank:
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def show_reranked(args: DemoArguments, query: Item, found: list[tuple[float, Path]]) -> None:
-    """Both scores of each picture, and the rank that it had before."""
+    """Both scores of each picture or video, and the rank that it had before."""
     from lamra.eval.rerank.judge import load_judge
 
     judge = load_judge(replace(args, model_id=args.rerank, original_model_id=None))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lamra.datasets.items import Item, Picture, Text
+from lamra.datasets.items import Item, Picture, Text, Video
 
 # One trailing space each, as in the published checkpoints.
 SUMMARIZE_TEXT = "\nSummarize above sentence in one word: "
 SUMMARIZE_IMAGE = "\nSummarize above image in one word: "
 SUMMARIZE_BOTH = "\nSummarize above image and sentence in one word: "
 SUMMARIZE_PLURAL = "\nSummarize above images and sentences in one word: "
+SUMMARIZE_VIDEO = "\nSummarize above video in one word: "
+SUMMARIZE_VIDEO_AND_TEXT = "\nSummarize above video and sentence in one word: "  # ours: upstream has no such item
 
 # LamRA-Rank. "released" is what the published weights were trained with: a backslash in upstream's source continued its
 # strings over a line's indentation, 24 blanks, and "responed" is spelt so. "clean" is the same without.
@@ -51,7 +53,13 @@ def item_content(item: Item) -> list[dict]:
     texts = instructed_texts(item)
     content: list[dict] = []
     for part in item.parts if item.texts else (*item.parts, Text("")):
-        content.append({"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": texts.pop(0)})
+        match part:
+            case Picture():
+                content.append({"type": "image"})
+            case Video():
+                content.append({"type": "video"})
+            case Text():
+                content.append({"type": "text", "text": texts.pop(0)})
     return [part for part in content if part.get("text") != ""]
 
 
@@ -59,7 +67,10 @@ def embedding_messages(item: Item) -> list[dict]:
     """The user turn whose generation prompt ends at the token that becomes the item's embedding."""
     content = item_content(item)
     kinds = {part["type"] for part in content}
-    request = SUMMARIZE_TEXT if "image" not in kinds else SUMMARIZE_BOTH if "text" in kinds else SUMMARIZE_IMAGE
+    if "video" in kinds:
+        request = SUMMARIZE_VIDEO_AND_TEXT if "text" in kinds else SUMMARIZE_VIDEO
+    else:
+        request = SUMMARIZE_TEXT if "image" not in kinds else SUMMARIZE_BOTH if "text" in kinds else SUMMARIZE_IMAGE
     if item.plural:
         request = SUMMARIZE_PLURAL
     if content and content[-1]["type"] == "text":

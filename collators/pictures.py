@@ -46,17 +46,17 @@ def open_image(source: ImageSource, name: str = "picture", *, exif_rotation: boo
         UserError: the variable MAX_PIXELS is no number.
     """
     if isinstance(source, Image.Image):
-        with _named_faults(name, max_pixels()) as most:
+        with named_faults(name, max_pixels()) as most:
             return _as_rgb(source, most, exif_rotation)
-    with _named_faults(f"picture {source}", max_pixels()) as most, _opened(source) as image:
+    with named_faults(f"picture {source}", max_pixels()) as most, _opened(source) as image:
         return _as_rgb(image, most, exif_rotation)
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
     """Width and height as they are stored, from the file's header alone; raises as `open_image`."""
-    with _named_faults(f"picture {path}", max_pixels()) as most, _opened(path) as image:
+    with named_faults(f"picture {path}", max_pixels()) as most, _opened(path) as image:
         width, height = image.size
-        _check_shape(width, height, most)
+        check_shape(width, height, most)
         return width, height
 
 
@@ -80,16 +80,25 @@ def _readers() -> tuple[str, ...]:
 
 
 def _opened(source: str | Path) -> Image.Image:
+    return Image.open(found_file(source), formats=_readers())
+
+
+def found_file(source: str | Path) -> Path:
+    """The file of this name, however it spells its accents; as it is if there is none.
+
+    Raises:
+        ValueError: it is a folder, a FIFO, ...
+    """
     path = Path(source)
     if not path.is_file():
         path = as_on_disk(path)
         if path.exists() and not path.is_file():  # a FIFO would be waited for
             raise ValueError("it is no file")
-    return Image.open(path, formats=_readers())
+    return path
 
 
 def _as_rgb(image: Image.Image, most: int, exif_rotation: bool) -> Image.Image:
-    _check_shape(*image.size, most)
+    check_shape(*image.size, most)
     image.load()  # Pillow turns a TIFF in any case, here, and forgets its orientation
     upright = UPRIGHT.get(image.getexif().get(ORIENTATION, 1)) if exif_rotation else None
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts at 255, and all but black turns white
@@ -109,7 +118,7 @@ def _grey(pixels: np.ndarray, mode: str) -> Image.Image:
     return Image.fromarray((pixels >> 8).astype(np.uint8))
 
 
-def _check_shape(width: int, height: int, most: int) -> None:
+def check_shape(width: int, height: int, most: int) -> None:
     if width * height > most:
         raise Image.DecompressionBombError(f"{width} x {height} pixels")
     if min(width, height) < 1 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
@@ -117,7 +126,7 @@ def _check_shape(width: int, height: int, most: int) -> None:
 
 
 @contextmanager
-def _named_faults(name: str, most: int) -> Iterator[int]:
+def named_faults(name: str, most: int) -> Iterator[int]:
     Image.MAX_IMAGE_PIXELS = most  # some formats state the size of a part later; beyond twice as many Pillow raises
     try:
         with warnings.catch_warnings():

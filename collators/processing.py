@@ -23,16 +23,21 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from lamra.collators.messages import embedding_messages, instructed_texts
 from lamra.collators.pictures import open_image, picture_size
 from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, LONG, SPECIAL, digest_of
-from lamra.common.errors import ItemError, TooLongError
-from lamra.datasets.items import Item
+from lamra.collators.videos import TOGETHER, clip_of, frames_of
+from lamra.common.errors import ItemError, TooLongError, UserError
+from lamra.datasets.items import Item, Picture, Video
 from lamra.models.inspect import inspect_processor
 
-IMAGE_TOKEN = "<|image_pad|>"
+IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 MARK = "\ufdd0"  # stands for a text while the chat template is rendered; no letter, and in no template
 
 
 class Processor:
     """Renders items with the checkpoint's chat template, tokenizes them and prepares their pixels.
+
+    Pictures and videos are one stream, in the order of the prompt: a picture is a clip of one temporal patch. In the
+    ids both are image tokens. What the vision tower makes of them replaces either's embedding, and a video token in the
+    ids is then always a text that spells it.
 
     Args:
         folder: a model or checkpoint folder with tokenizer, chat template and preprocessor_config.json.
@@ -89,12 +94,12 @@ class Processor:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def encode(self, item: Item) -> dict:
-        """One item to {"input_ids": list[int], "pixel_values": (P, C) or None, "image_grid_thw": (images, 3) or None}.
+        """One item to {"input_ids": list[int], "pixel_values": (P, C) or None, "image_grid_thw": (visuals, 3) or None}.
 
         Beside them "notes": what befell its text, see collators.texts.
 
         Raises:
-            ItemError: a picture cannot be read, or the prompt is longer than max_length even without its text.
+            ItemError: a picture or video cannot be read, or the prompt is longer than max_length even without its text.
         """
         whole, pixels = item, self.pixels(item)
         item = kept = self.cut(whole, self.text_max_tokens)
@@ -106,20 +111,27 @@ class Processor:
             ids, excess = self.token_ids(embedding_messages(kept), grids, item.id), excess + 1
         befell += [CUT_PROMPT] * (kept is not item) + [LONG] * (len(ids) > self.max_length - 16)
         befell += [SPECIAL] * self.reads_special_tokens_in(kept.texts)
-        seen = (digest_of(ids, *map(str, item.images)), digest_of(whole.content)) if befell else (0, 0)
+        seen = (digest_of(ids, *map(str, item.visuals)), digest_of(whole.content)) if befell else (0, 0)
         return {"input_ids": ids, **pixels, "notes": dict.fromkeys(befell, seen)}
 
     def length(self, item: Item) -> int:
-        """Tokens that `encode` makes of an item, from the headers of its pictures."""
-        factor = self.image_processor.patch_size * self.image_processor.merge_size
-        limits = self.image_processor.size["shortest_edge"], self.image_processor.size["longest_edge"]
-        pictures = 0  # tokens beyond one for each picture
-        for image in item.images:
-            width, height = image.size if isinstance(image, Image.Image) else picture_size(image)
-            resized = smart_resize(height, width, factor, *limits)
-            pictures += resized[0] * resized[1] // factor**2 - 1
+        """Tokens that `encode` makes of an item, from the headers of its pictures and the frames of its videos."""
+        visuals = sum(self._tokens_of(part, item) - 1 for part in item.visuals)  # beyond one for each
         messages = embedding_messages(self.cut(item, self.text_max_tokens))
-        return min(len(self._token_ids(messages, [1] * len(item.images), item.id)) + pictures, self.max_length)
+        return min(len(self._token_ids(messages, [1] * len(item.visuals), item.id)) + visuals, self.max_length)
+
+    def _tokens_of(self, part: Picture | Video, item: Item) -> int:
+        factor = self.image_processor.patch_size * self.image_processor.merge_size
+        patches = 1  # temporal
+        if isinstance(part, Video):
+            clip = clip_of(part, _name_of(part, item))
+            frames = len(clip.rows(part))
+            (height, width), patches = clip.size(frames), -(-frames // TOGETHER)
+        else:
+            limits = self.image_processor.size["shortest_edge"], self.image_processor.size["longest_edge"]
+            width, height = part.image.size if isinstance(part.image, Image.Image) else picture_size(part.image)
+            height, width = smart_resize(height, width, factor, *limits)
+        return patches * height * width // factor**2
 
     @cached_property
     def prefix_ids(self) -> list[int]:
@@ -146,15 +158,35 @@ class Processor:
         return batch
 
     def pixels(self, item: Item) -> dict[str, Tensor | None]:
-        """{"pixel_values": (P, C), "image_grid_thw": (images, 3)} of an item's pictures, None each without any."""
-        if not item.images:
+        """{"pixel_values": (P, C), "image_grid_thw": (visuals, 3)} of pictures and videos, None each without any."""
+        if not item.visuals:
             return {"pixel_values": None, "image_grid_thw": None}
-        name = f"picture of item {item.id!r}"
-        images = [open_image(image, name, exif_rotation=self.exif_rotation) for image in item.images]
-        return dict(self.image_processor(images, return_tensors="pt"))
+        found = [self._pixels_of(part, item) for part in item.visuals]
+        return {name: torch.cat([of[name] for of in found]) for name in found[0]}
+
+    def _pixels_of(self, part: Picture | Video, item: Item) -> dict[str, Tensor]:
+        """The same of a picture or a video."""
+        name = _name_of(part, item)
+        if isinstance(part, Picture):
+            image = open_image(part.image, name, exif_rotation=self.exif_rotation)
+            return dict(self.image_processor([image], return_tensors="pt"))
+        clip = clip_of(part, name)
+        rows = clip.rows(part)
+        height, width = clip.size(len(rows))
+        steps = -(-len(rows) // TOGETHER)
+        for row, frame in enumerate(frames_of(part, rows, name)):
+            frame = frame.resize((width, height), Image.Resampling.BICUBIC)
+            alone = self.image_processor([frame], do_resize=False, return_tensors="pt")
+            patches = alone["pixel_values"].unflatten(1, (-1, TOGETHER, self.image_processor.patch_size**2))
+            if row == 0:
+                pixels = patches.new_empty(steps, *patches.shape)  # (steps, patches of a frame, channels, 2, 14 * 14)
+            place = row % TOGETHER
+            pixels[row // TOGETHER, :, :, place:] = patches[:, :, place:]  # a first frame without a second is repeated
+        grid = alone["image_grid_thw"] * torch.tensor([steps, 1, 1])
+        return {"pixel_values": pixels.flatten(2).flatten(0, 1), "image_grid_thw": grid}
 
     def token_ids(self, messages: list[dict], image_grid_thw: Tensor | None, name: str) -> list[int]:
-        """The rendered messages with as many image tokens as the grids of their pictures ask for.
+        """The rendered messages with as many image tokens as the grids of their pictures and videos ask for.
 
         Raises:
             ItemError: a text contains the image token, where it is read as such; `name` says whose.
@@ -165,21 +197,34 @@ class Processor:
         )
 
     def _token_ids(self, messages: list[dict], image_tokens: Sequence[int], name: str) -> list[int]:
-        """Args: image_tokens: of each picture."""
+        """Args: image_tokens: of each picture and video."""
         if self.special_tokens_in_text == "plain":
             texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
             if self._special_tokens.search("".join(texts)):
                 return self._ids_with_plain_texts(messages, image_tokens)
-        parts = self.render(messages).split(IMAGE_TOKEN)
+        parts = self._drawn(messages).split(IMAGE_TOKEN)
         if len(parts) != len(image_tokens) + 1:
+            token = f"{IMAGE_TOKEN} or {VIDEO_TOKEN}" if VIDEO_TOKEN in self.render(messages) else IMAGE_TOKEN
             raise ItemError(
-                f"the text of item {name!r} contains {IMAGE_TOKEN}, which stands for pixels: remove it, or read it as "
+                f"the text of item {name!r} contains {token}, which stands for pixels: remove it, or read it as "
                 "plain text with --special_tokens_in_text plain"
             )
         text = parts[0]
         for count, part in zip(image_tokens, parts[1:]):
             text += IMAGE_TOKEN * count + part
         return self.tokenizer(text)["input_ids"]
+
+    def _drawn(self, messages: list[dict]) -> str:
+        """The rendered messages, an image token for each picture and each video.
+
+        Raises:
+            UserError: the chat template has nothing for videos.
+        """
+        text = self.render(messages)
+        videos = sum(part["type"] == "video" for message in messages for part in message["content"])
+        if text.count(VIDEO_TOKEN) < videos:
+            raise UserError(f"the chat template draws no video ({VIDEO_TOKEN}): take that of Qwen2-VL-Instruct")
+        return text.replace(VIDEO_TOKEN, IMAGE_TOKEN) if videos else text
 
     def _ids_with_plain_texts(self, messages: list[dict], image_tokens: Sequence[int]) -> list[int]:
         """The same where a text spells special tokens: only the chat template's are special.
@@ -198,7 +243,7 @@ class Processor:
                 content.append(part)
             frame.append({**message, "content": content})
         counts, ids = iter(image_tokens), []
-        for piece in self._special_tokens.split(self.render(frame)):
+        for piece in self._special_tokens.split(self._drawn(frame)):
             if self._special_tokens.fullmatch(piece):
                 ids += [self.tokenizer.convert_tokens_to_ids(piece)] * (next(counts) if piece == IMAGE_TOKEN else 1)
             else:
@@ -263,3 +308,9 @@ class Processor:
             f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise --model_max_length, or "
             "lower --max_pixels"
         )
+
+
+def _name_of(part: Picture | Video, item: Item) -> str:
+    """What to call it where it cannot be read; a picture that is a file is called by its path."""
+    kind = f"video {part.path}" if isinstance(part, Video) else "picture"
+    return f"{kind} of item {item.id!r}"

@@ -10,7 +10,7 @@ class ItemError(UserError):
 
 
 class PictureError(ItemError):
-    """A picture that cannot be read, or is no picture."""
+    """A picture or a video that cannot be read, or is none."""
 
 
 class TooLongError(ItemError):

@@ -38,12 +38,27 @@ class Picture:
     image: ImageSource
 
 
-Part = Text | Picture
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A clip, shown as some of its frames: `nframes` of them, or `fps` for each second; see collators.videos."""
+
+    path: str | Path
+    nframes: int | None = None
+    fps: float = 2.0
+
+
+Part = Text | Picture | Video
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".3gp")
+
+
+def picture_or_video(path: Path) -> Picture | Video:
+    """A file by its suffix: a video's is one of VIDEO_SUFFIXES."""
+    return Video(path) if path.suffix.lower() in VIDEO_SUFFIXES else Picture(path)
 
 
 @dataclass(frozen=True, init=False)
 class Item:
-    """Something to embed: texts and pictures in any number and order.
+    """Something to embed: texts, pictures and videos in any number and order.
 
     A text may be empty: M-BEIR has candidates without text and picture, which are embedded as an empty text.
     `instruction` says what to retrieve; only queries of an instruction-tuned model have one.
@@ -82,6 +97,17 @@ class Item:
         return tuple(part.image for part in self.parts if isinstance(part, Picture))
 
     @property
+    def visuals(self) -> tuple[Picture | Video, ...]:
+        """The pictures and videos, in order."""
+        return tuple(part for part in self.parts if not isinstance(part, Text))
+
+    @property
+    def files(self) -> tuple[str | Path, ...]:
+        """The paths of the pictures and videos that are files, in order."""
+        sources = (part.path if isinstance(part, Video) else part.image for part in self.visuals)
+        return tuple(source for source in sources if not isinstance(source, Image.Image))
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """The texts, in order."""
         return tuple(part.text for part in self.parts if isinstance(part, Text))
@@ -93,21 +119,23 @@ class Item:
 
     @property
     def content(self) -> Hashable:
-        """Equal for items that look the same, whatever their ids; pictures count by their path."""
+        """Equal for items that look the same, whatever their ids; pictures and videos count by their path."""
 
         def of(part: Part) -> Hashable:
             if isinstance(part, Text):
                 return part
+            if isinstance(part, Video):
+                return "video", str(part.path), part.nframes, part.fps
             return "image", id(part.image) if isinstance(part.image, Image.Image) else str(part.image)
 
         return self.instruction, tuple(map(of, self.parts)), *(["plural"] if self.plural else [])
 
     def with_texts(self, texts: Sequence[str], instruction: str | None = None) -> Item:
-        """The same pictures with other texts in the texts' positions; texts beyond these follow at the end."""
+        """The same pictures and videos, and other texts in the texts' positions; more texts follow at the end."""
         left = list(texts)
         parts: list[Part] = []
         for part in self.parts:
-            if isinstance(part, Picture):
+            if not isinstance(part, Text):
                 parts.append(part)
             elif left:
                 parts.append(Text(left.pop(0)))

@@ -7,8 +7,8 @@ A format says what a pair is made of:
     region_edit  jsonl {"source_image", "edited_image", ...}, or a folder as InstructPix2Pix ships it,
                  <number>/<seed>_0.jpg and <seed>_1.jpg: a picture and the same with one region changed. The edit's
                  instruction is not used: these are pairs of pictures alone.
-    pairs        jsonl {"query": {"text"?, "image"?}, "target": {..}, "negatives"?: [{..}, ..]}; each side may also be
-                 {"content": [{"text"}, {"image"}, ..]}, several texts and pictures in any order (datasets/jsonl.py)
+    pairs        jsonl {"query": {"text"?, "image"?, "video"?}, "target": {..}, "negatives"?: [{..}, ..]}; each side may
+                 also be {"content": [{"text"}, {"image"}, ..]}, several of them in any order (datasets/jsonl.py)
 
 Picture paths are relative to a root, by default the folder of the file.
 """
@@ -59,9 +59,9 @@ class PairFile:
             raise UserError(f"--use_hard_negatives True: {path} has no hard negatives; leave the flag out")
         step = -(-len(self.rows) // PICTURES_CHECKED)
         for side in (side for row in self.rows[::step] for side in row):
-            for part in with_root(side, self.root):
-                if isinstance(part, Picture) and not Path(str(part.image)).is_file():
-                    raise UserError(f"picture {part.image} of {path} does not exist; is --image_root right?")
+            for file in Item("", parts=with_root(side, self.root)).files:
+                if not Path(file).is_file():
+                    raise UserError(f"picture or video {file} of {path} does not exist; is --image_root right?")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,4 +1,4 @@
-"""A folder of pictures, searched to its depths: its picture files, and what is left out of them."""
+"""A folder of pictures and videos, searched to its depths: its files of these kinds, and what is left out of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from lamra.common.errors import UserError
+from lamra.datasets.items import VIDEO_SUFFIXES
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".avif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".avif", *VIDEO_SUFFIXES)
 
 
 def pictures_in(folder: str | Path, tell: Callable[[str], None]) -> list[Path]:
-    """The picture files in `folder` and in the folders below it, told by their suffixes, in order of their paths.
+    """The picture and video files in `folder` and below, told by their suffixes, in order of their paths.
 
     Args:
         tell: gets a sentence that counts what is left out: other suffixes, macOS's ._ files, what is no file.
 
     Raises:
-        UserError: there is no picture, or a folder cannot be read.
+        UserError: there is none, or a folder cannot be read.
     """
     found, left_out = [], Counter[str]()
     for parent, folders, names in os.walk(folder, onerror=_unreadable):
@@ -36,9 +37,9 @@ def pictures_in(folder: str | Path, tell: Callable[[str], None]) -> list[Path]:
                 found.append(path)
     if left_out := +left_out:
         listed = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
-        tell(f"{folder}: {left_out.total()} entries are left out as no pictures: {listed}")
+        tell(f"{folder}: {left_out.total()} entries are left out as no pictures or videos: {listed}")
     if not found:
-        raise UserError(f"--folder {folder} holds no picture ({', '.join(SUFFIXES)})")
+        raise UserError(f"--folder {folder} holds no picture or video ({', '.join(SUFFIXES)})")
     return sorted(found)
 
 

@@ -1,7 +1,7 @@
-"""Embed your own texts and pictures: jsonl lines to an npz of ids and embeddings, in order.
+"""Embed your own texts, pictures and videos: jsonl lines to an npz of ids and embeddings, in order.
 
-A line is {"id", "text"?, "image"?}, or {"id", "content": [{"text"}, {"image"}, ...]} with any number in any order, and
-may have an "instruction", which says what to retrieve.
+A line is {"id", "text"?, "image"?, "video"?}, or {"id", "content": [{"text"}, {"image"}, {"video"}, ...]} with any
+number in any order, and may have an "instruction", which says what to retrieve.
 
 python eval/embed.py --model_id DIR --input items.jsonl --output out.npz
 """
@@ -26,7 +26,7 @@ from lamra.eval.flags import SkippingArguments
 class EmbedArguments(SkippingArguments):
     input: str = flag("", "items.jsonl", path=FILE)
     image_root: str | None = flag(
-        None, "folder of all pictures; paths are relative to it; default: that of --input", path=FOLDER
+        None, "folder of all pictures and videos; paths are relative to it; default: that of --input", path=FOLDER
     )
     output: str = flag("", "out.npz: ids (N,), embeddings (N, D) float32 of unit norm", path=OUT_FILE)
 

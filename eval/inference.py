@@ -17,7 +17,7 @@ from lamra.collators.processing import Processor
 from lamra.collators.texts import ToldTexts
 from lamra.common.errors import UserError
 from lamra.common.processes import check_devices, default_workers, start_processes
-from lamra.datasets.items import Indexed, Item
+from lamra.datasets.items import Indexed, Item, picture_or_video
 from lamra.datasets.jsonl import read_item
 from lamra.eval.encode import encode
 from lamra.eval.flags import RetrieverArguments
@@ -59,7 +59,7 @@ class Retriever:
         max_tokens_per_batch: int | None = None,
         texts: ToldTexts | None = None,
     ) -> Tensor:
-        """Embed texts (str), pictures (a Path or a PIL image), and dicts and Items, which may be both.
+        """Embed texts (str), pictures (a Path or a PIL image), videos (a Path), and dicts and Items of several of them.
 
         Args:
             description: of the progress bar, which a few entries do not have; None shows none.
@@ -126,7 +126,9 @@ def as_items(entries: Indexed[Entry], instruction: str | None = None) -> list[It
 
 
 def as_item(entry: Entry, identifier: str, instruction: str | None = None) -> Item:
-    """A text, a picture or an item as an item; a dict has the keys of a line of jsonl, and may hold a PIL image.
+    """A text, a picture, a video or an item as an item; a dict has the keys of a line of jsonl.
+
+    A dict may hold a PIL image. Whether a Path leads to a picture or to a video is told by its suffix.
 
     Args:
         identifier: of an entry that has no id.
@@ -141,14 +143,16 @@ def as_item(entry: Entry, identifier: str, instruction: str | None = None) -> It
             item = entry
         case str():
             item = Item(identifier, entry)
-        case Path() | Image.Image():
+        case Path():
+            item = Item(identifier, parts=(picture_or_video(entry),))
+        case Image.Image():
             item = Item(identifier, images=(entry,))
         case dict():
             item = read_item(entry, str(entry.get("id", identifier)), f"entry {identifier}")
         case _:
             raise TypeError(
-                f"{type(entry).__name__}: a text is a str, a picture a Path or a PIL image, both together a dict or an "
-                "Item"
+                f"{type(entry).__name__}: a text is a str, a picture a Path or a PIL image, a video a Path, and "
+                "several of them a dict or an Item"
             )
     return replace(item, instruction=instruction) if item.instruction is None and instruction is not None else item
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from lamra.collators.pictures import open_image
+from lamra.collators.videos import clip_of
 from lamra.common.cli import note
 from lamra.common.errors import PictureError, UserError
 from lamra.common.processes import of_all_processes, process_rank, world_size
-from lamra.datasets.items import Indexed, Item
+from lamra.datasets.items import Indexed, Item, Video
 from lamra.datasets.tasks import RetrievalTask
 from lamra.eval.encode import prepared
 from lamra.eval.inference import Retriever
@@ -54,8 +55,11 @@ class Unreadable:
         def fault(i: int) -> tuple[int, str, str]:
             item = items[mine[i]]
             try:
-                for image in item.images:
-                    open_image(image, f"picture of item {item.id!r}", exif_rotation=turned)
+                for part in item.visuals:
+                    if isinstance(part, Video):
+                        clip_of(part, f"video {part.path}")
+                    else:
+                        open_image(part.image, f"picture of item {item.id!r}", exif_rotation=turned)
             except PictureError as error:
                 return mine[i], item.id, str(error)
             return mine[i], item.id, ""

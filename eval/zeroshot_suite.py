@@ -113,7 +113,7 @@ def _mean(of: ZeroshotSet, found: Mapping[str, Mapping]) -> dict[str, object]:
 
 
 def require_pictures(title: str, tasks: Sequence[RetrievalTask]) -> None:
-    """Refuse pictures that do not exist, before a model is loaded.
+    """Refuse pictures and videos that do not exist, before a model is loaded.
 
     Raises:
         UserError: names the set, the first item and its file, and how many there are.
@@ -121,15 +121,15 @@ def require_pictures(title: str, tasks: Sequence[RetrievalTask]) -> None:
     looked_at: dict[Path, tuple[bool, str]] = {}
     for items in {id(items): items for task in tasks for items in _parts(task)}.values():
         for item in (items[row] for row in range(len(items))):
-            for image in map(Path, map(str, item.images)):
+            for image in map(Path, item.files):
                 if image not in looked_at:
                     looked_at[image] = as_on_disk(image).is_file(), f"item {item.id} of {items.path}"
     missing = [(image, place) for image, (is_there, place) in looked_at.items() if not is_there]
     if missing:
         image, place = missing[0]
         raise UserError(
-            f"{title}: {len(missing)} of {len(looked_at)} pictures are missing, first {image} ({place}): extract the "
-            "pictures again, or go on without some with --skip_unreadable"
+            f"{title}: {len(missing)} of {len(looked_at)} pictures or videos are missing, first {image} ({place}): "
+            "extract them again, or go on without some with --skip_unreadable"
         )
 
 

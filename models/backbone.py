@@ -221,12 +221,22 @@ class Backbone(nn.Module):
         return torch.zeros(side * side, patch, device=device), torch.tensor([[1, side, side]], device=device)
 
     def _position_ids(self, input_ids: Tensor, attention_mask: Tensor, image_grid_thw: Tensor | None) -> Tensor:
-        """(3, B, L) rotary positions in time, height and width."""
+        """(3, B, L) rotary positions in time, height and width.
+
+        Stock models ask which tokens are a video's (2) and which a picture's (1), because Qwen2.5-VL counts a video's
+        time in steps of its own: one temporal patch is a second, as with two frames a second. A clip of one temporal
+        patch has no such step, and is a picture here.
+        """
         if self.position_ids == "mrope" and image_grid_thw is not None:
+            tokens = image_grid_thw.prod(dim=1) // self.config.vision_config.spatial_merge_size**2  # (visuals,)
+            is_video = image_grid_thw[:, 0] > 1  # (visuals,)
+            kinds = (1 + is_video.int()).repeat_interleave(tokens)  # (image tokens,)
+            is_image = input_ids == self.config.image_token_id  # (B, L)
             positions, _ = self.stock.model.get_rope_index(
                 input_ids,
-                mm_token_type_ids=(input_ids == self.config.image_token_id).int(),
-                image_grid_thw=image_grid_thw,
+                mm_token_type_ids=is_image.int().masked_scatter(is_image, kinds),
+                image_grid_thw=image_grid_thw[~is_video],
+                video_grid_thw=image_grid_thw[is_video],
                 attention_mask=attention_mask,
             )
             return positions

@@ -75,9 +75,9 @@ def pictures_sha256(items: Indexed[Item]) -> str:
 
 def _pictures(item: Item) -> list[tuple[str, int | None, int | None]]:
     found: list[tuple[str, int | None, int | None]] = []
-    for image in item.images:
-        assert isinstance(image, (str, Path))  # caches are of files
-        path = os.path.abspath(image)
+    assert len(item.files) == len(item.visuals)  # caches are of files
+    for file in item.files:
+        path = os.path.abspath(file)
         try:
             status = os.stat(path)
             found.append((path, status.st_size, status.st_mtime_ns))

@@ -44,10 +44,10 @@ def divided(parts: Joined) -> list[PreparedItem]:
     items, pixels, grids = parts
     if pixels is None or grids is None:
         return [PreparedItem(item, None, None) for item in items]
-    grid_of = grids.split([len(item.images) for item in items])  # (pictures of the item, 3) each
+    grid_of = grids.split([len(item.visuals) for item in items])  # (visuals of the item, 3) each
     pixels_of = pixels.split([int(grid.prod(dim=1).sum()) for grid in grid_of])
     return [
-        PreparedItem(item, pixel_values, grid) if item.images else PreparedItem(item, None, None)
+        PreparedItem(item, pixel_values, grid) if item.visuals else PreparedItem(item, None, None)
         for item, pixel_values, grid in zip(items, pixels_of, grid_of)
     ]
 

@@ -1,4 +1,7 @@
-"""The pictures of a pass over a ranking, of which many are candidates of many queries: decoded once, looked at once."""
+"""The pictures of a pass over a ranking, of which many are candidates of many queries: decoded once, looked at once.
+
+A video is looked at once, too, but decoded for each query that has it among its candidates.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def _bytes(image: Image.Image) -> int:
 
 
 class PictureFeatures:
-    """Vision features of pictures, computed once and kept on the device, the least recently used dropped.
+    """Vision features of pictures and videos, computed once and kept on the device, the least recently used dropped.
 
     Each item's are computed alone, so that they do not depend on the items beside it.
 
@@ -67,19 +70,19 @@ class PictureFeatures:
         self._kept: OrderedDict[tuple, torch.Tensor] = OrderedDict()
 
     def of(self, shown: Sequence[PreparedItem]) -> torch.Tensor | None:
-        """(tokens, D) of the pictures of items in order; None without any."""
+        """(tokens, D) of the pictures and videos of items in order; None without any."""
         parts = [self._of_item(item) for item in shown if item.pixel_values is not None]
         return torch.cat(parts) if parts else None
 
     def _of_item(self, shown: PreparedItem) -> torch.Tensor:
-        key = tuple(map(str, shown.item.images))
+        key = tuple(map(str, shown.item.visuals))
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         pixels, grids = (tensor.to(self.model.device) for tensor in (shown.pixel_values, shown.image_grid_thw))
         features = self.model.picture_features(pixels, grids)
         self.computed += 1
-        if all(isinstance(image, (str, Path)) for image in shown.item.images):  # a file, which has a name
+        if len(shown.item.files) == len(shown.item.visuals):  # files have names
             self._kept[key] = features
             self.room -= features.nbytes
             while self.room < 0:

@@ -104,7 +104,10 @@ def test_the_demonstration_counts_what_it_leaves_out(broken, tiny_model, fails, 
     capsys.readouterr()
     call(demo.main, **run, skip_unreadable=1)
     printed = capsys.readouterr().out
-    assert "6 entries are left out as no pictures: 2 .txt, 1 macOS's ._ files, 2 no files, 1 no suffix" in printed
+    assert (
+        "6 entries are left out as no pictures or videos: 2 .txt, 1 macOS's ._ files, 2 no files, 1 no suffix"
+        in printed
+    )
     assert "note: 1 of the 11 items of" in printed
     assert "deep.JPEG" in printed and " 10  " in printed and " 11  " not in printed
     (broken / "empty").mkdir()

@@ -134,7 +134,7 @@ def test_dialogs_stories_and_garments(tiny_model, tmp_path):
 def test_pictures_that_are_not_there(flags, tmp_path, fails):
     (tmp_path / "images" / "1.png").unlink()
     error = fails(partial(evaluate_set, "sugarcrepe"), **flags)
-    assert "SugarCrepe: 1 of 2 pictures are missing, first" in error and "1.png (item 2 of" in error
+    assert "SugarCrepe: 1 of 2 pictures or videos are missing, first" in error and "1.png (item 2 of" in error
     measure("sugarcrepe", **flags, skip_unreadable=14)
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["skipped_unreadable"]["count"] == 7 and {of["queries"] for of in found["tasks"].values()} == {1}

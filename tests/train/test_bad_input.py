@@ -226,7 +226,7 @@ def test_embed_and_merge(fails, no_model, tiny_model, tmp_path):
         (json.dumps({"id": 1, "image": "a" * 5000}), "line 1: "),
         ('{"text": "a"}', 'line 1 lacks "id": it has text'),
         ('{"id": 1, "content": []}', "line 1 has neither text nor picture"),
-        ('{"id": 1, "content": "a"}', 'line 1: a is not {"text"} or {"image"}'),
+        ('{"id": 1, "content": "a"}', 'line 1: a is not {"text"}, {"image"} or {"video"}'),
         ('{"id": 1, "content": [{"text": "a", "image": "b"}]}', "is not {"),
         ('{"id": 1, "content": [{"text": "a"}], "text": "b"}', "give the one or the other"),
         ('{"id": 1, "content": [{"image": 7}]}', "line 1: {'image': 7} is not"),

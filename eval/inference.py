@@ -157,13 +157,16 @@ def as_item(entry: Entry, identifier: str, instruction: str | None = None) -> It
     return replace(item, instruction=instruction) if item.instruction is None and instruction is not None else item
 
 
-def load_retriever(args: RetrieverArguments, device: torch.device | None = None) -> Retriever:
+def load_retriever(
+    args: RetrieverArguments, device: torch.device | None = None, *, max_pixels: int | None = None
+) -> Retriever:
     """The model that the flags choose, on a device.
 
     Args:
         device: None takes this process's own, and starts the process group if a launcher asked for it.
+        max_pixels: of an evaluation that reads larger pictures than the checkpoint was trained with.
     """
-    return Retriever(*load_with_processor(args, load_embedder, device), args.share_prefix)
+    return Retriever(*load_with_processor(args, load_embedder, device, max_pixels), args.share_prefix)
 
 
 def start(args: RetrieverArguments) -> PartialState:
@@ -178,7 +181,7 @@ def start(args: RetrieverArguments) -> PartialState:
 
 
 def load_with_processor(
-    args: RetrieverArguments, load: Callable, device: torch.device | None
+    args: RetrieverArguments, load: Callable, device: torch.device | None, max_pixels: int | None = None
 ) -> tuple[Any, Processor, Settings, int, int]:
     """What `load` (load_embedder or load_reranker) makes of the flags, its processor, settings, budget and workers."""
     device = device or start(args).device
@@ -193,11 +196,13 @@ def load_with_processor(
         device=device,
         attn_implementation=args.attn_implementation,
         position_ids=args.position_ids,
-        max_pixels=args.max_pixels,
+        max_pixels=None if max_pixels else args.max_pixels,
         special_tokens_in_text=args.special_tokens_in_text,
         exif_rotation=args.exif_rotation,
         padding_free=args.padding_free,
     )
+    if max_pixels:
+        settings = replace(settings, max_pixels=max_pixels)
     processor = Processor(
         settings.base_model if is_adapter(args.model_id) else args.model_id,
         min_pixels=settings.min_pixels,

@@ -15,6 +15,7 @@ from lamra.datasets.zeroshot.ccneg import ccneg_tasks
 from lamra.datasets.zeroshot.multiturn_fashion import CATEGORIES, multiturn_fashion_tasks
 from lamra.datasets.zeroshot.sharegpt4v import sharegpt4v_tasks
 from lamra.datasets.zeroshot.sugar_crepe import KINDS, sugar_crepe_tasks
+from lamra.datasets.zeroshot.urban1k import RELEASED_MAX_PIXELS, urban1k_tasks
 from lamra.datasets.zeroshot.visdial import visdial_tasks
 from lamra.datasets.zeroshot.vist import vist_tasks
 from lamra.eval.flags import SkippingArguments
@@ -44,6 +45,7 @@ class ZeroshotSet:
         paper_mean: the paper's numbers of the mean over all its tasks, where it has several and reports one number.
         all_tasks: so many tasks the mean is over.
         all_queries: so many they have in the published files: the paper's mean stands beside no other.
+        released_max_pixels: the largest picture of protocol released; None: as the checkpoint was trained.
     """
 
     title: str
@@ -53,12 +55,19 @@ class ZeroshotSet:
     paper_mean: Reported | None = None
     all_tasks: int = 1
     all_queries: int = 0
+    released_max_pixels: int | None = None
 
 
 @dataclass
 class ShareGPT4VArguments(SuiteArguments):
     image_data_path: str = flag("./data/sharegpt4v/val_data", "its pictures", path=FOLDER, source=GET)
     text_data_path: str = flag("./data/sharegpt4v/datas_for_validation.json", "its captions", path=FILE, source=GET)
+
+
+@dataclass
+class Urban1KArguments(SuiteArguments):
+    image_data_path: str = flag("./data/Urban1k/image", "its pictures", path=FOLDER, source=GET)
+    text_data_path: str = flag("./data/Urban1k/caption", "folder of its captions", path=FOLDER, source=GET)
 
 
 @dataclass
@@ -109,6 +118,13 @@ SETS = {
         "R@1",
         ShareGPT4VArguments,
         lambda args: sharegpt4v_tasks(args.image_data_path, args.text_data_path, args.protocol),
+    ),
+    "urban1k": ZeroshotSet(
+        "Urban1K",
+        "R@1",
+        Urban1KArguments,
+        lambda args: urban1k_tasks(args.image_data_path, args.text_data_path, args.protocol),
+        released_max_pixels=RELEASED_MAX_PIXELS,
     ),
     "visdial": ZeroshotSet(
         "VisDial",

@@ -9,6 +9,7 @@ from lamra.common import upstream
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.common.files import as_on_disk, sha256
+from lamra.common.flags import require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.rankings import write_by_query, write_ranking
@@ -27,6 +28,11 @@ def evaluate_set(name: str) -> None:
     """
     of = SETS[name]
     (args,) = upstream.parse(upstream.ZEROSHOT_SUITE, of.arguments)
+    max_pixels = of.released_max_pixels if args.protocol == "released" else None
+    if max_pixels:
+        why = f"{max_pixels}, or no such flag, as LamRA read {of.title} (--protocol clean reads as it was trained)"
+        require(args.max_pixels in (None, max_pixels), "max_pixels", args.max_pixels, why)
+        note(f"{of.title} (released): pictures of up to {max_pixels} pixels, as LamRA's numbers were measured")
     from lamra.eval.cache.manifest import pictures_sha256, provenance_of  # torch, which --help does not wait for
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
@@ -38,7 +44,7 @@ def evaluate_set(name: str) -> None:
         tasks = of.tasks(args)
         if not args.skip_unreadable:
             require_pictures(of.title, tasks)
-        retriever = load_retriever(args)
+        retriever = load_retriever(args, max_pixels=max_pixels)
         settings = {
             **provenance_of(args, retriever.settings, retriever.embedder, args.protocol),
             "skip_unreadable": args.skip_unreadable,
@@ -87,6 +93,7 @@ def evaluate_set(name: str) -> None:
                 "set": of.title,
                 "measure": of.measure,
                 "protocol": args.protocol,
+                **({"max_pixels": max_pixels} if max_pixels else {}),
                 "tasks": found_of,
                 **_mean(of, found_of),
                 **unreadable.for_metrics(metrics),

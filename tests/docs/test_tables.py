@@ -16,10 +16,12 @@ from lamra.eval.reporting.results import PRACTICE_STAGE1_FLICKR30K
 from lamra.eval.zeroshot_sets import SETS
 
 DIRECTIONS = ("image_retrieval", "text_retrieval")
-SHAREGPT4V, FLICKR = caption.PAPER["ShareGPT4V"], caption.PAPER["Flickr30K"]
+SHAREGPT4V, URBAN1K, FLICKR = (caption.PAPER[name] for name in ("ShareGPT4V", "Urban1K", "Flickr30K"))
 ZEROSHOT = {
     ("sharegpt4v", "image_retrieval"): SHAREGPT4V[0],
     ("sharegpt4v", "text_retrieval"): SHAREGPT4V[1],
+    ("urban1k", "image_retrieval"): URBAN1K[0],
+    ("urban1k", "text_retrieval"): URBAN1K[1],
     ("visdial", "image_retrieval"): visdial.PAPER,
     ("vist", "image_retrieval"): vist.PAPER,
     ("multiturn_fashion", "image_retrieval"): multiturn_fashion.PAPER,

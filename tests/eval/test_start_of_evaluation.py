@@ -27,6 +27,7 @@ ENTRYPOINTS = {  # with the flags that each wants
     "eval/eval_zeroshot/eval_sugar_crepe.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_multiturn_fashion.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_sharegpt4v.py": ("--model_id", "m"),
+    "eval/eval_zeroshot/eval_urban1k.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_visdial.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_vist.py": ("--model_id", "m"),
     "eval/mine_rerank.py": ("--model_id", "m"),

@@ -9,8 +9,10 @@ from functools import partial
 
 import pytest
 from conftest import call
+from PIL import Image
 from zeroshot_files import draw, write
 
+from lamra.collators.processing import Processor
 from lamra.datasets.rankings import ranked_ids
 from lamra.datasets.zeroshot.sugar_crepe import KINDS
 from lamra.eval import zeroshot_report, zeroshot_suite
@@ -152,3 +154,27 @@ def test_ccneg(flags, tmp_path, capfd):
     hits = [dids[0] == f"{qid}#caption" and scores[0] > scores[1] for qid, (dids, scores) in ranking.items()]
     assert found["queries"] == 3 and found["recall@1"] == sum(hits) / 3
     assert "79.6" not in capfd.readouterr().out and found["paper"] is None  # of 3 rows, not of 40,000
+
+
+def test_urban1k_released_reads_larger_pictures(tiny_model, tmp_path, monkeypatch, capsys, fails):
+    (tmp_path / "caption").mkdir()
+    write(tmp_path / "caption" / "1.txt", "A street.")
+    (tmp_path / "image").mkdir()
+    Image.new("RGB", (812, 616)).save(tmp_path / "image" / "1.jpg")  # 29 x 22 squares of 28; 300 by default
+    flags = dict(model_id=tiny_model, num_workers=0, output_dir=tmp_path / "out")
+    flags |= dict(image_data_path=tmp_path / "image", text_data_path=tmp_path / "caption")
+    grids, pixels = [], Processor.pixels
+    monkeypatch.setattr(
+        Processor, "pixels", lambda self, item: (found := pixels(self, item), grids.append(found["image_grid_thw"]))[0]
+    )
+    for protocol, squares, largest in (("released", 29 * 22, 12845056), ("clean", 19 * 15, None)):
+        grids.clear()
+        measure("urban1k", **flags, protocol=protocol)
+        assert {int(grid.prod()) // 4 for grid in grids if grid is not None} == {squares}
+        found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        assert (found["set"], found["protocol"], found.get("max_pixels")) == ("Urban1K", protocol, largest)
+        made_by = json.loads((tmp_path / "out" / "made_by.json").read_text())
+        assert made_by["max_pixels"] == (largest or 300 * 28 * 28)
+        assert ("pictures of up to 12845056 pixels" in "".join(capsys.readouterr())) == bool(largest)
+    error = fails(partial(evaluate_set, "urban1k"), **flags, max_pixels=235200)
+    assert "--max_pixels 235200: expected 12845056, or no such flag, as LamRA read Urban1K" in error

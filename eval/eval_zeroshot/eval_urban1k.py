@@ -1,0 +1,7 @@
+"""Urban1K: long captions and pictures of streets, both ways. Started from scripts/eval/eval_zeroshot.sh."""
+
+from lamra.common.cli import run
+from lamra.eval.zeroshot_suite import evaluate_set
+
+if __name__ == "__main__":
+    run(lambda: evaluate_set("urban1k"))

@@ -47,7 +47,7 @@ def build_stock(
         special = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
     config = Qwen2VLConfig(
         text_config=dict(
-            vocab_size=152064 if size != "tiny" else 1536,
+            vocab_size=tower.pop("vocab_size", 152064 if size != "tiny" else 1536),
             num_key_value_heads=tower.pop("kv_heads"),
             rms_norm_eps=1e-6,
             bos_token_id=None,

@@ -16,6 +16,8 @@ from lamra.common.gather import all_gather_with_grad
 from lamra.common.processes import process_rank, world_size
 from lamra.models.float32 import full_float32
 
+CHUNK = 32  # neighbouring scores of which only the highest is looked at first
+
 
 class Embeddings(Protocol):
     """(N, D) embeddings by slices of their rows: a tensor on any device, an array, numpy.memmap, cache.shards."""
@@ -62,10 +64,15 @@ def top_k(
     rows = range(len(gallery)) if rows is None else rows
     scores = torch.empty(len(query), 0, device=query.device)
     indices = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
+    # For all products, since a new one costs a third of its time in page faults.
+    room = torch.empty(min(query_block_size, len(query)) * min(block_size, len(rows)), device=query.device)
     with torch.no_grad(), full_float32():
         for start in range(rows.start, rows.stop, block_size):
             block = as_float32(gallery[start : min(start + block_size, rows.stop)], query.device)  # (n, D)
-            parts = [block_top_k(q.float() @ block.T, k) for q in query.split(query_block_size)]
+            parts = []
+            for some in query.split(query_block_size):  # (q, D)
+                product = room[: len(some) * len(block)].view(len(some), len(block))
+                parts.append(block_top_k(torch.mm(some.float(), block.T, out=product), k))
             # What was kept so far has the lower indices and stands first: the stable sort leaves ties to it.
             merged = torch.cat([scores, torch.cat([s for s, _ in parts])], dim=1)  # (Q, up to 2k)
             merged_indices = torch.cat([indices, torch.cat([i for _, i in parts]) + start], dim=1)
@@ -135,18 +142,34 @@ def _merge_ranks(scores: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tenso
 
 def block_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores (q, n) to the best k of each row and their columns, (q, min(k, n)) each, ties by the lower column."""
-    if scores.isnan().any():
-        raise UserError("a score is NaN: the query or gallery embeddings hold NaN or infinity; embed them again")
-    scores = scores + 0.0  # -0.0 becomes 0.0: a radix sort could tell them apart
+    if k * 4 * CHUNK > scores.shape[1]:
+        return _sorted_top_k(scores, k)
+    # The best k lie in the k chunks of the highest maxima: a maximum is read off in a tenth of the time of torch.topk.
+    # Of tied maxima the first chunks are kept, so that ties still go to the lower column.
+    in_chunks = scores.shape[1] // CHUNK * CHUNK
+    maxima = scores[:, :in_chunks].unflatten(1, (-1, CHUNK)).amax(dim=2)  # (q, n // CHUNK), NaN where a score is
+    chunks = block_top_k(maxima, k)[1].sort(dim=1).values  # (q, k), ascending
+    columns = chunks[:, :, None] * CHUNK + torch.arange(CHUNK, device=scores.device)  # (q, k, CHUNK)
+    rest = torch.arange(in_chunks, scores.shape[1], device=scores.device).expand(len(scores), -1)
+    columns = torch.cat([columns.flatten(1), rest], dim=1)
+    values, order = _sorted_top_k(scores.gather(1, columns), k)
+    return values, columns.gather(1, order)
+
+
+def _sorted_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same by torch.topk."""
     k = min(k, scores.shape[1])
     # The k + 1 best show which rows have a tie across the k-th position, where torch.topk may keep any of the tied.
     values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if values.isnan().any():  # NaN counts as the highest
+        raise UserError("a score is NaN: the query or gallery embeddings hold NaN or infinity; embed them again")
     if values.shape[1] > k:
         tied = values[:, k - 1] == values[:, k]  # (q,)
         columns = columns[:, :k]
         columns[tied] = _lowest_columns(scores[tied], values[tied, k - 1, None], k)
     columns = columns.sort(dim=1).values  # ascending, so that the stable sort leaves ties to the lower column
-    values, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    values = scores.gather(1, columns) + 0.0  # -0.0 becomes 0.0: a radix sort could tell them apart
+    values, order = values.sort(dim=1, descending=True, stable=True)
     return values, columns.gather(1, order)
 
 

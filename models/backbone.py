@@ -131,7 +131,7 @@ class Backbone(nn.Module):
         positions = self._position_ids(ids, torch.ones_like(ids), image_grid_thw)  # (3, 1, P)
         packing = Packing.of(torch.ones_like(ids), seen=seen)
         self._last_hidden_state(ids, packing, positions, pixel_values, image_grid_thw, picture_features)
-        return seen
+        return dict(seen)  # a recomputed layer fills `seen` again
 
     def hidden(
         self,
@@ -152,14 +152,7 @@ class Backbone(nn.Module):
             prefix: from `prefix_of`, of tokens that every row begins with; they are then not computed again.
             picture_features: from `picture_features`, instead of pixel_values.
             run_vision: from `vision_must_run`.
-
-        Raises:
-            ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
-        if prefix is not None and self.training:
-            raise ValueError(
-                "a shared prefix is exact in evaluation only: in training all rows would share its dropout"
-            )
         positions = self._position_ids(input_ids, attention_mask, image_grid_thw)  # (3, B, L)
         if not self.padding_free:
             # With padding on the right, causal attention alone keeps it out of every token: no mask is needed.

@@ -30,6 +30,9 @@ class Embedder(Backbone):
         last_token_only: with padding_free, the last layer computes nothing but the pooled tokens.
         grad_cache_chunk: in training, embed so many sequences at a time and recompute them in the backward pass
             (models.grad_cache); 0 embeds all at once.
+        shared_prefix: in training with padding_free, of so many tokens at every prompt's beginning those that a batch
+            has in common are computed once. Embeddings and gradients stay the same but where the model drops out: the
+            prefix then has one dropout mask for all rows.
     """
 
     def __init__(
@@ -41,12 +44,14 @@ class Embedder(Backbone):
         last_token_only: bool = True,
         grad_cache_chunk: int = 0,
         selective_checkpointing: bool = False,
+        shared_prefix: int = 0,
     ) -> None:
         super().__init__(
             model, position_ids, padding_free=padding_free, selective_checkpointing=selective_checkpointing
         )
         self.last_token_only = padding_free and last_token_only
         self.grad_cache_chunk = grad_cache_chunk
+        self.shared_prefix = shared_prefix if padding_free else 0
         if self.last_token_only:
             keep_last_token(self.stock.model.language_model.layers[-1])
 
@@ -74,9 +79,6 @@ class Embedder(Backbone):
 
         Returns:
             (B, D) float32 embeddings of unit norm.
-
-        Raises:
-            ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
         inputs = (input_ids, attention_mask, pixel_values, image_grid_thw)
         run_vision = self.vision_must_run(input_ids, pixel_values)
@@ -101,6 +103,10 @@ class Embedder(Backbone):
 
         Args and Raises: as for forward; run_vision is from `vision_must_run`, of the whole batch.
         """
+        if self.training and self.shared_prefix and prefix is None:
+            first = input_ids[:, : self.shared_prefix]
+            equal = (first == first[0]).all(dim=0)  # (P,): a text's first letters may merge with the prefix's last
+            prefix = self.prefix_of(first[0, : int(equal.cumprod(dim=0).sum())])
         pictures = (pixel_values, image_grid_thw)
         hidden, packing = self.hidden(input_ids, attention_mask, *pictures, prefix, run_vision=run_vision)
         if packing is None:

@@ -38,9 +38,6 @@ class Reranker(Backbone):
 
         Returns:
             (A, V) float32 logits, row after row, or with `answers` (A, n).
-
-        Raises:
-            ValueError: a prefix in training, where it would share one dropout mask among all rows.
         """
         run_vision = self.vision_must_run(input_ids, pixel_values)
         pictures = (pixel_values, image_grid_thw)

@@ -64,7 +64,10 @@ def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -
     )
 
 
-def build_embedder(folder: Path, model_args: ModelArguments, args: TrainingArguments, position_ids: str) -> Embedder:
+def build_embedder(
+    folder: Path, model_args: ModelArguments, args: TrainingArguments, position_ids: str, prefix: int = 0
+) -> Embedder:
+    """The Embedder that the flags ask for; every prompt begins with the same `prefix` tokens."""
     return Embedder(
         load_to_train(folder, model_args, args),
         position_ids,
@@ -72,6 +75,7 @@ def build_embedder(folder: Path, model_args: ModelArguments, args: TrainingArgum
         last_token_only=model_args.last_token_only,
         grad_cache_chunk=args.grad_cache_chunk,
         selective_checkpointing=args.selective_checkpointing,
+        shared_prefix=prefix if model_args.share_prefix else 0,
     )
 
 

@@ -63,6 +63,9 @@ class ModelArguments(Flags):
     )
     padding_free: bool = flag(True, "one row of tokens instead of a padded rectangle")
     last_token_only: bool = flag(True, "the last layer computes pooled tokens only")
+    share_prefix: bool = flag(
+        False, "compute the prompts' constant beginning once a step; its dropout is then drawn once for all rows"
+    )
     min_pixels: int | None = flag(None, "smallest area of a picture; default 4*28*28", low=1)
     max_pixels: int | None = flag(None, "largest area of a picture; default 300*28*28", low=1)
     special_tokens_in_text: str | None = flag(
@@ -76,6 +79,8 @@ class ModelArguments(Flags):
         super().__post_init__()
         if self.model_local_path:
             self.model_local_path = local_folder(self.model_local_path, "model_local_path")
+        if self.share_prefix and not self.padding_free:
+            raise UserError("--share_prefix True needs --padding_free True")
         if self.q_lora and not self.use_lora:
             raise UserError("--q_lora True needs --use_lora True: 4-bit weights cannot be trained themselves")
         if self.use_vision_lora and self.train_vision_encoder:
@@ -283,8 +288,9 @@ class RerankDataArguments(MBEIRDataArguments):
 class RerankModelArguments(ModelArguments):
     def __post_init__(self):
         super().__post_init__()
-        given = self.last_token_only
-        require(given, "last_token_only", given, "no value: a reranker asks for the tokens of its answers")
+        for name, is_default in (("last_token_only", self.last_token_only), ("share_prefix", not self.share_prefix)):
+            given = getattr(self, name)
+            require(is_default, name, given, "no value: only the embedders of stages 1 and 2 have it")
 
 
 @with_help

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from lamra.eval.cache.shards import Shards
-from lamra.eval.search import Blocks, search
+from lamra.common.errors import UserError
+from lamra.eval.search import CHUNK, Blocks, block_top_k, search
 
 
 def test_a_slice_of_shards_is_a_slice_of_the_whole(tmp_path):
@@ -42,3 +43,23 @@ def test_faiss_finds_the_same():
     found, indices = search(query, gallery, 20, Blocks(queries=7, block_size=256, query_block_size=5))
     assert (indices.numpy() == ids).all()
     np.testing.assert_allclose(found, scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [None, 3, 40])
+def test_the_best_of_a_block_are_those_of_a_stable_sort(levels):
+    """With few different scores most are ties, of which the lower columns come first; zeros of both signs are equal."""
+    generator = torch.Generator().manual_seed(0)
+    for n, k in ((1, 3), (4 * CHUNK - 1, 1), (4 * CHUNK, 1), (4 * CHUNK + 5, 1), (3000, 7), (3001, 20), (200, 50)):
+        scores = torch.randn(5, n, generator=generator)
+        if levels:
+            scores = (scores * levels / 6).round()  # -0.0 among them
+        values, columns = scores.sort(dim=1, descending=True, stable=True)
+        found = block_top_k(scores, k)
+        assert torch.equal(found[0], values[:, :k]) and torch.equal(found[1], columns[:, :k])
+
+
+def test_a_nan_among_the_scores_is_told():
+    scores = torch.zeros(2, 40 * CHUNK)
+    scores[1, 700] = torch.nan
+    with pytest.raises(UserError, match="a score is NaN"):
+        block_top_k(scores, 3)

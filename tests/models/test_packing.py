@@ -105,8 +105,35 @@ def test_a_prefix_computed_once_changes_nothing(stock, position_ids, last_token_
     with torch.no_grad():
         prefix = embedder.prefix_of(torch.arange(10, 16))
         close(embedder(**batch, prefix=prefix), embedder(**batch))
-    with pytest.raises(ValueError, match="exact in evaluation only"):
-        embedder.train()(**batch, prefix=prefix)
+
+
+@pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("position_ids", ["sequential", "mrope"])
+def test_a_prefix_shared_in_training_changes_no_gradient(stock, rows, position_ids):
+    batch = batch_of([[7, *row] for row in rows])
+    batch["input_ids"][:, :6] = torch.arange(10, 16)
+    batch["input_ids"][0, 5] = 17  # a row whose text merged with the prefix's last token: 5 are shared
+    plain = results(stock, batch, position_ids=position_ids, padding_free=False)
+    for flags in (
+        dict(),
+        dict(last_token_only=False),
+        dict(checkpointing=True),
+        dict(selective_checkpointing=True, checkpointing=True),
+        dict(grad_cache_chunk=2),
+        dict(grad_cache_chunk=2, checkpointing=True),
+    ):
+        equal(results(stock, batch, position_ids=position_ids, shared_prefix=6, **flags), plain)
+
+
+def test_a_shared_prefix_is_computed_once(stock):
+    embedder = Embedder(copy.deepcopy(stock), "sequential", shared_prefix=6).train()
+    seen = []
+    layer = embedder.stock.model.language_model.layers[0]
+    layer.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    batch = batch_of([[9], [12], [40]])
+    batch["input_ids"][:, :6] = torch.arange(10, 16)
+    embedder(**batch)
+    assert seen == [6, 9 + 12 + 40 - 3 * 6]
 
 
 def test_the_last_layer_computes_pooled_tokens_only(stock):

@@ -29,6 +29,7 @@ from lamra.train.flags import ModelArguments
 
 IMAGE, START, END = 507, 505, 506
 WORLD, QUERIES, CHUNK = 2, 2, 3  # processes, queries of each, rows of a gradient-cache chunk
+PREFIX = 2  # tokens that all prompts begin with
 
 PARALLEL = ("none", "zero2", "zero3")
 TRAINED = {
@@ -73,11 +74,12 @@ def rows(data: str, hard_negatives: int) -> list[list[dict]]:
         for row in range(QUERIES * (2 + hard_negatives)):
             generator = torch.Generator().manual_seed(100 * rank + row)
             ids = torch.randint(3, 500, (3 + (7 * row + rank) % 5,), generator=generator)
+            ids = torch.cat([torch.arange(10, 10 + PREFIX), ids])
             grid, patches = pictures.get(row), 0
             if grid:
                 patches = grid[0] * grid[1]
                 picture = torch.tensor([START] + [IMAGE] * (patches // 4) + [END])
-                ids = torch.cat([ids[:1], picture, ids[1:]])
+                ids = torch.cat([ids[: PREFIX + 1], picture, ids[PREFIX + 1 :]])
             of_rank.append({"ids": ids, "pixels": torch.randn(patches, 1176, generator=generator), "grid": grid})
         of_ranks.append(of_rank)
     return of_ranks
@@ -95,7 +97,9 @@ def collated(rows: list[dict]) -> dict[str, Tensor]:
     return batch
 
 
-def build(folder: Path, trained: str, builder=build_embedder, parallel: str = "none") -> tuple[Backbone, bool]:
+def build(
+    folder: Path, trained: str, builder=build_embedder, parallel: str = "none", prefix: tuple[int, ...] = ()
+) -> tuple[Backbone, bool]:
     """A model with trained weights that are no zeros, the same on every rank; and find_unused_parameters."""
     args = SimpleNamespace(
         bf16=False,
@@ -105,8 +109,8 @@ def build(folder: Path, trained: str, builder=build_embedder, parallel: str = "n
         grad_cache_chunk=0,
         selective_checkpointing=False,
     )
-    model_args = ModelArguments(lora_r=4, lora_alpha=8, lora_dropout=0.0, **TRAINED[trained])
-    model = builder(folder, model_args, args, "sequential").train()
+    model_args = ModelArguments(lora_r=4, lora_alpha=8, lora_dropout=0.0, share_prefix=bool(prefix), **TRAINED[trained])
+    model = builder(folder, model_args, args, "sequential", *prefix).train()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -132,18 +136,19 @@ class Parallel:
 
     def __init__(self, folder: Path, parallel: str, trained: str, builder=build_embedder):
         self.zero = parallel != "none"
+        prefix = (PREFIX,) if builder is build_embedder else ()  # what is expected was computed without
         if self.zero:
             import deepspeed
             from transformers.integrations import HfDeepSpeedConfig
 
             config = self.config(parallel)
             alive = HfDeepSpeedConfig(config)  # ZeRO-3 loads weights in shards
-            self.model, _ = build(folder, trained, builder, parallel)
+            self.model, _ = build(folder, trained, builder, parallel, prefix)
             optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=0.0)
             self.engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=config)
             del alive
         else:
-            self.model, unused = build(folder, trained, builder)
+            self.model, unused = build(folder, trained, builder, prefix=prefix)
             self.engine = DistributedDataParallel(self.model, find_unused_parameters=unused)
 
     @staticmethod

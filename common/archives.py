@@ -28,8 +28,10 @@ ZIP, ENCRYPTED = b"PK\x03\x04", 1
 BLOCK = MIB  # that is read at a time
 LARGEST_HEADER = MIB  # tarfile reads the names and comments of a member as a whole
 DIGITS = re.compile(rb"\d{100}")  # on a long run of these, tarfile of Python before 3.11.10 and 3.12.6 takes hours
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, struct.error, zlib.error, EOFError, NotImplementedError)
-BROKEN += (ValueError, OverflowError, TypeError, LookupError, RecursionError)
+BROKEN: tuple[type[Exception], ...] = (
+    *(tarfile.TarError, zipfile.BadZipFile, struct.error, zlib.error, EOFError, NotImplementedError),
+    *(ValueError, OverflowError, TypeError, LookupError, RecursionError),
+)
 SMALL = 64 * MIB  # an archive may always unpack to this
 
 

@@ -109,11 +109,16 @@ def is_disk_full(error: Exception) -> bool:
 
 def sha256(path: str | Path) -> str:
     """Of a file's content."""
-    digest = hashlib.sha256()
+    return digest(path, "sha256")
+
+
+def digest(path: str | Path, algorithm: str) -> str:
+    """Of a file's content, by an algorithm of hashlib."""
+    found = hashlib.new(algorithm, usedforsecurity=False)  # where FIPS rules, MD5 is refused for anything else
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            found.update(block)
+    return found.hexdigest()
 
 
 def path_inside(root: str | Path, name: str | Path) -> Path:

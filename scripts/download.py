@@ -1,7 +1,7 @@
-"""Models, NLI triplets, LamRA_Eval's pictures and M-BEIR, from a Hugging Face hub to where everything looks for them.
+"""Models, NLI triplets, LamRA_Eval's pictures, M-BEIR and sets of the zero-shot suite, to where all look for them.
 
 Started by scripts/download.sh, which spells the settings. A file is downloaded beside its place, checked against the
-size (and for large files the SHA-256) that the hub states, then renamed: what has its name is complete.
+size (and for large files the digest) that the hub or this file states, then renamed: what has its name is complete.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import (
     HTTPError,
     OfflineModeIsEnabled,
@@ -35,11 +37,13 @@ from tqdm import tqdm
 from lamra.common.archives import Limits, unpack
 from lamra.common.cli import parse, run
 from lamra.common.errors import UserError
-from lamra.common.files import read_jsonl, sha256
+from lamra.common.files import digest, read_jsonl
 from lamra.common.flags import OUT_FOLDER, Flags, flag, require
 from lamra.datasets.caption import load_captioned_images
+from lamra.datasets.zeroshot.sugar_crepe import KINDS
 from lamra.models.folders import PUBLISHED
 
+T = TypeVar("T")
 DEFAULT_NAMES = ("qwen2-vl-7b", "nli", "flickr", "coco")
 MODEL_SUFFIXES = {".safetensors", ".json", ".txt", ".jinja"}  # no pickles, no code
 # name -> archive in LamRA_Eval, its image folder, its captions
@@ -47,7 +51,6 @@ ARCHIVES = {
     "flickr": ("flickr.tar.gz", "images", "flickr_text.json"),
     "coco": ("coco.tar.gz", "coco_images", "coco_text.json"),
 }
-KNOWN = (*PUBLISHED, "nli", *ARCHIVES, "mbeir")
 # M-BEIR's files; its pictures are one archive in parts.
 MBEIR = "TIGER-Lab/M-BEIR"
 MBEIR_TEXTS = re.compile(r"(query|cand_pool|qrels|instructions)/([\w.-]+/)?[\w.-]+\.(jsonl|txt|tsv)")
@@ -55,6 +58,67 @@ MBEIR_TASK = re.compile(r"query/(?:val|test)/mbeir_(\w+_task\d+)_(?:val|test)\.j
 MBEIR_TRAINING = r"query/union_train/.+|cand_pool/global/mbeir_union_train_cand_pool\.jsonl"
 MBEIR_PARTS = re.compile(r"mbeir_images\.tar\.gz\.part-(\d+)")
 MBEIR_PICTURES = "mbeir_images"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file of a data set at an address that its authors state.
+
+    Attributes:
+        url: {hub} stands for the hub or its mirror.
+        target: where it goes, below the data folder; of an archive, where `folder` goes.
+        folder: of the archive that it is, "" for a file.
+        digest: SHA-256 or MD5, where neither the address nor the server's answer vouches for the content.
+    """
+
+    url: str
+    target: str
+    folder: str = ""
+    digest: str = ""
+
+
+GITHUB = "https://raw.githubusercontent.com"
+SUGAR_CREPE = f"{GITHUB}/RAIVNLab/sugar-crepe/0047054b243992f0fad63d6f64f7544862daf846/data"
+CIRCO = f"{GITHUB}/miccunifi/CIRCO/267b5c9087d856ce1b41d2daf8f385ae5b629a3b/annotations"
+GENECIS = f"{GITHUB}/facebookresearch/genecis/0c5c968c01b8ccffcc0990af2b430d21d7a12f49/genecis"
+COCO = "http://images.cocodataset.org"  # no https: the digests are those that public tools agree on
+VAL2017 = "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"
+UNLABELED2017, IMAGE_INFO = "7ebc562819fdb32847aab79530457326", "ede38355d5c3e5251bb7f8b68e2c068f"
+COCO_PICTURES = "each picture its own, of Flickr; COCO's annotations name them"
+NO_COMMERCE = "CC BY-NC 4.0: no commercial use"
+# name -> licence, files
+ZEROSHOT = {
+    "sugarcrepe": ("MIT", [Remote(f"{SUGAR_CREPE}/{kind}.json", f"sugar-crepe/data/{kind}.json") for kind in KINDS]),
+    "coco-val2017": (
+        COCO_PICTURES,
+        [Remote(f"{COCO}/zips/val2017.zip", "sugar-crepe/images/val2017", "val2017", VAL2017)],
+    ),
+    "circo": (
+        f"{NO_COMMERCE}; COCO's list CC BY 4.0",
+        [
+            Remote(f"{CIRCO}/val.json", "circo/annotations/val.json"),
+            Remote(f"{CIRCO}/test.json", "circo/annotations/test.json"),
+            Remote(f"{COCO}/annotations/image_info_unlabeled2017.zip", "circo/annotations", "annotations", IMAGE_INFO),
+        ],
+    ),
+    "coco-unlabeled2017": (
+        COCO_PICTURES,
+        [Remote(f"{COCO}/zips/unlabeled2017.zip", "circo/images/unlabeled2017", "unlabeled2017", UNLABELED2017)],
+    ),
+    "genecis": (
+        NO_COMMERCE,
+        [
+            Remote(f"{GENECIS}/{what}_{of}.json", f"genecis/annotations/{what}_{of}.json")
+            for what in ("change", "focus")
+            for of in ("object", "attribute")
+        ],
+    ),
+    "urban1k": (
+        NO_COMMERCE,
+        [Remote("{hub}/datasets/BeichenZhang/Urban1k/resolve/main/Urban1k.zip", "Urban1k", "Urban1k")],
+    ),
+}
+KNOWN = (*PUBLISHED, "nli", *ARCHIVES, "mbeir", *ZEROSHOT)
 LIMITS = Limits(way_out="raise MAX_FILES, MAX_UNPACKED_GB or MAX_RATIO if you trust it")
 GONE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, OfflineModeIsEnabled)
 
@@ -85,20 +149,38 @@ class Hub:
         Raises:
             UserError: the repository or a file is not there, the tries are used up, or the disk refuses.
         """
+        return self._patiently(repo, folder, partial(self._fetch_once, repo, repo_type, folder, names))
+
+    def fetch_file(self, url: str, target: Path, digest: str = "") -> int:
+        """Download a file from an address of any server, and return its size; resumes and retries.
+
+        Args:
+            digest: its SHA-256 or MD5; "" trusts the address.
+
+        Raises:
+            UserError: as fetch.
+        """
+        url = url.format(hub=self.endpoint or ENDPOINT)
+        return self._patiently(url, target.parent, partial(self._fetch_file, url, target, digest))
+
+    def _patiently(self, source: str, folder: Path, step: Callable[[], T]) -> T:
         for i in range(1, self.max_tries + 1):
             try:
-                return self._fetch_once(repo, repo_type, folder, names)
+                return step()
             except GONE as error:
-                raise UserError(f"{repo} cannot be downloaded: {_first_line(error)}") from None
+                raise UserError(f"{source} cannot be downloaded: {_first_line(error)}") from None
             except (OSError, HTTPError) as error:
                 # An error of this machine has an errno, one of the network comes wrapped and has none.
                 if getattr(error, "errno", None) is not None:
                     raise UserError(f"{folder} cannot be written ({error}): see to it and start again") from None
-                print(f"{repo}: try {i} of {self.max_tries} failed ({_first_line(error)})", file=sys.stderr)
+                status = getattr(getattr(error, "response", None), "status_code", None)
+                if status in (403, 404, 410):  # a hub's own answers are GONE; other servers say no more
+                    raise UserError(f"{source} cannot be downloaded: {_first_line(error)}") from None
+                print(f"{source}: try {i} of {self.max_tries} failed ({_first_line(error)})", file=sys.stderr)
                 if i < self.max_tries:
                     time.sleep(self.pause)
         raise UserError(
-            f"{repo} could not be downloaded in {self.max_tries} tries: check the network, or name a mirror in "
+            f"{source} could not be downloaded in {self.max_tries} tries: check the network, or name a mirror in "
             "HF_ENDPOINT, and start again; what is there is kept"
         )
 
@@ -111,23 +193,25 @@ class Hub:
             revision = info.sha
             names = names([sibling.rfilename for sibling in info.siblings])
         folder.mkdir(parents=True, exist_ok=True)
-        fetch_file = partial(self._fetch_file, repo, repo_type, revision, folder)
+
+        def fetch_file(name: str) -> int:
+            url = hf_hub_url(repo, name, repo_type=repo_type, revision=revision, endpoint=self.endpoint)
+            return self._fetch_file(url, folder / name)
+
         with ThreadPoolExecutor(self.max_workers) as pool:
             sizes = dict(zip(names, pool.map(fetch_file, names)))
         (folder / _manifest(repo)).write_text(json.dumps(sizes, indent=2))
         return sizes
 
-    def _fetch_file(self, repo: str, repo_type: str, revision: str, folder: Path, name: str) -> int:
-        """Download one file unless it is there; its size."""
-        url = hf_hub_url(repo, name, repo_type=repo_type, revision=revision, endpoint=self.endpoint)
+    def _fetch_file(self, url: str, target: Path, wanted: str = "") -> int:
+        """Download one file unless it is there; its size. It is checked against `wanted`, or what the server states."""
         remote = get_hf_file_metadata(url, token=False, endpoint=self.endpoint)
         if remote.size is None or remote.etag is None:
             raise UserError(f"{url} states no size and etag, so this is no hub: check HF_ENDPOINT and proxy")
-        target = folder / name
         if target.is_file():
             if target.stat().st_size == remote.size:
                 return remote.size
-            raise UserError(f"{target} has {target.stat().st_size} bytes, the hub's {remote.size}: move it away")
+            raise UserError(f"{target} has {target.stat().st_size} bytes, the server's {remote.size}: move it away")
         # huggingface_hub's own download starts a file anew after a break; this one goes on from what is there.
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.parent / f".{target.name}.{re.sub(r'[^0-9a-zA-Z]', '', remote.etag)[:16]}.incomplete"
@@ -138,18 +222,24 @@ class Hub:
                 raise UserError(f"another process is downloading {target}: wait for it or end it") from None
             if file.tell() > remote.size:
                 file.truncate(0)
+            free, lacking = shutil.disk_usage(target.parent).free, remote.size - file.tell()
+            if lacking > free:
+                raise UserError(
+                    f"{target} needs {lacking / 10**9:.1f} GB more, and {free / 10**9:.1f} GB are free: make room"
+                )
             http_get(
                 remote.location,
                 file,
                 resume_size=file.tell(),
                 headers={"Accept-Encoding": "identity"},
                 expected_size=remote.size,
-                displayed_filename=name,
+                displayed_filename=target.name,
             )
-        is_sha256 = re.fullmatch(r"[0-9a-f]{64}", remote.etag)
-        if unfinished.stat().st_size != remote.size or (is_sha256 and sha256(unfinished) != remote.etag):
+        wanted = wanted or (remote.etag if re.fullmatch(r"[0-9a-f]{64}", remote.etag) else "")
+        found = digest(unfinished, "sha256" if len(wanted) == 64 else "md5") if wanted else ""
+        if unfinished.stat().st_size != remote.size or found != wanted:
             unfinished.unlink()
-            raise OSError(f"{name} arrived damaged")
+            raise OSError(f"{target.name} arrived damaged")
         unfinished.replace(target)
         return remote.size
 
@@ -218,6 +308,54 @@ def download_mbeir(hub: Hub, chosen: Sequence[str], data_folder: Path, limits: L
     else:
         print(f"mbeir: {parts_folder} keeps the archive for other tasks; delete it if you want none")
     print(f"mbeir: complete in {folder}: {', '.join(wanted)}")
+
+
+def download_zeroshot(hub: Hub, name: str, data_folder: Path, limits: Limits) -> None:
+    """The files of a set of the zero-shot suite to data_folder; what an archive holds beside its folder is left."""
+    licence, files = ZEROSHOT[name]
+    record = data_folder / _manifest(name)
+    sizes = _record(record)  # written when all were there
+    if sizes and _complete(data_folder, sizes):
+        print(f"{name}: already complete in {data_folder}")
+        return
+    print(f"{name}: licence {licence}")
+    found = {}
+    for file in files:
+        if not file.folder:
+            found[file.target] = hub.fetch_file(file.url, data_folder / file.target, file.digest)
+            continue
+        archive = data_folder / ".download" / posixpath.basename(file.url)
+        hub.fetch_file(file.url, archive, file.digest)
+        print(f"{name}: extracting {archive.name}")
+        found |= extract_folder(archive, file.folder, data_folder, file.target, limits)
+        archive.unlink()
+    record.write_text(json.dumps(found))
+    print(f"{name}: complete in {data_folder}")
+
+
+def extract_folder(archive: Path, folder: str, data_folder: Path, target: str, limits: Limits) -> dict[str, int]:
+    """Unpack a folder of an archive to `target` below `data_folder`; what is there stays.
+
+    Returns:
+        The size of each file, by its path below data_folder.
+
+    Raises:
+        UserError: as archives.unpack, or the archive has no such folder.
+    """
+    sizes: dict[str, int] = {}
+
+    def place(name: str, size: int) -> Path | None:
+        if not name.startswith(f"{folder}/"):
+            return None
+        path = f"{target}/{name.removeprefix(f'{folder}/')}"
+        sizes[path] = size
+        there = data_folder / path
+        return None if there.is_file() and there.stat().st_size == size else there
+
+    _unpack([archive], data_folder, place, limits)
+    if not sizes:
+        raise UserError(f"{archive} holds no folder {folder}: its authors changed it; unpack it to {target} yourself")
+    return sizes
 
 
 def mbeir_files(name: str, files: list[str]) -> list[str]:
@@ -377,6 +515,8 @@ def main() -> None:
             download_nli(hub, data)
         elif name in ARCHIVES:
             download_captioned_images(hub, name, data, limits)
+        elif name in ZEROSHOT:
+            download_zeroshot(hub, name, data, limits)
         elif name.startswith("mbeir"):
             download_mbeir(hub, [part for part in name.partition(":")[2].split(",") if part], data, limits)
         else:

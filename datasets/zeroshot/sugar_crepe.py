@@ -27,7 +27,7 @@ KINDS = {
 }
 RERANK_WEIGHT = 0.1
 PAPER_MEAN = Reported(85.8, 93.5)  # accuracy, mean of the seven kinds (arXiv 2412.01720)
-GET = "clone https://github.com/RAIVNLab/sugar-crepe to data/sugar-crepe"
+GET = "bash scripts/download.sh sugarcrepe gets it"
 
 
 def sugar_crepe_tasks(

@@ -11,14 +11,19 @@ import re
 import subprocess
 import tarfile
 import threading
+import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from conftest import ROOT
 from PIL import Image
 
 from lamra.common import cli
+from lamra.datasets.zeroshot.sugar_crepe import sugar_crepe_tasks
+from lamra.eval.zeroshot_sets import SETS
 from lamra.scripts import download
 from lamra.scripts.download import Hub, extract
 
@@ -35,6 +40,7 @@ class FakeHub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
         self.files: dict[str, dict[str, bytes]] = {}
+        self.others: dict[str, bytes] = {}  # path -> content, as servers that are no hub answer
         self.breaks = self.refuses = 0
         self.log: list[str] = []  # "GET /path" or "GET /path bytes=17-"
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -55,6 +61,9 @@ class Answer(BaseHTTPRequestHandler):
                 return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
             siblings = [{"rfilename": name} for name in repo]
             return self.reply(200, json.dumps({"id": listing[1], "sha": self.revision, "siblings": siblings}).encode())
+        if self.path in self.server.others or not re.search("/(resolve|cdn)/", self.path):
+            content = self.server.others.get(self.path)
+            return self.reply(404) if content is None else self.ranged(content, {"ETag": '"of-no-digest"'})
         repo, kind, name = re.fullmatch(r"/(.+)/(resolve/\w+|cdn)/(.+)", self.path).groups()
         content = self.server.files.get(repo, {}).get(name)
         if content is None:
@@ -66,11 +75,13 @@ class Answer(BaseHTTPRequestHandler):
             if kind != "cdn":
                 store = f"http://localhost:{self.server.server_port}/{repo}/cdn/{name}"
                 return self.reply(302, headers={**etag, "X-Repo-Commit": self.revision, "Location": store})
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
-        headers = {**etag, "X-Repo-Commit": self.revision}
-        self.reply(206 if start else 200, content[start:], headers)
+        self.ranged(content, {**etag, "X-Repo-Commit": self.revision})
 
     do_HEAD = do_GET
+
+    def ranged(self, content: bytes, headers: dict):
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+        self.reply(206 if start else 200, content[start:], headers)
 
     def reply(self, status: int, content: bytes = b"", headers: dict | None = None):
         self.send_response(status)
@@ -321,10 +332,94 @@ def test_what_is_wrong_with_mbeir_is_named(hub, run, tmp_path):
     assert not list(tmp_path.rglob("*escaped*"))
 
 
+@pytest.fixture
+def zeroshot(hub, monkeypatch):
+    """The addresses of the zero-shot suite, served by `hub`: name -> content of its files, in their order."""
+
+    def serve(name: str, *contents: bytes):
+        licence, files = download.ZEROSHOT[name]
+        served = []
+        for file, content in zip(files, contents, strict=True):
+            algorithm = {64: hashlib.sha256, 32: hashlib.md5}.get(len(file.digest))
+            url = re.sub("^http[s]?://[^/]+", hub.url, file.url)
+            served.append(replace(file, url=url, digest=algorithm(content).hexdigest() if algorithm else ""))
+            hub.others[url.removeprefix(hub.url)] = content
+        monkeypatch.setitem(download.ZEROSHOT, name, (licence, served))
+
+    return serve
+
+
+def zipped(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_a_set_of_files_comes_with_its_licence_to_where_its_evaluation_looks(hub, run, zeroshot, tmp_path):
+    row = {"filename": "1.jpg", "caption": "A cat sits.", "negative_caption": "A dog sits."}
+    zeroshot("sugarcrepe", *(json.dumps({"0": row}).encode() for _ in range(7)))
+    status, printed = run("sugarcrepe")
+    assert status == 0 and "sugarcrepe: licence MIT" in printed, printed
+    texts, pictures = SETS["sugarcrepe"].arguments.annotation_path_prefix, "sugar-crepe/images/val2017"
+    assert len(sugar_crepe_tasks(tmp_path / texts, "pictures", "clean")) == 7
+    assert download.ZEROSHOT["coco-val2017"][1][0].target == pictures
+    assert SETS["sugarcrepe"].arguments.image_path_prefix == f"./data/{pictures}"
+    hub.log.clear()
+    assert "already complete" in run("sugarcrepe")[1] and hub.log == []
+
+
+def test_of_an_archive_comes_its_folder(hub, run, zeroshot, tmp_path):
+    more = {"__MACOSX/annotations/x": b"", "annotations/image_info_unlabeled2017.json": b'{"images": []}'}
+    zeroshot("circo", b"[1]", b"[2]", zipped(**more))
+    hub.refuses = 1
+    status, printed = run("circo")
+    assert status == 0 and "try 1 of 2 failed" in printed and "licence CC BY-NC 4.0" in printed, printed
+    files = [path for path in (tmp_path / "data").rglob("*") if path.is_file() and not path.name.startswith(".")]
+    assert {str(path.relative_to(tmp_path / "data/circo/annotations")): path.read_bytes() for path in files} == {
+        "val.json": b"[1]", "test.json": b"[2]", "image_info_unlabeled2017.json": b'{"images": []}',
+    }  # fmt: skip
+    (tmp_path / "data/circo/annotations/image_info_unlabeled2017.json").unlink()
+    hub.log.clear()
+    assert run("circo")[0] == 0  # what is lost comes again, and of what is there only the size is asked
+    assert [line.split("/")[-1] for line in hub.log if line.startswith("GET")] == ["image_info_unlabeled2017.zip"]
+
+    content = zipped(**{"Urban1k/image/1.jpg": b"picture", "Urban1k/caption/1.txt": b"A street."})
+    hub.files["datasets/BeichenZhang/Urban1k"] = {"Urban1k.zip": content}
+    assert run("urban1k")[0] == 0 and (tmp_path / "data/Urban1k/caption/1.txt").read_bytes() == b"A street."
+
+
+def test_what_is_wrong_with_a_set_is_named(hub, run, zeroshot, tmp_path, monkeypatch):
+    zeroshot("coco-val2017", zipped(**{"val2017/1.jpg": b"picture"}))
+    path, content = next(iter(hub.others.items()))
+    hub.others[path] = content[:-1] + b"x"  # http: whoever stands between may exchange it
+    status, printed = run("coco-val2017")
+    assert status == 2 and "try 2 of 2 failed (val2017.zip arrived damaged)" in printed
+    assert not list((tmp_path / "data").rglob("*.zip"))
+
+    hub.others.clear()
+    status, printed = run("coco-val2017", tries=50)  # no reason to try again
+    assert status == 2 and "zips/val2017.zip cannot be downloaded: Client error '404 Not Found'" in printed, printed
+
+    zeroshot("coco-val2017", zipped(**{"other/1.jpg": b"picture"}))
+    status, printed = run("coco-val2017")
+    assert status == 2 and "val2017.zip holds no folder val2017: its authors changed it" in printed
+
+    zeroshot("coco-unlabeled2017", zipped(**{"unlabeled2017/1.jpg": b"picture"}))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Free(10))
+    status, printed = run("coco-unlabeled2017")
+    assert status == 2 and "unlabeled2017.zip needs 0.0 GB more, and 0.0 GB are free: make room" in printed
+
+
+class Free(NamedTuple):
+    free: int
+
+
 def test_errors_are_one_sentence_and_a_status(hub, run, tmp_path, monkeypatch):
     assert run("qwen9") == (2, "error: 'qwen9' is unknown: choose from qwen2-vl-2b qwen2-vl-7b qwen2.5-vl-3b "
                                "qwen2.5-vl-7b lamra-ret-pretrained lamra-ret lamra-rank nli flickr coco "
-                               "mbeir\n")  # fmt: skip
+                               "mbeir sugarcrepe coco-val2017 circo coco-unlabeled2017 genecis urban1k\n")  # fmt: skip
     assert hub.log == []
 
     status, printed = run("qwen2-vl-2b", tries=50)  # no such repository: no reason to try again
@@ -338,7 +433,7 @@ def test_errors_are_one_sentence_and_a_status(hub, run, tmp_path, monkeypatch):
     hub.files[NLI] = {"nli_for_simcse.csv": CSV}
     (tmp_path / "data/nli_for_simcse.csv").write_bytes(b"own")
     status, printed = run("nli")
-    assert status == 2 and f"has 3 bytes, the hub's {len(CSV)}: move it away" in printed
+    assert status == 2 and f"has 3 bytes, the server's {len(CSV)}: move it away" in printed
     (tmp_path / "data/nli_for_simcse.csv").unlink()
 
     def full(*args, **kwargs):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import stat
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -105,6 +107,24 @@ def pax(**records: str) -> Member:
     return member("pax", content, tarfile.XHDTYPE)
 
 
+def zipped(*members: tuple[str, bytes], kind: int = 0, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip of the captions, the picture and more files, which Unix calls `kind`."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, content in (("images/0.png", PNG), ("flickr_text.json", CAPTIONS), *members):
+            info = zipfile.ZipInfo(name)
+            info.compress_type = method
+            info.external_attr = kind << 16 if (name, content) in members else 0
+            file.writestr(info, content)
+    return out.getvalue()
+
+
+def changed(content: bytes, header: bytes, offset: int, value: bytes) -> bytes:
+    """A zip with other bytes behind the last `header`, PK.."""
+    place = content.rindex(header) + offset
+    return content[:place] + value + content[place + len(value) :]
+
+
 def unpacked(content: bytes | Callable[[], bytes], folder: Path, limits: Limits) -> None:
     """Unpack as LamRA_Eval's archive: right, or refused with nothing left; never anything beside it."""
     archive = folder / "flickr.tar.gz"
@@ -146,6 +166,7 @@ KINDS = {
     "contiguous file": tarfile.CONTTYPE,
     "volume header": b"V",
 }
+CENTRAL = b"PK\x01\x02"  # begins an entry of a zip's directory
 REFUSED, DAMAGED = "flickr.tar.gz is refused, it may be malicious", "flickr.tar.gz is damaged"
 SOUND, MBEIR = (
     packed(good()),
@@ -197,7 +218,24 @@ TABLE: dict[str, tuple] = {
     "name is a dot": (packed([member(".", b"gotcha"), *good()]), DAMAGED),
     "empty": (b"", DAMAGED),
     "text": (b"<html>not found</html>" * 100, DAMAGED),
-    "zip": (b"PK\x03\x04" + bytes(2000), DAMAGED),
+    "zip: head alone": (b"PK\x03\x04" + bytes(2000), DAMAGED),
+    "zip": (zipped(), None),
+    "zip: stored": (zipped(method=zipfile.ZIP_STORED), None),
+    "zip: a folder": (zipped(("images/", b"")), None),
+    "zip: written on Unix": (zipped(("readme", b"a"), kind=stat.S_IFREG), None),
+    **{f"zip: name {name}": (zipped((name, b"gotcha")), REFUSED) for name in NAMES},
+    "zip: symlink": (zipped(("images/1.png", b"/etc/passwd"), kind=stat.S_IFLNK), REFUSED),
+    "zip: FIFO": (zipped(("images/1.png", b""), kind=stat.S_IFIFO), REFUSED),
+    "zip: encrypted": (changed(zipped(), CENTRAL, 8, b"\x01"), DAMAGED),
+    "zip: bzip2": (zipped(method=zipfile.ZIP_BZIP2), DAMAGED),
+    "zip: 70 MB in 70 KB": (lambda: zipped(("readme", bytes(70 << 20))), REFUSED),
+    "zip: limit of files": (zipped(), "holds more than 1 files", Limits(files=1)),
+    "zip: limit of size": (zipped(), "unpacks to more than 1e-08 GB", Limits(gigabytes=1e-8)),
+    "zip: states less": (changed(zipped(), CENTRAL, 24, (5).to_bytes(4, "little")), DAMAGED),
+    "zip: states more": (changed(zipped(), CENTRAL, 24, (999).to_bytes(4, "little")), DAMAGED),
+    "zip: another checksum": (changed(zipped(), CENTRAL, 16, b"1234"), DAMAGED),
+    "zip: a directory that begins elsewhere": (changed(zipped(), b"PK\x05\x06", 16, b"\xff\xff\xff\x7f"), DAMAGED),
+    "zip: cut": (zipped()[:-30], DAMAGED),
     "zeros": (bytes(10240), "holds 0 of images"),
     "cut in a file": (SOUND[:1100], DAMAGED),
     "cut in a header": (SOUND[:700], DAMAGED),

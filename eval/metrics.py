@@ -68,6 +68,19 @@ def measures_by_query(task: RetrievalTask, ranking: Ranking) -> list[dict[str, f
     return found
 
 
+def chance(task: RetrievalTask) -> float:
+    """The recall that counts of rankings in random order: 1 - C(N - A, k) / C(N, k), the mean over queries.
+
+    N is the number of candidates that a query has, A how many of them answer it.
+    """
+    k, total = task.counted, 0.0
+    for query, answers in enumerate(task.answers):
+        excluded = task.excluded[query] if task.excluded else ()
+        count = len(task.candidates[query]) if task.candidates else len(task.gallery) - len(set(excluded))
+        total += 1 - math.comb(count - len(set(answers)), k) / math.comb(count, k) if count > k else bool(answers)
+    return total / len(task.answers)
+
+
 def _gain(rank: int) -> float:
     return 1 / math.log2(1 + rank)
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lamra.common.cli import run
-from lamra.common.errors import UserError
 from lamra.eval.flags import run_name
-from lamra.eval.reporting.results import METRICS, Parser, read_result
-from lamra.eval.zeroshot_suite import print_results
+from lamra.eval.reporting.results import Parser
+from lamra.eval.zeroshot_suite import print_results, read_set
 from lamra.models.folders import local_folder
 
 
@@ -23,11 +22,7 @@ def main() -> None:
     args = parser.parse_args()
 
     folder = args.output_dir or Path("results", run_name(local_folder(args.model_id, "model_id")))
-    results = [read_result(folder / name / METRICS, "eval_zeroshot.sh writes it") for name in args.sets]
-    for result in results:
-        if not {"set", "measure", "protocol", "tasks"} <= result.content.keys():
-            raise UserError(f"{result.path} is not of a set of the zero-shot suite: eval_zeroshot.sh writes such files")
-    print_results([result.content for result in results])
+    print_results([read_set(folder / name).content for name in args.sets])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,15 @@ from lamra.common.processes import is_first_process
 from lamra.datasets.rankings import write_by_query, write_ranking
 from lamra.datasets.tasks import Items, RetrievalTask
 from lamra.eval.flags import output_folder
-from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, print_table, write_json
+from lamra.eval.reporting.results import (
+    MADE_BY,
+    METRICS,
+    Result,
+    of_earlier_tasks,
+    print_table,
+    read_result,
+    write_json,
+)
 from lamra.eval.zeroshot_sets import SETS, ZeroshotSet
 
 DEPTH = 50  # candidates of each query in the rankings
@@ -36,7 +44,7 @@ def evaluate_set(name: str) -> None:
     from lamra.eval.cache.manifest import pictures_sha256, provenance_of  # torch, which --help does not wait for
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
-    from lamra.eval.metrics import measures_by_query
+    from lamra.eval.metrics import chance, measures_by_query
     from lamra.eval.unreadable import Unreadable
 
     state, folder = start(args), output_folder(args, name)
@@ -85,6 +93,7 @@ def evaluate_set(name: str) -> None:
                     **found,
                     "queries": len(task.queries),
                     "counted": f"recall@{task.counted}",
+                    "chance": chance(task),
                     "paper": task.reported and task.reported._asdict(),
                 }
             }
@@ -138,6 +147,14 @@ def require_pictures(title: str, tasks: Sequence[RetrievalTask]) -> None:
             f"{title}: {len(missing)} of {len(looked_at)} pictures or videos are missing, first {image} ({place}): "
             "extract them again, or go on without some with --skip_unreadable"
         )
+
+
+def read_set(folder: Path) -> Result:
+    """The metrics.json of a set; raises UserError where there is none, or it is of something else."""
+    result = read_result(folder / METRICS, "eval_zeroshot.sh writes it")
+    if not {"set", "measure", "protocol", "tasks"} <= result.content.keys():
+        raise UserError(f"{result.path} is not of a set of the zero-shot suite: eval_zeroshot.sh writes such files")
+    return result
 
 
 def print_results(results: Sequence[Mapping]) -> None:

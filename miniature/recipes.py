@@ -49,8 +49,19 @@ class RankRecipe:
     learning_rate: float = 2e-3
 
 
+@dataclass(frozen=True)
+class ZeroshotRecipe:
+    """Of the miniature of the zero-shot suite."""
+
+    seed: int = 0
+    size: int = 200  # scenes that each set begins with
+
+
 def ensure(
-    folders: Sequence[Path], recipe: Recipe | RankRecipe, build: Callable[[], None], force: bool = False
+    folders: Sequence[Path],
+    recipe: Recipe | RankRecipe | ZeroshotRecipe,
+    build: Callable[[], None],
+    force: bool = False,
 ) -> bool:
     """Build what is not there, or was built by another recipe or another version of this folder's code or the prompts.
 

@@ -51,15 +51,17 @@ def plot_recalls(path: str | Path, rows: Recalls) -> None:
     save_figure(path, figure, panels[0])
 
 
-def plot_percent(path: str | Path, columns: Mapping[str, Sequence[float]], names: Sequence[str]) -> None:
-    """Draw recall@1 in percent as horizontal bars: a group for each of `names`, a colour a column of up to six."""
+def plot_percent(
+    path: str | Path, columns: Mapping[str, Sequence[float]], names: Sequence[str], measure: str = "recall@1 in percent"
+) -> None:
+    """Draw shares in percent as horizontal bars: a group for each of `names`, a colour a column of up to six."""
     figure, (panel,) = figure_of(1)
     figure.set_size_inches(7, 1.2 + 0.22 * len(columns) * len(names))
     positions, width = bar_positions(len(names), len(columns))
     for left, colour, (name, recalls) in zip(positions, COLOURS, columns.items()):
         bars = panel.barh(left, [100 * recall for recall in recalls], 0.9 * width, color=colour, label=name)
         panel.bar_label(bars, fmt="%.1f", fontsize=8, padding=3)
-    panel.set(xlabel="recall@1 in percent", xlim=(0, 108), ylim=(len(names) - 0.45, -0.55))  # the first name on top
+    panel.set(xlabel=measure, xlim=(0, 108), ylim=(len(names) - 0.45, -0.55))  # the first name on top
     panel.set_yticks(range(len(names)), names)
     panel.tick_params(axis="y", length=0)
     save_figure(path, figure, panel)

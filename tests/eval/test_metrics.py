@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -20,7 +21,7 @@ from lamra.datasets.tasks import ItemList, RetrievalTask
 from lamra.eval import compare_mbeir, compare_rerank, report
 from lamra.eval.evaluate import evaluate
 from lamra.eval.flags import run_name
-from lamra.eval.metrics import average, measures, measures_by_query, recall_at_k
+from lamra.eval.metrics import average, chance, measures, measures_by_query, recall_at_k
 from lamra.eval.reporting import figures, results
 from lamra.eval.search import top_k
 
@@ -332,6 +333,18 @@ def test_a_tie_is_a_miss_where_the_task_says_so():
     ties = measures(task_of(4, 3, answers, tie_is_miss=True, **own), ranking)
     assert (ties["recall@1"], ties["recall@2"]) == (0.5, 0.75)
     assert ties["mrr@10"] == pytest.approx((1 / 2 + 1 / 3 + 1 + 1) / 4)
+
+
+def test_chance_by_hand():
+    """The recall that counts, over all orders of few candidates, and on average."""
+    answers, gallery, ks = [[0], [1, 2], []], 5, (1, 2)
+    for counted in ks:
+        orders = list(itertools.permutations(range(gallery)))
+        expected = sum(recall_at_k(orders, [of_query] * len(orders), counted) for of_query in answers) / 3
+        assert chance(task_of(3, gallery, answers, ks=ks, counted=counted)) == pytest.approx(expected)
+    assert chance(task_of(2, 9, [[0], [1]], candidates=[[0, 3], [1, 2, 3, 4]])) == (1 / 2 + 1 / 4) / 2
+    assert chance(task_of(2, 5, [[0], [1]], excluded=[[3, 4], [2]])) == pytest.approx((1 / 3 + 1 / 4) / 2)
+    assert chance(task_of(2, 3, [[0], []], counted=5)) == 0.5  # all are among the first five, if there is one
 
 
 def test_ndcg_and_mrr_by_hand():

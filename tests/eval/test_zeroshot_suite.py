@@ -15,7 +15,7 @@ from zeroshot_files import draw, write
 from lamra.collators.processing import Processor
 from lamra.datasets.rankings import ranked_ids
 from lamra.datasets.zeroshot.sugar_crepe import KINDS
-from lamra.eval import zeroshot_report, zeroshot_suite
+from lamra.eval import compare_zeroshot, zeroshot_report, zeroshot_suite
 from lamra.eval.zeroshot_sets import SETS
 from lamra.eval.zeroshot_suite import evaluate_set
 
@@ -178,3 +178,34 @@ def test_urban1k_released_reads_larger_pictures(tiny_model, tmp_path, monkeypatc
         assert ("pictures of up to 12845056 pixels" in "".join(capsys.readouterr())) == bool(largest)
     error = fails(partial(evaluate_set, "urban1k"), **flags, max_pixels=235200)
     assert "--max_pixels 235200: expected 12845056, or no such flag, as LamRA read Urban1K" in error
+
+
+def test_models_side_by_side(flags, tmp_path, capsys, fails):
+    flags["output_dir"] = tmp_path / "a" / "sugarcrepe"
+    measure("sugarcrepe", **flags)
+    metrics = json.loads((tmp_path / "a/sugarcrepe/metrics.json").read_text())
+    assert {task["chance"] for task in metrics["tasks"].values()} == {0.5}
+    for kind, task in zip(KINDS, metrics["tasks"].values()):
+        task["recall@1"] = 1.0 if kind.startswith("swap") else 0.0
+    for name in ("b", "c"):
+        (tmp_path / name / "sugarcrepe").mkdir(parents=True)
+        write(tmp_path / name / "sugarcrepe/metrics.json", metrics)
+        metrics["protocol"] = "clean"
+    mean = f"{100 * json.loads((tmp_path / 'a/sugarcrepe/metrics.json').read_text())['mean']['value']:.1f}"
+    capsys.readouterr()
+    one, two, other, nothing = (f"{name}={tmp_path / name}" for name in "abcd")
+    call(compare_zeroshot.main, "--output_dir", tmp_path / "out", one, two)
+    head, row, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["in", "percent", "measure", "chance", "a", "b"]
+    assert row.split() == ["SugarCrepe", "(released)", "mean", "accuracy", "50.0", mean, f"{200 / 7:.1f}"]
+    assert (tmp_path / "out/zeroshot.png").stat().st_size > 1000
+    bare = ("--output_dir", tmp_path / "out")
+    error = fails(compare_zeroshot.main, *bare, one, two, other)
+    assert "a, b, c measured different things: other tasks, protocols or galleries" in error
+    assert "have no set in common: name a folder that eval_zeroshot.sh wrote" in fails(
+        compare_zeroshot.main, *bare, one, nothing
+    )
+    write(tmp_path / "b/sugarcrepe/metrics.json", {"recall@1": 1.0})
+    assert "b/sugarcrepe/metrics.json is not of a set of the zero-shot suite" in fails(
+        compare_zeroshot.main, *bare, one, two
+    )

@@ -53,6 +53,18 @@ def test_a_picture_of_any_mode_is_shown_as_it_is(tmp_path):
         assert abs(shown.mean() - expected.mean()) < 10, name
 
 
+def test_pixels_are_those_of_the_library(tiny_model):
+    """Sizes below, between and above the limits, and as they are shown already."""
+    processor = Processor(tiny_model)
+    generator = torch.Generator().manual_seed(0)
+    for width, height in ((1, 1), (5, 9), (56, 84), (640, 480), (3, 200), (1100, 300)):
+        colours = torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        picture = Image.fromarray(colours.numpy())
+        found, expected = processor.pixels(Item("", images=[picture])), processor.image_processor([picture])
+        assert found["image_grid_thw"].tolist() == expected["image_grid_thw"].tolist()
+        assert np.array_equal(found["pixel_values"].numpy(), expected["pixel_values"])
+
+
 def test_a_processor_turns_pictures_where_its_settings_say_so(tiny_model, tmp_path):
     lying = Image.fromarray(np.linspace(0, 255, 28 * 84 * 3).reshape(28, 84, 3).astype(np.uint8))
     exif = Image.Exif()

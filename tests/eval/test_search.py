@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lamra.eval.cache.shards import Shards
 from lamra.common.errors import UserError
+from lamra.eval.cache.shards import Shards
 from lamra.eval.search import CHUNK, Blocks, block_top_k, search
 
 

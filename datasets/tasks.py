@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from lamra.common.errors import UserError
 from lamra.datasets.items import Indexed, Item
 
 KS = (1, 5, 10)
@@ -75,6 +76,10 @@ class RetrievalTask:
         excluded: for each query rows that are left out of its ranking, such as pictures that the query shows.
         ks: recall is measured at each.
         counted: the k that counts: in an average, and beside what others report.
+        measure: what counts at it. "map", the mean average precision, looks at all answers, and recall then at the
+            first alone, as CIRCO's do.
+        aspects: for each query the kinds of query that it is of, each of which has a mean average precision, too.
+        server: the address of a judge of rankings who has not published the answers: nothing is measured.
         tie_is_miss: an answer counts as below every wrong candidate of the same score; False leaves ties to the lower
             row. Only where queries have `candidates`: a ranking that is cut does not show all that tie.
         weight: of a reranker's P(Yes) beside the retriever's score.
@@ -94,6 +99,9 @@ class RetrievalTask:
     excluded: Sequence[Collection[int]] | None = None
     ks: Sequence[int] = KS
     counted: int = 1
+    measure: Literal["recall", "map"] = "recall"
+    aspects: Sequence[Collection[str]] | None = None
+    server: str | None = None
     tie_is_miss: bool = False
     weight: float = 1.0
     reported: Reported | None = None
@@ -101,11 +109,13 @@ class RetrievalTask:
     rerank_queries: Items | None = None
 
     def __post_init__(self) -> None:
-        for name in ("answers", "candidates", "excluded"):
+        for name in ("answers", "candidates", "excluded", "aspects"):
             rows = getattr(self, name)
             if rows is not None and len(rows) != len(self.queries):
                 raise ValueError(f"{self.name}: {name} of {len(rows)} queries, and there are {len(self.queries)}")
-            if not all(0 <= row < len(self.gallery) for of_query in rows or () for row in of_query):
+            if name != "aspects" and not all(
+                0 <= row < len(self.gallery) for of_query in rows or () for row in of_query
+            ):
                 raise ValueError(f"{self.name}: {name} beyond the {len(self.gallery)} rows of the gallery")
         if self.rerank_queries is not None and len(self.rerank_queries) != len(self.queries):
             raise ValueError(f"{self.name}: {len(self.rerank_queries)} rerank_queries of {len(self.queries)} queries")
@@ -116,7 +126,14 @@ class RetrievalTask:
         if self.tie_is_miss and self.candidates is None:
             raise ValueError(f"{self.name}: only ties among the candidates of a query's own are all seen")
         if self.counted not in self.ks:
-            raise ValueError(f"{self.name}: recall@{self.counted} counts and is not measured ({self.ks})")
+            raise ValueError(f"{self.name}: {self.headline} counts and is not measured ({self.ks})")
+        if self.server and any(map(len, self.answers)):
+            raise ValueError(f"{self.name}: its answers are known, and a server is to judge")
+
+    @property
+    def headline(self) -> str:
+        """The name of the measure that counts, "recall@1"."""
+        return f"{self.measure}@{self.counted}"
 
     def without(self, queries: np.ndarray, gallery: np.ndarray, kept_gallery: Items) -> RetrievalTask:
         """The task as if some rows were not there. A query that loses all its answers with them goes, too.
@@ -126,7 +143,15 @@ class RetrievalTask:
         Args:
             queries, gallery: (Q,) and (N,), true for these rows.
             kept_gallery: the gallery without them, the same object for tasks that share it.
+
+        Raises:
+            UserError: a server is to judge, which wants all queries.
         """
+        if self.server and queries.any():
+            raise UserError(
+                f"{self.name}: {queries.sum()} of {len(queries)} queries cannot be read, first "
+                f"{self.queries.id(int(queries.argmax()))}: {self.server} judges all or none, repair their pictures"
+            )
         lost = queries | np.array([len(rows) > 0 and all(gallery[row] for row in rows) for rows in self.answers])
         new_row = np.cumsum(~gallery) - 1  # (N,)
 
@@ -137,6 +162,7 @@ class RetrievalTask:
             return [[int(new_row[row]) for row in rows if not gallery[row]] for rows in left]
 
         fewer: dict[str, Any] = {name: kept(getattr(self, name)) for name in ("answers", "candidates", "excluded")}
+        fewer["aspects"] = self.aspects and [of_query for of_query, gone in zip(self.aspects, lost) if not gone]
         fewer["rerank_queries"] = None if self.rerank_queries is None else self.rerank_queries.without(lost)
         if lost.any() or gallery.any():
             fewer["reported"] = None

@@ -60,6 +60,7 @@ def counted_of(folder: Path) -> list[Counted]:
     found = {
         task: (result.number("tasks", task, "chance"), result.number("tasks", task, values["counted"]))
         for task, values in result.content["tasks"].items()
+        if values["counted"] in values  # else a server measures it
     }
     if "mean" not in result.content:
         return [Counted(f"{title} {task}", measure, *values) for task, values in found.items()]

@@ -10,8 +10,9 @@ from typing import Any
 from lamra.common.flags import FILE, FOLDER, OUT_FOLDER, flag
 from lamra.datasets.caption import PROTOCOLS
 from lamra.datasets.tasks import Reported, RetrievalTask
-from lamra.datasets.zeroshot import ccneg, sugar_crepe
+from lamra.datasets.zeroshot import ccneg, circo, sugar_crepe
 from lamra.datasets.zeroshot.ccneg import ccneg_tasks
+from lamra.datasets.zeroshot.circo import circo_tasks
 from lamra.datasets.zeroshot.multiturn_fashion import CATEGORIES, multiturn_fashion_tasks
 from lamra.datasets.zeroshot.sharegpt4v import sharegpt4v_tasks
 from lamra.datasets.zeroshot.sugar_crepe import KINDS, sugar_crepe_tasks
@@ -39,7 +40,7 @@ class ZeroshotSet:
 
     Attributes:
         title: as the paper calls it.
-        measure: what the recall that counts is called.
+        measure: what the measure that counts is called.
         arguments: the dataclass of its flags.
         tasks: its arguments -> what its files hold, see the reader.
         paper_mean: the paper's numbers of the mean over all its tasks, where it has several and reports one number.
@@ -68,6 +69,15 @@ class ShareGPT4VArguments(SuiteArguments):
 class Urban1KArguments(SuiteArguments):
     image_data_path: str = flag("./data/Urban1k/image", "its pictures", path=FOLDER, source=GET)
     text_data_path: str = flag("./data/Urban1k/caption", "folder of its captions", path=FOLDER, source=GET)
+
+
+@dataclass
+class CIRCOArguments(SuiteArguments):
+    annotation_path_prefix: str = flag(
+        "./data/circo/annotations", "folder of the json files", path=FOLDER, source=circo.GET
+    )
+    image_path_prefix: str = flag("./data/circo/images/unlabeled2017", "COCO's unlabeled2017", path=FOLDER, source=GET)
+    split: str = flag("both", "val is measured here, test by a server", one_of=("both", *circo.SPLITS))
 
 
 @dataclass
@@ -125,6 +135,17 @@ SETS = {
         Urban1KArguments,
         lambda args: urban1k_tasks(args.image_data_path, args.text_data_path, args.protocol),
         released_max_pixels=RELEASED_MAX_PIXELS,
+    ),
+    "circo": ZeroshotSet(
+        circo.NAME,
+        f"mAP@{circo.COUNTED}",
+        CIRCOArguments,
+        lambda args: circo_tasks(
+            args.annotation_path_prefix,
+            args.image_path_prefix,
+            args.protocol,
+            circo.SPLITS if args.split == "both" else (args.split,),
+        ),
     ),
     "visdial": ZeroshotSet(
         "VisDial",

@@ -14,6 +14,7 @@ from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.rankings import write_by_query, write_ranking
 from lamra.datasets.tasks import Items, RetrievalTask
+from lamra.datasets.zeroshot.circo import write_submission
 from lamra.eval.flags import output_folder
 from lamra.eval.reporting.results import (
     MADE_BY,
@@ -72,6 +73,7 @@ def evaluate_set(name: str) -> None:
             if earlier.get(task.name) != made_of[task.name]
             or task.name not in found_of
             or not (folder / f"ranking_{task.name}.jsonl").is_file()
+            or (task.server and not _submission(folder, task).is_file())
         ]
         if len(left) < len(tasks):
             note(f"{len(tasks) - len(left)} of {len(tasks)} tasks were measured before: delete {folder} to repeat")
@@ -84,16 +86,18 @@ def evaluate_set(name: str) -> None:
             depth=DEPTH,
             device=state.device,
         ):  # on the first process alone
-            write_by_query(
-                folder / f"queries_{task.name}.jsonl", task.queries, ranking, measures_by_query(task, ranking)
-            )
+            if task.server:
+                write_submission(_submission(folder, task), task, ranking)
+            else:
+                by_query = measures_by_query(task, ranking)
+                write_by_query(folder / f"queries_{task.name}.jsonl", task.queries, ranking, by_query)
             write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
             found_of = found_of | {
                 task.name: {
                     **found,
                     "queries": len(task.queries),
-                    "counted": f"recall@{task.counted}",
-                    "chance": chance(task),
+                    "counted": task.headline,
+                    **({} if task.server else {"chance": chance(task)}),
                     "paper": task.reported and task.reported._asdict(),
                 }
             }
@@ -113,6 +117,13 @@ def evaluate_set(name: str) -> None:
         if is_first_process():
             print_results([metrics])
             print(f"written to {folder}/")
+            for task in tasks:
+                if task.server:
+                    print(f"{task.name} is measured by {task.server}: send it {_submission(folder, task)}")
+
+
+def _submission(folder: Path, task: RetrievalTask) -> Path:
+    return folder / f"submission_{task.name}.json"
 
 
 def _parts(task: RetrievalTask) -> list[Items]:
@@ -170,8 +181,8 @@ def print_results(results: Sequence[Mapping]) -> None:
     for result in results:
         name, what = f"{result['set']} ({result['protocol']})", result["measure"]
         for task, found in result["tasks"].items():
-            count, value = str(found["queries"]), percent(found[found["counted"]])
-            rows.append([f"{name} {task}", what, count, value, papers(found)])
+            value = percent(found[found["counted"]]) if found["counted"] in found else "submission"
+            rows.append([f"{name} {task}", what, str(found["queries"]), value, papers(found)])
         if mean := result.get("mean"):
             rows.append([f"{name} mean", what, "", percent(mean["value"]), papers(mean)])
     print("\nzero-shot, in percent")

@@ -11,7 +11,7 @@ from conftest import ROOT
 from lamra.datasets import caption
 from lamra.datasets.mbeir.layout import PAPER_AVERAGE, TASKS
 from lamra.datasets.tasks import Reported
-from lamra.datasets.zeroshot import ccneg, multiturn_fashion, sugar_crepe, visdial, vist
+from lamra.datasets.zeroshot import ccneg, circo, multiturn_fashion, sugar_crepe, visdial, vist
 from lamra.eval.reporting.results import PRACTICE_STAGE1_FLICKR30K
 from lamra.eval.zeroshot_sets import SETS
 
@@ -22,6 +22,7 @@ ZEROSHOT = {
     ("sharegpt4v", "text_retrieval"): SHAREGPT4V[1],
     ("urban1k", "image_retrieval"): URBAN1K[0],
     ("urban1k", "text_retrieval"): URBAN1K[1],
+    ("circo", "circo_test"): circo.PAPER,
     ("visdial", "image_retrieval"): visdial.PAPER,
     ("vist", "image_retrieval"): vist.PAPER,
     ("multiturn_fashion", "image_retrieval"): multiturn_fashion.PAPER,
@@ -52,7 +53,7 @@ def rows_of(page: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         keys = tuple(cell.strip("`") for cell in cells if re.fullmatch(r"`\S+`", cell))
         if keys:
             found = [cell.replace("准确率", "accuracy") for cell in cells]
-            yield keys, tuple(cell for cell in found if re.fullmatch(r"R@\d+|accuracy|\d+\.\d+", cell))
+            yield keys, tuple(cell for cell in found if re.fullmatch(r"(?:R|mAP)@\d+|accuracy|\d+\.\d+", cell))
 
 
 @pytest.mark.parametrize("page", ["docs/tables.md", "docs/zh/tables.md"])

@@ -21,7 +21,7 @@ from lamra.datasets.tasks import ItemList, RetrievalTask
 from lamra.eval import compare_mbeir, compare_rerank, report
 from lamra.eval.evaluate import evaluate
 from lamra.eval.flags import run_name
-from lamra.eval.metrics import average, chance, measures, measures_by_query, recall_at_k
+from lamra.eval.metrics import average, average_precision_at_k, chance, measures, measures_by_query, recall_at_k
 from lamra.eval.reporting import figures, results
 from lamra.eval.search import top_k
 
@@ -342,6 +342,10 @@ def test_chance_by_hand():
         orders = list(itertools.permutations(range(gallery)))
         expected = sum(recall_at_k(orders, [of_query] * len(orders), counted) for of_query in answers) / 3
         assert chance(task_of(3, gallery, answers, ks=ks, counted=counted)) == pytest.approx(expected)
+    for counted in (2, 4, 8):
+        found = [average_precision_at_k(order, of_query, counted) for order in orders for of_query in answers]
+        task = task_of(3, gallery, answers, ks=(counted,), counted=counted, measure="map")
+        assert chance(task) == pytest.approx(sum(found) / len(found))
     assert chance(task_of(2, 9, [[0], [1]], candidates=[[0, 3], [1, 2, 3, 4]])) == (1 / 2 + 1 / 4) / 2
     assert chance(task_of(2, 5, [[0], [1]], excluded=[[3, 4], [2]])) == pytest.approx((1 / 3 + 1 / 4) / 2)
     assert chance(task_of(2, 3, [[0], []], counted=5)) == 0.5  # all are among the first five, if there is one
@@ -365,6 +369,37 @@ def test_ndcg_and_mrr_by_hand():
     assert mean["mrr@10"] == (1 / 8 + 1) / 4 and mean["recall@10"] == 0.5
 
 
+def test_map_by_hand():
+    """As CIRCO's evaluation.py: hits so far / rank, summed over the hits, divided by min(answers, k)."""
+    answers = [[4, 0, 2], [1, 0], [], list(range(7))]
+    ranking = [
+        RankedQuery(0, [0, 1, 2, 3, 5, 4], [6, 5, 4, 3, 2, 1]),  # hits at 1, 3 and, beyond 5, 6
+        RankedQuery(2, [0, 1], [1, 0]),  # no answer is known
+        RankedQuery(1, [5, 0], [1, 0]),  # a gallery smaller than k: the answer 1 is nowhere
+        RankedQuery(3, [0, 1, 2, 9, 3, 4], [6, 5, 4, 3, 2, 1]),  # seven answers, more than 5
+    ]
+    aspects = [["addition", "negation"], ["addition"], ["viewpoint"], []]
+    task = task_of(4, 15, answers, measure="map", ks=(5, 10), counted=5, aspects=aspects)
+    by_query = measures_by_query(task, ranking)
+    at_5 = [(1 + 2 / 3) / 3, 0.0, (1 / 2) / 2, (3 + 4 / 5) / 5]
+    at_10 = [(1 + 2 / 3 + 3 / 6) / 3, 0.0, (1 / 2) / 2, (3 + 4 / 5 + 5 / 6) / 7]
+    assert [of["map@5"] for of in by_query] == pytest.approx(at_5)
+    assert [of["map@10"] for of in by_query] == pytest.approx(at_10)
+    assert [of["recall@5"] for of in by_query] == [0, 0, 0, 1]  # of the first answer: 4, none, 1, 0
+    assert [of["recall@10"] for of in by_query] == [1, 0, 0, 1]
+    found = measures(task, ranking)
+    assert found["map@5"] == pytest.approx(sum(at_5) / 4) and found["recall@5"] == 0.25
+    of_aspects = {name.removeprefix("map@10 "): value for name, value in found.items() if name.startswith("map@10 ")}
+    assert of_aspects == pytest.approx({"addition": (at_10[0] + at_10[2]) / 2, "negation": at_10[0], "viewpoint": 0})
+
+
+def test_a_server_measures():
+    task = task_of(2, 3, [[], []], measure="map", server="https://example.org")
+    assert measures(task, [RankedQuery(0, [0], [1]), RankedQuery(1, [2], [1])]) == {}
+    with pytest.raises(ValueError, match="is of 1 of the 2 queries"):  # it wants them all
+        measures(task, [RankedQuery(0, [0], [1])])
+
+
 def test_the_average_is_of_the_recall_that_counts():
     metrics = {"at 1": {"recall@1": 0.2, "recall@5": 1.0}, "at 5": {"recall@1": 0.0, "recall@5": 0.6}}
     assert average({"at 1": 1, "at 5": 5}, metrics) == pytest.approx(0.4)
@@ -380,6 +415,9 @@ def test_the_average_is_of_the_recall_that_counts():
         (dict(candidates=[[0], [1]], excluded=[[], []]), "exclude by not naming"),
         (dict(excluded=[[]]), "excluded of 1 queries"),
         (dict(tie_is_miss=True), "only ties among the candidates of a query's own"),
+        (dict(aspects=[["addition"]]), "aspects of 1 queries"),
+        (dict(server="https://example.org"), "its answers are known, and a server"),
+        (dict(measure="map", counted=3), r"map@3 counts"),
         (dict(counted=3), r"recall@3 counts and is not measured \(\(1, 5, 10\)\)"),
     ],
 )

@@ -22,6 +22,7 @@ ENTRYPOINTS = {  # with the flags that each wants
     "eval/eval_mbeir_rerank_pointwise.py": ANSWERS,
     "eval/eval_rerank.py": ("--model_id", "m", "--rankings", "r"),
     "eval/eval_zeroshot/eval_ccneg.py": ("--model_id", "m"),
+    "eval/eval_zeroshot/eval_circo.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_coco.py": CAPTIONS,
     "eval/eval_zeroshot/eval_flickr.py": CAPTIONS,
     "eval/eval_zeroshot/eval_sugar_crepe.py": ("--model_id", "m"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from functools import partial
@@ -209,3 +210,36 @@ def test_models_side_by_side(flags, tmp_path, capsys, fails):
     assert "b/sugarcrepe/metrics.json is not of a set of the zero-shot suite" in fails(
         compare_zeroshot.main, *bare, one, two
     )
+
+
+def test_circo(world, tiny_model, tmp_path, capfd):
+    """Two splits, one gallery: val is measured, test gives a file to send."""
+    names = [{"id": n + 1, "file_name": f"{n}.png"} for n in range(11)]
+    asks = [{"reference_img_id": 3, "relative_caption": "is red", "id": n} for n in range(2)]
+    known = [
+        row | {"target_img_id": 2, "gt_img_ids": [2, 5 + row["id"]], "semantic_aspects": ["addition"]} for row in asks
+    ]
+    for name, content in (("image_info_unlabeled2017", {"images": names}), ("val", known), ("test", asks)):
+        write(tmp_path / f"{name}.json", content)
+    flags = dict(model_id=tiny_model, num_workers=0, output_dir=tmp_path / "out", annotation_path_prefix=tmp_path)
+    flags |= dict(image_path_prefix=world / "test" / "images")
+    measure("circo", **flags)
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    val, test = (found["tasks"][f"circo_{split}"] for split in ("val", "test"))
+    by_query = [json.loads(line) for line in (tmp_path / "out" / "queries_circo_val.jsonl").read_text().splitlines()]
+    assert val["counted"] == "map@5" and val["map@10"] == val["map@10 addition"] > 0
+    assert val["map@5"] == sum(of["map@5"] for of in by_query) / 2
+    assert [row.name for row in compare_zeroshot.counted_of(tmp_path / "out")] == ["CIRCO (released) circo_val"]
+    assert test == {"queries": 2, "counted": "map@5", "paper": None}
+    assert not (tmp_path / "out" / "queries_circo_test.jsonl").exists()
+    submission = tmp_path / "out" / "submission_circo_test.json"
+    ranked = ranked_ids(tmp_path / "out" / "ranking_circo_test.jsonl")
+    assert json.loads(submission.read_text()) == {qid: list(map(int, dids)) for qid, (dids, _) in ranked.items()}
+    assert all(sorted(ids) == list(range(1, 12)) for ids in json.loads(submission.read_text()).values())
+    printed = capfd.readouterr().out
+    assert f"circo_test is measured by https://circo.micc.unifi.it: send it {submission}" in printed
+    assert re.search(r"circo_test +mAP@5 +2 +submission +-", printed)
+    before = submission.read_text()
+    submission.unlink()
+    measure("circo", **flags)
+    assert submission.read_text() == before and "1 of 2 tasks were measured before" in "".join(capfd.readouterr())

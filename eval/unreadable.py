@@ -1,12 +1,14 @@
-"""--skip_unreadable N: pictures that cannot be read are looked for beforehand, and the run goes on without their items.
+"""Items that an evaluation goes on without: what is left is measured as if they were not there.
 
-What is left is measured as if these items were not there. Every picture is decoded once more for it.
+--missing skip: their pictures or videos are not there, which is found before a model is loaded.
+--skip_unreadable N: they cannot be read. Every picture is decoded once more for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,10 @@ from lamra.collators.pictures import open_image
 from lamra.collators.videos import clip_of
 from lamra.common.cli import note
 from lamra.common.errors import PictureError, UserError
-from lamra.common.processes import of_all_processes, process_rank, world_size
+from lamra.common.files import as_on_disk
+from lamra.common.processes import of_all_processes, on_first_process, process_rank, world_size
 from lamra.datasets.items import Indexed, Item, Video
-from lamra.datasets.tasks import RetrievalTask
+from lamra.datasets.tasks import Items, RetrievalTask
 from lamra.eval.encode import prepared
 from lamra.eval.inference import Retriever
 
@@ -82,14 +85,7 @@ class Unreadable:
 
     def left_out_of(self, tasks: Sequence[RetrievalTask]) -> list[RetrievalTask]:
         """The tasks as if their items with such pictures were not there; raises as `rows`. All must call this."""
-        if not self.most:
-            return list(tasks)
-        parts = {id(items): items for task in tasks for items in (task.gallery, task.queries)}
-        lost = {key: self.rows(items, items.name) for key, items in parts.items()}
-        galleries = {id(task.gallery): task.gallery.without(lost[id(task.gallery)]) for task in tasks}
-        return [
-            task.without(lost[id(task.queries)], lost[id(task.gallery)], galleries[id(task.gallery)]) for task in tasks
-        ]
+        return left_out_of(tasks, lambda items: self.rows(items, items.name)) if self.most else list(tasks)
 
     @property
     def for_npz(self) -> dict[str, Any]:
@@ -101,3 +97,60 @@ class Unreadable:
         items = (earlier or {}).get("skipped_unreadable", {}).get("items", [])
         items += [item for item in self.found if item not in items]
         return {"skipped_unreadable": {"count": len(items), "items": items}} if self.most or items else {}
+
+
+def without_missing(title: str, tasks: Sequence[RetrievalTask], missing: str) -> list[RetrievalTask]:
+    """The tasks, if all their pictures and videos are there, or with "skip" as if the items of others were not.
+
+    All processes must call this, with tasks of the same files.
+
+    Args:
+        title: of the data set.
+        missing: "stop" or "skip".
+
+    Raises:
+        UserError: a file is not there and `missing` is "stop", or too few are there to measure anything; names the set,
+            the first item and its file, and how many there are.
+    """
+    place_of: dict[Path, str] = {}
+    for items in parts_of(tasks):
+        for item in (items[row] for row in range(len(items))):
+            for file in item.files:
+                place_of.setdefault(Path(file), f"item {item.id} of {items.path}")
+    gone = set(on_first_process(lambda: [file for file in place_of if not as_on_disk(file).is_file()]))
+    if not gone:
+        return list(tasks)
+    first = next(file for file in place_of if file in gone)
+    told = f"{title}: {len(gone)} of {len(place_of)} pictures or videos are missing, first {first} ({place_of[first]})"
+    if missing == "stop" or len(gone) == len(place_of):
+        raise UserError(f"{told}: extract them again, or go on without the items of some with --missing skip")
+    note(f"{told}: their items are left out")
+    return left_out_of(
+        tasks, lambda items: np.array([not gone.isdisjoint(map(Path, items[row].files)) for row in range(len(items))])
+    )
+
+
+def parts_of(tasks: Sequence[RetrievalTask]) -> list[Items]:
+    """The different galleries and queries; of queries those that a reranker is shown, which have all the pictures."""
+    parts = [items for task in tasks for items in (task.gallery, task.rerank_queries or task.queries)]
+    return list({id(items): items for items in parts}.values())
+
+
+def left_out_of(tasks: Sequence[RetrievalTask], lost_of: Callable[[Items], np.ndarray]) -> list[RetrievalTask]:
+    """The tasks as if some items were not there.
+
+    Args:
+        lost_of: to (N,), true for these.
+
+    Raises:
+        UserError: no query of a task is left.
+    """
+    lost = {id(items): lost_of(items) for items in parts_of(tasks)}
+    galleries = {id(task.gallery): task.gallery.without(lost[id(task.gallery)]) for task in tasks}
+    left = []
+    for task in tasks:
+        of_queries, of_gallery = lost[id(task.rerank_queries or task.queries)], lost[id(task.gallery)]
+        left.append(task.without(of_queries, of_gallery, galleries[id(task.gallery)]))
+        if not left[-1].queries:
+            raise UserError(f"{task.name}: of {len(task.queries)} queries none is left with its pictures and an answer")
+    return left

@@ -31,6 +31,11 @@ class SuiteArguments(SkippingArguments):
         "released: upstream's prompts, with their defects; clean: what the paper describes",
         one_of=PROTOCOLS,
     )
+    missing: str = flag(
+        "stop",
+        "a picture or video that is not there: stop before a model is loaded; skip: go on without its items, counted",
+        one_of=("stop", "skip"),
+    )
     output_dir: str | None = flag(None, "default: results/<model>/<data>", path=OUT_FOLDER)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lamra.common import upstream
 from lamra.common.cli import note
 from lamra.common.errors import UserError
-from lamra.common.files import as_on_disk, sha256
+from lamra.common.files import sha256
 from lamra.common.flags import require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
@@ -46,13 +46,14 @@ def evaluate_set(name: str) -> None:
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
     from lamra.eval.metrics import chance, measures_by_query
-    from lamra.eval.unreadable import Unreadable
+    from lamra.eval.unreadable import Unreadable, without_missing
 
     state, folder = start(args), output_folder(args, name)
     with folder_lock(folder):
-        tasks = of.tasks(args)
-        if not args.skip_unreadable:
-            require_pictures(of.title, tasks)
+        tasks = whole = of.tasks(args)
+        if args.missing == "skip" or not args.skip_unreadable:  # which takes missing files for unreadable ones
+            tasks = without_missing(of.title, whole, args.missing)
+        missing = {task.name: _missing(task, left) for task, left in zip(whole, tasks)}
         retriever = load_retriever(args, max_pixels=max_pixels)
         settings = {
             **provenance_of(args, retriever.settings, retriever.embedder, args.protocol),
@@ -99,6 +100,7 @@ def evaluate_set(name: str) -> None:
                     "counted": task.headline,
                     **({} if task.server else {"chance": chance(task)}),
                     "paper": task.reported and task.reported._asdict(),
+                    **missing[task.name],
                 }
             }
             earlier = earlier | {task.name: made_of[task.name]}
@@ -130,6 +132,12 @@ def _parts(task: RetrievalTask) -> list[Items]:
     return [task.queries, task.gallery]
 
 
+def _missing(whole: RetrievalTask, left: RetrievalTask) -> dict[str, object]:
+    """What metrics.json says of a task's items that --missing skip left out."""
+    queries, candidates = len(whole.queries) - len(left.queries), len(whole.gallery) - len(left.gallery)
+    return {"missing": {"queries": queries, "candidates": candidates}} if queries or candidates else {}
+
+
 def _mean(of: ZeroshotSet, found: Mapping[str, Mapping]) -> dict[str, object]:
     """What metrics.json says of the mean over the set's tasks; nothing where one of them was not measured."""
     if of.paper_mean is None or len(found) < of.all_tasks:
@@ -137,27 +145,6 @@ def _mean(of: ZeroshotSet, found: Mapping[str, Mapping]) -> dict[str, object]:
     value = sum(found[name][found[name]["counted"]] for name in sorted(found)) / len(found)
     published = sum(of_task["queries"] for of_task in found.values()) == of.all_queries
     return {"mean": {"value": value, "paper": of.paper_mean._asdict() if published else None}}
-
-
-def require_pictures(title: str, tasks: Sequence[RetrievalTask]) -> None:
-    """Refuse pictures and videos that do not exist, before a model is loaded.
-
-    Raises:
-        UserError: names the set, the first item and its file, and how many there are.
-    """
-    looked_at: dict[Path, tuple[bool, str]] = {}
-    for items in {id(items): items for task in tasks for items in _parts(task)}.values():
-        for item in (items[row] for row in range(len(items))):
-            for image in map(Path, item.files):
-                if image not in looked_at:
-                    looked_at[image] = as_on_disk(image).is_file(), f"item {item.id} of {items.path}"
-    missing = [(image, place) for image, (is_there, place) in looked_at.items() if not is_there]
-    if missing:
-        image, place = missing[0]
-        raise UserError(
-            f"{title}: {len(missing)} of {len(looked_at)} pictures or videos are missing, first {image} ({place}): "
-            "extract them again, or go on without some with --skip_unreadable"
-        )
 
 
 def read_set(folder: Path) -> Result:
@@ -177,13 +164,17 @@ def print_results(results: Sequence[Mapping]) -> None:
     def papers(found: Mapping) -> str:
         return f"{found['paper']['retrieved']:.1f}" if found["paper"] else "-"
 
-    rows = []
+    rows, notes = [], []
     for result in results:
         name, what = f"{result['set']} ({result['protocol']})", result["measure"]
         for task, found in result["tasks"].items():
             value = percent(found[found["counted"]]) if found["counted"] in found else "submission"
             rows.append([f"{name} {task}", what, str(found["queries"]), value, papers(found)])
+            if missing := found.get("missing"):
+                left_out = f"{missing['queries']} queries and {missing['candidates']} candidates"
+                notes.append(f"{name} {task}: without {left_out}, because files are missing")
         if mean := result.get("mean"):
             rows.append([f"{name} mean", what, "", percent(mean["value"]), papers(mean)])
     print("\nzero-shot, in percent")
     print_table(["", "measure", "queries", "this model", "the paper's LamRA-Ret 7B"], rows)
+    print("".join(f"{line}\n" for line in notes), end="")

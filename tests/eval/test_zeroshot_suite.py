@@ -14,9 +14,12 @@ from PIL import Image
 from zeroshot_files import draw, write
 
 from lamra.collators.processing import Processor
+from lamra.common.errors import UserError
 from lamra.datasets.rankings import ranked_ids
 from lamra.datasets.zeroshot.sugar_crepe import KINDS
-from lamra.eval import compare_zeroshot, zeroshot_report, zeroshot_suite
+from lamra.datasets.zeroshot.vist import vist_tasks
+from lamra.eval import compare_zeroshot, inference, zeroshot_report, zeroshot_suite
+from lamra.eval.unreadable import without_missing
 from lamra.eval.zeroshot_sets import SETS
 from lamra.eval.zeroshot_suite import evaluate_set
 
@@ -134,13 +137,53 @@ def test_dialogs_stories_and_garments(tiny_model, tmp_path):
     }  # fmt: skip
 
 
-def test_pictures_that_are_not_there(flags, tmp_path, fails):
+def test_pictures_that_are_not_there(flags, tmp_path, fails, capsys):
+    for kind in KINDS:  # the same without the row whose picture will be missing
+        rows = json.loads((tmp_path / "texts" / f"{kind}.json").read_text())
+        write(tmp_path / f"{kind}.json", {"0": rows["0"]})
+    measure("sugarcrepe", **flags | dict(annotation_path_prefix=tmp_path))
+    fewer = (tmp_path / "out" / "metrics.json").read_text()
+
     (tmp_path / "images" / "1.png").unlink()
-    error = fails(partial(evaluate_set, "sugarcrepe"), **flags)
-    assert "SugarCrepe: 1 of 2 pictures or videos are missing, first" in error and "1.png (item 2 of" in error
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "load_retriever", None)  # it stops before
+        error = fails(partial(evaluate_set, "sugarcrepe"), **flags)
+        assert "SugarCrepe: 1 of 2 pictures or videos are missing, first" in error and "1.png (item 2 of" in error
+        nowhere = flags | dict(image_path_prefix=tmp_path / "texts")
+        assert "2 of 2 pictures" in fails(partial(evaluate_set, "sugarcrepe"), **nowhere, missing="skip")
+
+    measure("sugarcrepe", **flags, missing="skip")
+    printed = "".join(capsys.readouterr())
+    assert "1.png (item 2 of" in printed and "their items are left out" in printed
+    assert "SugarCrepe (released) sugarcrepe_swap_att: without 1 queries and 0 candidates" in printed
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert all(task.pop("missing") == {"queries": 1, "candidates": 0} for task in found["tasks"].values())
+    assert found == json.loads(fewer)
+    measure("sugarcrepe", **flags, missing="skip")
+    assert "7 of 7 tasks were measured before" in "".join(capsys.readouterr())
+
     measure("sugarcrepe", **flags, skip_unreadable=14)
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["skipped_unreadable"]["count"] == 7 and {of["queries"] for of in found["tasks"].values()} == {1}
+
+
+def test_a_missing_photo_that_only_a_reranker_is_shown(tmp_path, capsys):
+    """VIST, released: the query lacks the fourth photo. The story goes, too: reranking would stop at it."""
+    story = [
+        [{"text": f"{n}", "photo_flickr_id": f"{name}{n}", "story_id": name, "tier": "story-in-sequence"}
+         | {"worker_arranged_photo_order": n}] for name in "ab" for n in range(5)
+    ]  # fmt: skip
+    photos = draw(tmp_path / "photos", *(f"{name}{n}.jpg" for name in "ab" for n in range(5)))
+    (photos / "a3.jpg").unlink()
+    whole = vist_tasks(write(tmp_path / "vist.json", {"annotations": story}), photos, "released")
+    (task,) = without_missing("VIST", whole, "skip")
+    assert [item.id for item in task.queries] == [item.id for item in task.rerank_queries] == ["b"]
+    assert [item.id for item in task.gallery] == [f"a{n}" for n in (0, 1, 2, 4)] + [f"b{n}" for n in range(5)]
+    assert task.answers == [[8]] and task.excluded == [[4, 5, 6, 7]]
+    assert "a3.jpg (item a3 of" in capsys.readouterr().out
+    (photos / "b4.jpg").unlink()
+    with pytest.raises(UserError, match="image_retrieval: of 2 queries none is left with its pictures and an answer"):
+        without_missing("VIST", whole, "skip")
 
 
 def test_ccneg(flags, tmp_path, capfd):

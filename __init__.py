@@ -45,7 +45,8 @@ def load(
             Embeddings and scores are float32 in any case.
         num_workers: processes that prepare inputs while the model works. They are forked: leave 0 in a program with
             threads of its own.
-        flags: the others of eval/embed.py's command line, such as `max_pixels` or `max_tokens_per_batch`.
+        flags: the others of eval/embed.py's command line, such as `max_pixels` or `max_tokens_per_batch`, or
+            `library="sentence-transformers"` for a model of that library.
 
     Raises:
         UserError: the folder is no such model, or a flag contradicts it.
@@ -53,7 +54,7 @@ def load(
     import torch  # seconds
 
     from lamra.common.errors import UserError
-    from lamra.eval.flags import RetrieverArguments
+    from lamra.eval.flags import GuestArguments
     from lamra.eval.inference import load_retriever
     from lamra.eval.rerank.judge import load_judge
     from lamra.models.settings import Settings
@@ -61,9 +62,11 @@ def load(
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise UserError(f"dtype {dtype}: expected torch.float32 or torch.bfloat16")
     chosen: dict[str, Any] = {} if dtype is None else {"bf16": dtype == torch.bfloat16}
-    args = RetrieverArguments(str(model_id), num_workers=num_workers, **chosen, **flags)
+    args = GuestArguments(str(model_id), num_workers=num_workers, **chosen, **flags)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    settings = Settings.read(args.model_id)
+    settings = None if args.library else Settings.read(args.model_id)
     if (role or (settings.role if settings else "retriever")) == "reranker":
+        if args.library:
+            raise UserError(f"--library {args.library}: its guests embed, none is a reranker here")
         return load_judge(args, device)
     return load_retriever(args, device)

@@ -59,7 +59,9 @@ def show_reranked(args: DemoArguments, query: Item, found: list[tuple[float, Pat
     """Both scores of each picture or video, and the rank that it had before."""
     from lamra.eval.rerank.judge import load_judge
 
-    judge = load_judge(replace(args, model_id=args.rerank, original_model_id=None))
+    judge = load_judge(
+        replace(args, model_id=args.rerank, original_model_id=None, library=None, trust_remote_code=False)
+    )
     yes = judge.rerank(query, [path for _, path in found]).tolist()
     scores = [score for score, _ in found]
     order, fused = reranked(scores, yes, "pointwise", weight=1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -57,15 +57,70 @@ def prepared(prepare: Callable[[int], Any], count: int, num_workers: int) -> Ite
         yield found
 
 
+class Encoder(Protocol):
+    """What the loop asks of a model."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def padding_free(self) -> bool:
+        """Whether a forward costs what its items cost, and not the longest as often as there are items."""
+
+    def length(self, item: Item) -> int:
+        """Tokens of an item, or what comes near it."""
+
+    def prepare(self, items: Sequence[Item]) -> tuple[Any, list[tuple[str, TextNotes]]]:
+        """The inputs of a forward, and what befell the items' texts. Called in worker processes, ahead of the model."""
+
+    def embed(self, inputs: Any) -> Tensor:
+        """(b, D) float32 embeddings of unit norm, on the device."""
+
+
+class PromptEncoder:
+    """An Embedder, whose inputs are prompts.
+
+    Args:
+        share_prefix: compute the prompt's constant beginning once; the embeddings stay the same.
+    """
+
+    def __init__(self, embedder: Embedder, processor: Processor, share_prefix: bool):
+        self.embedder, self.processor = embedder, processor
+        self.device, self.padding_free = embedder.device, embedder.padding_free
+        self.length = processor.length
+        self.prefix_ids = torch.tensor(processor.prefix_ids)
+        shares = share_prefix and embedder.padding_free
+        self.prefix = embedder.prefix_of(self.prefix_ids.to(embedder.device)) if shares else None
+
+    def prepare(self, items: Sequence[Item]) -> tuple[dict[str, Tensor], list[tuple[str, TextNotes]]]:
+        encoded = [self.processor.encode(item) for item in items]
+        return self.processor.pad(encoded), [(item.id, of["notes"]) for item, of in zip(items, encoded)]
+
+    def embed(self, inputs: dict[str, Tensor]) -> Tensor:
+        begins = (inputs["input_ids"][:, : len(self.prefix_ids)] == self.prefix_ids).all()
+        inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+        return self.embedder(**inputs, prefix=self.prefix if begins else None)
+
+
 @torch.no_grad()
 def encode(
-    embedder: Embedder,
-    processor: Processor,
+    embedder: Embedder, processor: Processor, items: Sequence[Item], *, share_prefix: bool = True, **options: Any
+) -> Tensor:
+    """Embed all items with an Embedder, which is in training afterwards if it was before; see encode_items."""
+    training = embedder.training
+    embedder.eval()
+    embeddings = encode_items(PromptEncoder(embedder, processor, share_prefix), items, **options)
+    embedder.train(training)
+    return embeddings
+
+
+@torch.no_grad()
+def encode_items(
+    encoder: Encoder,
     items: Sequence[Item],
     *,
     max_tokens_per_batch: int,
     num_workers: int = 0,
-    share_prefix: bool = True,
     description: str | None = "encode",
     texts: ToldTexts | None = None,
 ) -> Tensor:
@@ -77,7 +132,6 @@ def encode(
     Args:
         max_tokens_per_batch: bound on the tokens of a forward, padding counted where there is any. A longer item is a
             forward of its own, with a note.
-        share_prefix: compute the prompt's constant beginning once; the embeddings stay the same.
         num_workers: processes that prepare inputs ahead of the model; a single batch needs none.
         description: of the progress bar; None shows none, as do FEW items.
         texts: collects what is to be told of the items' texts; None tells it at the end.
@@ -94,54 +148,44 @@ def encode(
     unique = [first[row] for row in range(len(different))]
 
     world, rank = world_size(), process_rank()
-    lengths = _lengths(processor, unique, world, rank, embedder.device)
+    lengths = _lengths(encoder, unique, world, rank)
     if rank == 0 and max(lengths) > max_tokens_per_batch:
         print(
             f"note: {description or 'encode'}: the longest item has {max(lengths)} tokens, a forward of its own",
             flush=True,
         )
-    batches = token_batches(lengths, max_tokens_per_batch, embedder.padding_free)
+    batches = token_batches(lengths, max_tokens_per_batch, encoder.padding_free)
     # Every process makes the same number of forwards (ZeRO-3 gathers weights in each): the last may be a repetition.
     steps = -(-len(batches) // world)
     mine = [batches[min(step * world + rank, len(batches) - 1)] for step in range(steps)]
     most = max(map(len, batches))
-
-    training = embedder.training
-    embedder.eval()
-    prefix_ids = torch.tensor(processor.prefix_ids)
-    prefix = embedder.prefix_of(prefix_ids.to(embedder.device)) if share_prefix and embedder.padding_free else None
     parts = []
-
     told = ToldTexts() if texts is None else texts
 
-    def prepare(i: int) -> tuple[list[int], dict[str, Tensor], list[tuple[str, TextNotes]]]:
-        encoded = [processor.encode(unique[row]) for row in mine[i]]
-        return mine[i], processor.pad(encoded), [(unique[row].id, of["notes"]) for row, of in zip(mine[i], encoded)]
+    def prepare(i: int) -> tuple[list[int], Any, list[tuple[str, TextNotes]]]:
+        return mine[i], *encoder.prepare([unique[row] for row in mine[i]])
 
     hidden = rank > 0 or description is None or len(unique) <= FEW
     with tqdm(total=len(unique), desc=description, unit="item", disable=hidden) as progress:
         for indices, inputs, notes in prepared(prepare, steps, num_workers if steps > 1 else 0):
             told.add(notes)
-            begins = (inputs["input_ids"][:, : len(prefix_ids)] == prefix_ids).all()
-            inputs = {name: tensor.to(embedder.device, non_blocking=True) for name, tensor in inputs.items()}
-            rows = torch.full((most,), -1, device=embedder.device)  # -1 marks padding of a short batch
+            rows = torch.full((most,), -1, device=encoder.device)  # -1 marks padding of a short batch
             rows[: len(indices)] = torch.tensor(indices)
-            embeddings = embedder(**inputs, prefix=prefix if begins else None)  # (b, D)
+            embeddings = encoder.embed(inputs)  # (b, D)
             embeddings = torch.cat([embeddings, embeddings.new_zeros(most - len(indices), embeddings.shape[1])])
             parts.append((all_gather_with_grad(rows).cpu(), all_gather_with_grad(embeddings).cpu()))
             require_unit(*parts[-1], unique)
             progress.update(min(len(indices) * world, len(unique) - progress.n))
-    embedder.train(training)
     if texts is None:
         told.tell(description or "encode")
     return _in_order(parts, len(unique))[row_of_item]
 
 
-def _lengths(processor: Processor, items: Sequence[Item], world: int, rank: int, device: torch.device) -> list[int]:
+def _lengths(encoder: Encoder, items: Sequence[Item], world: int, rank: int) -> list[int]:
     """Tokens of each item: every process reads the pictures' headers of its share."""
-    mine = [processor.length(item) for item in items[rank::world]]
+    mine = [encoder.length(item) for item in items[rank::world]]
     mine += [0] * (-(-len(items) // world) - len(mine))
-    lengths = all_gather_with_grad(torch.tensor(mine, device=device))
+    lengths = all_gather_with_grad(torch.tensor(mine, device=encoder.device))
     lengths = lengths.view(world, -1)  # item i at [i % world, i // world]
     return lengths.T.flatten()[: len(items)].tolist()
 

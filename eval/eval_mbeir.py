@@ -102,7 +102,6 @@ def main() -> None:
 def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
     """Encode, search, write rankings and metrics, print the table; `together` joins the local pools to a global one."""
     from lamra.eval.cache.embeddings import EmbeddingsCache  # torch and transformers, which --help does not wait for
-    from lamra.eval.cache.manifest import provenance_of
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
     from lamra.eval.metrics import average, measures_by_query
@@ -124,7 +123,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
         retriever = load_retriever(args)
         unreadable = Unreadable(args.skip_unreadable, retriever)
         tasks = unreadable.left_out_of(tasks)
-        provenance = provenance_of(args, retriever.settings, retriever.embedder)
+        provenance = retriever.provenance(args)
         cache = EmbeddingsCache(output / "embeddings", retriever, provenance, args.shard_size)
 
         folder = output / f"{args.split}_{args.pool}"
@@ -151,7 +150,8 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
             mean = average({task.name: task.k for task in measured}, metrics)
             files_read = {**earlier.get("files", {}), **cache.files}
             write_json(folder / MADE_BY, {**made_by, "files": files_read})
-            write_json(folder / METRICS, {**metrics, "average": mean, **unreadable.for_metrics(before)})
+            told = {**retriever.for_metrics, **unreadable.for_metrics(before)}
+            write_json(folder / METRICS, {**metrics, "average": mean, **told})
             print_table(args, measured, metrics, mean)
             print(f"written to {folder}/")
 

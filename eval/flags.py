@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import re
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from lamra.common.cli import note
+from lamra.common.errors import UserError
 from lamra.common.flags import FOLDER, MOST_WORKERS, OUT_FOLDER, Flags, flag, require, require_path
 from lamra.models.base_model import base_under
 from lamra.models.folders import is_adapter, local_folder
 from lamra.models.settings import ATTENTION_IMPLEMENTATIONS, POSITION_IDS, SPECIAL_TOKENS_IN_TEXT, Settings
+
+LIBRARY = "sentence-transformers"
+GET_LIBRARY = 'it installed: pip install "sentence-transformers[image]"'
+# Flags that decide what a model of LamRA's computes, and nothing of another library's.
+OURS_ALONE = ["original_model_id", "padding_free", "share_prefix", "position_ids", "max_pixels"]
+OURS_ALONE += ["special_tokens_in_text", "attn_implementation"]
 
 
 @dataclass
@@ -55,7 +64,35 @@ class RetrieverArguments(Flags):
 
 
 @dataclass
-class SkippingArguments(RetrieverArguments):
+class GuestArguments(RetrieverArguments):
+    """Flags of what takes models of another library, too: its guests (eval/guests.py)."""
+
+    library: str | None = flag(None, f"whose model it is: {LIBRARY}; default: LamRA's own kind")
+    trust_remote_code: bool = flag(False, "run the Python files of a guest's folder: read them first")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.library is None:
+            require(not self.trust_remote_code, "trust_remote_code", True, "--library beside it")
+            return
+        if re.match("col|pylate", self.library, re.IGNORECASE):
+            raise UserError(
+                f"--library {self.library}: its models have a vector for each token, and here an item has one vector: "
+                f"give a model that embeds so, with --library {LIBRARY}"
+            )
+        require(self.library == LIBRARY, "library", self.library, LIBRARY)
+        if importlib.util.find_spec("sentence_transformers") is None:
+            raise UserError(f"--library {LIBRARY} needs {GET_LIBRARY}")
+        for name in OURS_ALONE:
+            if getattr(self, name) != getattr(RetrieverArguments, name):
+                raise UserError(
+                    f"--{name} {getattr(self, name)} is a setting of LamRA's models, and a guest of --library "
+                    f"{LIBRARY} has its own: leave it out"
+                )
+
+
+@dataclass
+class SkippingArguments(GuestArguments):
     skip_unreadable: int = flag(
         0,
         "go on without so many items whose pictures cannot be read, each listed; default: 0, the first one stops",

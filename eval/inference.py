@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from lamra.common.errors import UserError
 from lamra.common.processes import check_devices, default_workers, start_processes
 from lamra.datasets.items import Indexed, Item, picture_or_video
 from lamra.datasets.jsonl import read_item
+from lamra.eval.cache.manifest import provenance_of
 from lamra.eval.encode import encode
-from lamra.eval.flags import RetrieverArguments
+from lamra.eval.flags import GuestArguments, RetrieverArguments
 from lamra.eval.search import Embeddings, top_k
 from lamra.models.embedder import Embedder
 from lamra.models.folders import is_adapter
@@ -36,19 +38,29 @@ ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass
-class Retriever:
+class Retriever(ABC):
     """A model that embeds texts, pictures, and both together into one space, on as many processes as there are.
 
     Where torch.distributed has started, all processes must call a method with the same arguments: they share the work,
     and each receives all of the result. Threads of a process may call at the same time; one after the other is served.
     """
 
-    embedder: Embedder
-    processor: Processor
-    settings: Settings
     max_tokens_per_batch: int
     num_workers: int
-    share_prefix: bool
+    exif_rotation: bool
+
+    @abstractmethod
+    def _encode(self, items: list[Item], **options: Any) -> Tensor:
+        """(N, D) embeddings; options as encode_items takes them."""
+
+    @abstractmethod
+    def provenance(self, args: RetrieverArguments, protocol: str | None = None) -> dict[str, Any]:
+        """What decides the embeddings; see manifest.provenance_of. All processes must call this."""
+
+    @property
+    def for_metrics(self) -> dict[str, str]:
+        """What metrics.json says of a model that is not LamRA's."""
+        return {}
 
     def encode(
         self,
@@ -80,13 +92,10 @@ class Retriever:
             raise UserError("there is nothing to embed: give a text, a picture or an item")
         budget = self.max_tokens_per_batch if max_tokens_per_batch is None else max_tokens_per_batch
         with ONE_AT_A_TIME:
-            return encode(
-                self.embedder,
-                self.processor,
+            return self._encode(
                 items,
                 max_tokens_per_batch=budget,
                 num_workers=self.num_workers,
-                share_prefix=self.share_prefix,
                 description=description,
                 texts=texts,
             )
@@ -116,6 +125,22 @@ class Retriever:
         found = self.encode(queries, "queries", instruction=instruction)  # (Q, D)
         with ONE_AT_A_TIME:
             return top_k(found, self.encode(gallery, "gallery") if isinstance(gallery, Sequence) else gallery, top)
+
+
+@dataclass
+class LamRA(Retriever):
+    """An Embedder with its processor: an adapter, a merged model or a base model."""
+
+    embedder: Embedder
+    processor: Processor
+    settings: Settings
+    share_prefix: bool
+
+    def _encode(self, items: list[Item], **options: Any) -> Tensor:
+        return encode(self.embedder, self.processor, items, share_prefix=self.share_prefix, **options)
+
+    def provenance(self, args: RetrieverArguments, protocol: str | None = None) -> dict[str, Any]:
+        return provenance_of(args, self.settings, self.embedder, protocol)
 
 
 def as_items(entries: Indexed[Entry], instruction: str | None = None) -> list[Item]:
@@ -166,7 +191,13 @@ def load_retriever(
         device: None takes this process's own, and starts the process group if a launcher asked for it.
         max_pixels: of an evaluation that reads larger pictures than the checkpoint was trained with.
     """
-    return Retriever(*load_with_processor(args, load_embedder, device, max_pixels), args.share_prefix)
+    device = device or start(args).device
+    if isinstance(args, GuestArguments) and args.library:
+        from lamra.eval.guests import load_guest  # an optional extra
+
+        return load_guest(args, device)
+    embedder, processor, settings, budget, workers = load_with_processor(args, load_embedder, device, max_pixels)
+    return LamRA(budget, workers, settings.exif_rotation, embedder, processor, settings, args.share_prefix)
 
 
 def start(args: RetrieverArguments) -> PartialState:
@@ -185,14 +216,11 @@ def load_with_processor(
 ) -> tuple[Any, Processor, Settings, int, int]:
     """What `load` (load_embedder or load_reranker) makes of the flags, its processor, settings, budget and workers."""
     device = device or start(args).device
-    on_cuda = device.type == "cuda"
-    in_hardware = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    bf16 = in_hardware if args.bf16 is None else args.bf16
     inspect_folder(Path(args.model_id), args.original_model_id)
     model, settings = load(
         args.model_id,
         args.original_model_id,
-        dtype=torch.bfloat16 if bf16 else torch.float32,
+        dtype=dtype_of(args, device),
         device=device,
         attn_implementation=args.attn_implementation,
         position_ids=args.position_ids,
@@ -210,6 +238,16 @@ def load_with_processor(
         special_tokens_in_text=settings.special_tokens_in_text,
         exif_rotation=settings.exif_rotation,
     ).for_evaluation(model.context_length)
+    return model, processor, settings, *budget_of(args, device)
+
+
+def dtype_of(args: RetrieverArguments, device: torch.device) -> torch.dtype:
+    """What --bf16 says, by default bfloat16 where the GPU has it."""
+    in_hardware = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if (in_hardware if args.bf16 is None else args.bf16) else torch.float32
+
+
+def budget_of(args: RetrieverArguments, device: torch.device) -> tuple[int, int]:
+    """Tokens in a forward, and processes that prepare inputs."""
     workers = default_workers() if args.num_workers is None else args.num_workers
-    budget = args.max_tokens_per_batch or (32768 if on_cuda else 4096)
-    return model, processor, settings, budget, workers
+    return args.max_tokens_per_batch or (32768 if device.type == "cuda" else 4096), workers

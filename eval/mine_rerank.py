@@ -18,7 +18,7 @@ from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.mbeir.layout import DATA_PATH, GET_MBEIR, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
 from lamra.datasets.rankings import Ranking, write_ranking
-from lamra.eval.flags import RetrieverArguments, output_folder
+from lamra.eval.flags import GuestArguments, output_folder
 from lamra.eval.reporting.results import write_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class MineArguments(RetrieverArguments):
+class MineArguments(GuestArguments):
     data_path: str = flag(DATA_PATH, "M-BEIR's folder; the paths below are inside it", path=FOLDER, source=GET_MBEIR)
     queries: str = flag(TRAIN_QUERIES, "whose candidates to mine", path=FILE, inside="data_path", source=GET_MBEIR)
     pool: str = flag(TRAIN_POOL, "candidates", path=FILE, inside="data_path", source=GET_MBEIR)
@@ -57,7 +57,6 @@ def mine_files(args: MineArguments) -> Path:
     """Encode, search, and write mined.jsonl and mined.json; returns their folder."""
     from lamra.datasets.mbeir.pairs import open_pairs  # torch and transformers, which --help does not wait for
     from lamra.eval.cache.embeddings import EmbeddingsCache
-    from lamra.eval.cache.manifest import provenance_of
     from lamra.eval.inference import load_retriever, start
     from lamra.eval.mining import TrainingQueries, mine
 
@@ -66,7 +65,7 @@ def mine_files(args: MineArguments) -> Path:
         with state.main_process_first():  # it writes the indexes
             pairs = open_pairs(args.data_path, args.queries, args.pool, args.instructions, seed=args.seed)
         retriever = load_retriever(args)
-        provenance = provenance_of(args, retriever.settings, retriever.embedder)
+        provenance = retriever.provenance(args)
         drawn_by: dict[str, str | int] = {"instructions": sha256(pairs.instructions.path), "seed": args.seed}
         if pairs.notes:  # then the pool decides which queries there are, and between which positives they draw
             drawn_by["pool"] = sha256(pairs.pool.path)

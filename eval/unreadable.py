@@ -53,7 +53,7 @@ class Unreadable:
         if not self.most:
             return lost
         mine = range(len(items))[process_rank() :: world_size()]
-        turned = self.retriever.processor.exif_rotation
+        turned = self.retriever.exif_rotation
 
         def fault(i: int) -> tuple[int, str, str]:
             item = items[mine[i]]

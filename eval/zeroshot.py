@@ -40,8 +40,7 @@ class ZeroshotArguments(SkippingArguments):
 def evaluate_captions(default_name: str) -> None:
     """Parse the command line, encode, print the table and write metrics.json (and rankings, with --save_for_rerank)."""
     (args,) = upstream.parse(upstream.ZEROSHOT, ZeroshotArguments)
-    from lamra.eval.cache.manifest import provenance_of  # torch and transformers, which --help does not wait for
-    from lamra.eval.evaluate import evaluate
+    from lamra.eval.evaluate import evaluate  # torch and transformers, which --help does not wait for
     from lamra.eval.inference import load_retriever, start
     from lamra.eval.metrics import measures_by_query
     from lamra.eval.unreadable import Unreadable
@@ -58,7 +57,7 @@ def evaluate_captions(default_name: str) -> None:
         unreadable = Unreadable(args.skip_unreadable, retriever)
         data = data.without(unreadable.rows(data.images, args.text_data_path))
         protocol = args.protocol if args.mode == "finetuned" else None  # without instructions both are the same
-        provenance = provenance_of(args, retriever.settings, retriever.embedder, protocol)
+        provenance = retriever.provenance(args, protocol)
         tasks = captioned_tasks(data, data_name, args.text_data_path, protocol)
         metrics: dict[str, float] = {}
         for task, ranking, found in evaluate(
@@ -73,7 +72,7 @@ def evaluate_captions(default_name: str) -> None:
             if args.save_for_rerank:
                 write_json(folder / MADE_BY, {**provenance, "mode": args.mode})
             named = {"protocol": protocol} if protocol else {}
-            write_json(folder / METRICS, {**metrics, **named, **unreadable.for_metrics()})
+            write_json(folder / METRICS, {**metrics, **named, **retriever.for_metrics, **unreadable.for_metrics()})
             print_table(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
             print(f"written to {folder}/")
 

@@ -37,12 +37,12 @@ def evaluate_set(name: str) -> None:
     """
     of = SETS[name]
     (args,) = upstream.parse(upstream.ZEROSHOT_SUITE, of.arguments)
-    max_pixels = of.released_max_pixels if args.protocol == "released" else None
+    max_pixels = of.released_max_pixels if args.protocol == "released" and not args.library else None
     if max_pixels:
         why = f"{max_pixels}, or no such flag, as LamRA read {of.title} (--protocol clean reads as it was trained)"
         require(args.max_pixels in (None, max_pixels), "max_pixels", args.max_pixels, why)
         note(f"{of.title} (released): pictures of up to {max_pixels} pixels, as LamRA's numbers were measured")
-    from lamra.eval.cache.manifest import pictures_sha256, provenance_of  # torch, which --help does not wait for
+    from lamra.eval.cache.manifest import pictures_sha256  # torch, which --help does not wait for
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
     from lamra.eval.metrics import chance, measures_by_query
@@ -56,7 +56,7 @@ def evaluate_set(name: str) -> None:
         missing = {task.name: _missing(task, left) for task, left in zip(whole, tasks)}
         retriever = load_retriever(args, max_pixels=max_pixels)
         settings = {
-            **provenance_of(args, retriever.settings, retriever.embedder, args.protocol),
+            **retriever.provenance(args, args.protocol),
             "skip_unreadable": args.skip_unreadable,
         }
         made_of = {
@@ -110,6 +110,7 @@ def evaluate_set(name: str) -> None:
                 "protocol": args.protocol,
                 **({"max_pixels": max_pixels} if max_pixels else {}),
                 "tasks": found_of,
+                **retriever.for_metrics,
                 **_mean(of, found_of),
                 **unreadable.for_metrics(metrics),
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,16 +24,20 @@ MODEL_FILES = (
 )
 
 
-def model_sha256(folder: str | Path) -> str:
-    """The digest of all MODEL_FILES in a folder, their names and their bytes.
+def model_sha256(folder: str | Path, patterns: Sequence[str] = MODEL_FILES) -> str:
+    """The digest of the files of a folder, their names and their bytes.
 
     The first process reads and tells the others: all processes must call this.
+
+    Args:
+        patterns: of the files; hidden ones are none.
     """
-    return on_first_process(lambda: _model_sha256(Path(folder)))
+    return on_first_process(lambda: _model_sha256(Path(folder), patterns))
 
 
-def _model_sha256(folder: Path) -> str:
-    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+def _model_sha256(folder: Path, patterns: Sequence[str]) -> str:
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     try:
         kept = json.loads((folder / KEPT).read_text())
     except (OSError, ValueError):
@@ -42,11 +47,12 @@ def _model_sha256(folder: Path) -> str:
         status = path.stat()
         # The time of the inode too: archives may give the files of two models of the same shape the same time and size.
         state = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
-        before = kept.get(path.name)
+        name = path.relative_to(folder).as_posix()
+        before = kept.get(name)
         known = isinstance(before, dict) and {**before, "sha256": None} == {**state, "sha256": None}
-        found[path.name] = before if known else state | {"sha256": _sha256_at(path, *state.values())}
-    if found != kept:
-        _keep(folder, found)
+        found[name] = before if known else state | {"sha256": _sha256_at(path, *state.values())}
+    if any(kept.get(name) != of for name, of in found.items()):
+        _keep(folder, kept | found)
     return hashlib.sha256("".join(f"{name} {of['sha256']}\n" for name, of in found.items()).encode()).hexdigest()
 
 

@@ -14,6 +14,7 @@ MASTER_PORT=${MASTER_PORT:-29500} # used when NNODES > 1
 # Model
 MODEL_ID=${MODEL_ID:-./checkpoints/qwen2-vl-7b_LamRA_Ret}
 ORIGINAL_MODEL_ID=${ORIGINAL_MODEL_ID:-} # base model under an adapter; by default the one it remembers
+LIBRARY=${LIBRARY:-} # sentence-transformers: the model is one of that library; by default of LamRA's kind
 MAX_TOKENS_PER_BATCH=${MAX_TOKENS_PER_BATCH:-} # by default 32768 on GPUs, 4096 on CPUs
 
 # Data
@@ -30,6 +31,7 @@ OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>/mbeir
 evaluation eval/eval_mbeir.py \
   --model_id "$MODEL_ID" \
   ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
+  ${LIBRARY:+--library "$LIBRARY"} \
   ${MAX_TOKENS_PER_BATCH:+--max_tokens_per_batch "$MAX_TOKENS_PER_BATCH"} \
   --data_path "$DATA_PATH" \
   --pool "$POOL" \

@@ -11,6 +11,7 @@ NNODES=1
 # Model
 MODEL_ID=${MODEL_ID:-./checkpoints/qwen2-vl-7b_LamRA_Ret_Pretrain}
 ORIGINAL_MODEL_ID=${ORIGINAL_MODEL_ID:-} # base model under an adapter; by default the one it remembers
+LIBRARY=${LIBRARY:-} # sentence-transformers: the model is one of that library; by default of LamRA's kind
 MAX_TOKENS_PER_BATCH=${MAX_TOKENS_PER_BATCH:-} # by default 32768 on GPUs, 4096 on CPUs
 
 # Data: LamRA_Eval's files, or a folder of pictures and Karpathy's json.
@@ -27,6 +28,7 @@ for dataset in $DATASETS; do
     --text_data_path "${!texts}" \
     ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
     --model_id "$MODEL_ID" \
+    ${LIBRARY:+--library "$LIBRARY"} \
     ${MAX_TOKENS_PER_BATCH:+--max_tokens_per_batch "$MAX_TOKENS_PER_BATCH"} \
     "$@"
 done

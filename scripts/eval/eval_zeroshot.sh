@@ -12,6 +12,7 @@ NNODES=1
 # Model
 MODEL_ID=${MODEL_ID:-./checkpoints/qwen2-vl-7b_LamRA_Ret}
 ORIGINAL_MODEL_ID=${ORIGINAL_MODEL_ID:-} # base model under an adapter; by default the one it remembers
+LIBRARY=${LIBRARY:-} # sentence-transformers: the model is one of that library; by default of LamRA's kind
 MAX_TOKENS_PER_BATCH=${MAX_TOKENS_PER_BATCH:-} # by default 32768 on GPUs, 4096 on CPUs
 OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>; a folder for each set below it
 
@@ -51,6 +52,7 @@ evaluate_set() { # evaluate_set NAME ENTRYPOINT [FLAG PATH]...: unless a path is
     ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
     --model_id "$MODEL_ID" \
     ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR/$name"} \
+    ${LIBRARY:+--library "$LIBRARY"} \
     ${MAX_TOKENS_PER_BATCH:+--max_tokens_per_batch "$MAX_TOKENS_PER_BATCH"} \
     "${flags[@]}"; then
     written+=("$name")

@@ -107,6 +107,11 @@ class MultiturnFashionArguments(SuiteArguments):
         "./data/M-BEIR/mbeir_images/fashioniq_images", "FashionIQ's pictures", path=FOLDER, source=GET
     )
     category: str = flag("all", "whose files beside these to read", one_of=CATEGORIES)
+    fashioniq_captions: str | None = flag(
+        None,
+        "folder of FashionIQ's captions: also measures the queries whose last turn is no training pair",
+        path=FOLDER,
+    )
 
 
 @dataclass
@@ -169,7 +174,12 @@ SETS = {
         "R@5",
         MultiturnFashionArguments,
         lambda args: multiturn_fashion_tasks(
-            args.query_data_path, args.cand_data_path, args.image_path_prefix, args.protocol, category=args.category
+            args.query_data_path,
+            args.cand_data_path,
+            args.image_path_prefix,
+            args.protocol,
+            category=args.category,
+            fashioniq_captions=args.fashioniq_captions,
         ),
     ),
     "ccneg": ZeroshotSet(

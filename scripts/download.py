@@ -40,6 +40,7 @@ from lamra.common.errors import UserError
 from lamra.common.files import digest, read_jsonl
 from lamra.common.flags import OUT_FOLDER, Flags, flag, require
 from lamra.datasets.caption import load_captioned_images
+from lamra.datasets.zeroshot.multiturn_fashion import CATEGORIES
 from lamra.datasets.zeroshot.sugar_crepe import KINDS
 from lamra.models.folders import PUBLISHED
 
@@ -81,6 +82,7 @@ GITHUB = "https://raw.githubusercontent.com"
 SUGAR_CREPE = f"{GITHUB}/RAIVNLab/sugar-crepe/0047054b243992f0fad63d6f64f7544862daf846/data"
 CIRCO = f"{GITHUB}/miccunifi/CIRCO/267b5c9087d856ce1b41d2daf8f385ae5b629a3b/annotations"
 GENECIS = f"{GITHUB}/facebookresearch/genecis/0c5c968c01b8ccffcc0990af2b430d21d7a12f49/genecis"
+FASHION_IQ = f"{GITHUB}/XiaoxiaoGuo/fashion-iq/f71b16c3b09ef03b02c0fed160fa072fb3b8aa16/captions"
 COCO = "http://images.cocodataset.org"  # no https: the digests are those that public tools agree on
 VAL2017 = "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"
 UNLABELED2017, IMAGE_INFO = "7ebc562819fdb32847aab79530457326", "ede38355d5c3e5251bb7f8b68e2c068f"
@@ -111,6 +113,14 @@ ZEROSHOT = {
             Remote(f"{GENECIS}/{what}_{of}.json", f"genecis/annotations/{what}_{of}.json")
             for what in ("change", "focus")
             for of in ("object", "attribute")
+        ],
+    ),
+    "fashioniq": (
+        "Community Data License Agreement, https://cdla.io",
+        [
+            Remote(f"{FASHION_IQ}/cap.{of}.{split}.json", f"fashioniq/captions/cap.{of}.{split}.json")
+            for of in CATEGORIES[1:]
+            for split in ("train", "val")
         ],
     ),
     "urban1k": (

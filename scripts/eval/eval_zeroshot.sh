@@ -36,6 +36,7 @@ VIST_TEXTS=${VIST_TEXTS:-./data/vist/sis/val.story-in-sequence.json}
 VIST_IMAGES=${VIST_IMAGES:-./data/vist/images/val}
 MULTITURN_FASHION=${MULTITURN_FASHION:-./data/multiturnfashion} # the repository's folder
 FASHIONIQ_IMAGES=${FASHIONIQ_IMAGES:-./data/M-BEIR/mbeir_images/fashioniq_images}
+FASHIONIQ_CAPTIONS=${FASHIONIQ_CAPTIONS:-} # ./data/fashioniq/captions: also the queries that end with no training pair
 
 absent=() written=() failed=()
 evaluate_set() { # evaluate_set NAME ENTRYPOINT [FLAG PATH]...: unless a path is not there
@@ -95,7 +96,8 @@ for name in "${names[@]}"; do
       evaluate_set "$name" eval_multiturn_fashion.py \
         --query_data_path "$MULTITURN_FASHION/data/all.val.json" \
         --cand_data_path "$MULTITURN_FASHION/image_splits/split.all.val.json" \
-        --image_path_prefix "$FASHIONIQ_IMAGES"
+        --image_path_prefix "$FASHIONIQ_IMAGES" \
+        ${FASHIONIQ_CAPTIONS:+--fashioniq_captions "$FASHIONIQ_CAPTIONS"}
       ;;
   esac
 done

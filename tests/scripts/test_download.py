@@ -417,9 +417,12 @@ class Free(NamedTuple):
 
 
 def test_errors_are_one_sentence_and_a_status(hub, run, tmp_path, monkeypatch):
-    assert run("qwen9") == (2, "error: 'qwen9' is unknown: choose from qwen2-vl-2b qwen2-vl-7b qwen2.5-vl-3b "
-                               "qwen2.5-vl-7b lamra-ret-pretrained lamra-ret lamra-rank nli flickr coco "
-                               "mbeir sugarcrepe coco-val2017 circo coco-unlabeled2017 genecis urban1k\n")  # fmt: skip
+    assert run("qwen9") == (
+        2,
+        "error: 'qwen9' is unknown: choose from qwen2-vl-2b qwen2-vl-7b qwen2.5-vl-3b qwen2.5-vl-7b "
+        "lamra-ret-pretrained lamra-ret lamra-rank nli flickr coco mbeir sugarcrepe coco-val2017 circo "
+        "coco-unlabeled2017 genecis fashioniq urban1k\n",
+    )
     assert hub.log == []
 
     status, printed = run("qwen2-vl-2b", tries=50)  # no such repository: no reason to try again

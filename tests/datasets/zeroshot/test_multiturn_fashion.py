@@ -64,6 +64,36 @@ def test_a_category_has_files_of_its_own(tmp_path):
         multiturn_fashion_tasks(path, path, tmp_path, "clean", category="dress")
 
 
+def with_captions(folder: Path, queries: list, train: list, val: list) -> list[RetrievalTask]:
+    """The tasks where FashionIQ has these pairs of dresses."""
+    for of in ("dress", "shirt", "toptee"):
+        for split, pairs in (("train", train), ("val", val)):
+            rows = [{"candidate": one, "target": other, "captions": ["is blue"]} for one, other in pairs]
+            write(folder / f"cap.{of}.{split}.json", rows if of == "dress" else [])
+    paths = write(folder / "all.val.json", queries), write(folder / "split.all.val.json", GALLERY)
+    return multiturn_fashion_tasks(*paths, folder, "clean", fashioniq_captions=folder)
+
+
+def test_queries_that_end_with_no_training_pair_are_a_task_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(multiturn_fashion, "PUBLISHED", 3)
+    queries = [QUERY, {**QUERY, "target": [URL, "B00B"]}, {**QUERY, "target": [URL, "B00C"]}]  # each ends with B00C
+    every, val = with_captions(
+        tmp_path, queries, [("B00C", "B00B"), ("B00B", "B00C")], [("B00C", "B00A"), ("B00C", "B00B")]
+    )
+    assert (every.name, len(every.queries), every.reported) == ("image_retrieval", 3, Reported(60.9, 63.9))
+    assert (val.name, [item.id for item in val.queries], val.reported) == ("image_retrieval_val_turn", ["0"], None)
+    assert val.gallery is every.gallery and (val.answers, val.ks, val.counted) == ([[0]], (5, 8, 10), 5)
+    assert val.files["dress_val"] == tmp_path / "cap.dress.val.json"
+
+    with pytest.raises(UserError, match=r"no query of MT-FIQ ends with a pair of its val: give FashionIQ's own"):
+        with_captions(tmp_path, queries, [], [("B00B", "B00A")])
+    write(tmp_path / "cap.shirt.train.json", [{"candidate": "B00A"}])
+    with pytest.raises(UserError, match=r'cap\.shirt\.train\.json row 0 lacks "target"'):
+        multiturn_fashion_tasks(
+            tmp_path / "all.val.json", tmp_path / "split.all.val.json", tmp_path, "clean", fashioniq_captions=tmp_path
+        )
+
+
 def turned(turn: object) -> list:
     return [QUERY, {**QUERY, "reference": [turn]}]
 

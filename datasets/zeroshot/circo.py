@@ -30,7 +30,7 @@ PUBLISHED = 800, 123_403  # queries of test, pictures
 PAPER = Reported(33.2, 42.8)  # mAP@5 on test (arXiv 2412.01720)
 INSTRUCTION = "I'm looking for a similar everyday image with the described changes"
 KS, COUNTED = (5, 10, 25, 50), 5
-GET = "clone https://github.com/miccunifi/CIRCO to data/circo, and get COCO's image_info_unlabeled2017.json"
+GET = "bash scripts/download.sh circo gets it"
 SERVER, SUBMITTED = "https://circo.micc.unifi.it", 50  # candidates of each query
 
 

@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 import threading
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -357,17 +357,32 @@ def zipped(**files: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_set_of_files_comes_with_its_licence_to_where_its_evaluation_looks(hub, run, zeroshot, tmp_path):
+def test_a_set_of_files_comes_with_its_licence(hub, run, zeroshot, tmp_path):
     row = {"filename": "1.jpg", "caption": "A cat sits.", "negative_caption": "A dog sits."}
     zeroshot("sugarcrepe", *(json.dumps({"0": row}).encode() for _ in range(7)))
     status, printed = run("sugarcrepe")
     assert status == 0 and "sugarcrepe: licence MIT" in printed, printed
-    texts, pictures = SETS["sugarcrepe"].arguments.annotation_path_prefix, "sugar-crepe/images/val2017"
+    texts = SETS["sugarcrepe"].arguments.annotation_path_prefix
     assert len(sugar_crepe_tasks(tmp_path / texts, "pictures", "clean")) == 7
-    assert download.ZEROSHOT["coco-val2017"][1][0].target == pictures
-    assert SETS["sugarcrepe"].arguments.image_path_prefix == f"./data/{pictures}"
     hub.log.clear()
     assert "already complete" in run("sugarcrepe")[1] and hub.log == []
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("sugarcrepe", "sugarcrepe"),
+        ("coco-val2017", "sugarcrepe"),
+        ("circo", "circo"),
+        ("coco-unlabeled2017", "circo"),
+        ("urban1k", "urban1k"),
+    ],
+)
+def test_what_is_downloaded_goes_to_where_its_evaluation_looks(name, of):
+    looks = [f"{field.default}/" for field in fields(SETS[of].arguments)]
+    for file in download.ZEROSHOT[name][1]:
+        folder = file.target if file.folder else file.target.rpartition("/")[0]
+        assert any(place.startswith(f"./data/{folder}/") for place in looks), folder
 
 
 def test_of_an_archive_comes_its_folder(hub, run, zeroshot, tmp_path):

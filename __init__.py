@@ -5,6 +5,7 @@ The repository's folders are this package's modules: lamra.models.losses is mode
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -55,7 +56,7 @@ def load(
 
     from lamra.common.errors import UserError
     from lamra.eval.flags import GuestArguments
-    from lamra.eval.inference import load_retriever
+    from lamra.eval.inference import ONE_AT_A_TIME, load_retriever
     from lamra.eval.rerank.judge import load_judge
     from lamra.models.settings import Settings
 
@@ -65,8 +66,10 @@ def load(
     args = GuestArguments(str(model_id), num_workers=num_workers, **chosen, **flags)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings = None if args.library else Settings.read(args.model_id)
-    if (role or (settings.role if settings else "retriever")) == "reranker":
-        if args.library:
-            raise UserError(f"--library {args.library}: its guests embed, none is a reranker here")
-        return load_judge(args, device)
-    return load_retriever(args, device)
+    reranks = (role or (settings.role if settings else "retriever")) == "reranker"
+    if reranks and args.library:
+        raise UserError(f"--library {args.library}: its guests embed, none is a reranker here")
+    # transformers sets the dtype of the whole process while it loads. Its FutureWarnings are for its developers.
+    with ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return load_judge(args, device) if reranks else load_retriever(args, device)

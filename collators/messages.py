@@ -12,7 +12,7 @@ SUMMARIZE_IMAGE = "\nSummarize above image in one word: "
 SUMMARIZE_BOTH = "\nSummarize above image and sentence in one word: "
 SUMMARIZE_PLURAL = "\nSummarize above images and sentences in one word: "
 SUMMARIZE_VIDEO = "\nSummarize above video in one word: "
-SUMMARIZE_VIDEO_AND_TEXT = "\nSummarize above video and sentence in one word: "  # ours: upstream has no such item
+SUMMARIZE_VIDEO_AND_TEXT = "\nSummarize above video and sentence in one word: "  # in upstream's source, of no data set
 
 # LamRA-Rank. "released" is what the published weights were trained with: a backslash in upstream's source continued its
 # strings over a line's indentation, 24 blanks, and "responed" is spelt so. "clean" is the same without.

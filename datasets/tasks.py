@@ -63,6 +63,14 @@ class Reported(NamedTuple):
     reranked: float
 
 
+class ReportedAsLamRA(NamedTuple):
+    """Recall in percent, as the paper reports it of videos for "LamRA": with its reranker or without, is not said."""
+
+    at_1: float
+    at_5: float
+    at_10: float
+
+
 @dataclass(frozen=True, eq=False)
 class RetrievalTask:
     """Queries that search a gallery. Rows are positions in `queries` or in `gallery`, from 0.
@@ -104,7 +112,7 @@ class RetrievalTask:
     server: str | None = None
     tie_is_miss: bool = False
     weight: float = 1.0
-    reported: Reported | None = None
+    reported: Reported | ReportedAsLamRA | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     rerank_queries: Items | None = None
 

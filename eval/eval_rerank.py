@@ -37,7 +37,7 @@ from lamra.datasets.rankings import (
     write_by_query,
     write_ranking,
 )
-from lamra.datasets.tasks import KS, RetrievalTask
+from lamra.datasets.tasks import KS, Reported, RetrievalTask
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.metrics import average, measures, measures_by_query
 from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, write_json
@@ -198,7 +198,9 @@ def print_table(args: RerankArguments, tasks: Sequence[RetrievalTask], metrics: 
         cells = "".join(_change(before[f"recall@{k}"], after[f"recall@{k}"]) for k in KS)
         weight, counts = metrics[task.name].get("weight", "-"), f"recall@{task.counted}"
         counted = _change(before[counts], after[counts]) + f" @{task.counted:<2}"
-        paper = f"   {task.reported.retrieved:.1f} -> {task.reported.reranked:.1f}" if task.reported else ""
+        paper = ""
+        if isinstance(task.reported, Reported):
+            paper = f"   {task.reported.retrieved:.1f} -> {task.reported.reranked:.1f}"
         print(f"{task.name:<20}{cells}{weight:>8}{counted}{paper}")
     if args.image_data_path:
         return

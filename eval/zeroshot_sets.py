@@ -13,6 +13,8 @@ from lamra.datasets.tasks import Reported, RetrievalTask
 from lamra.datasets.zeroshot import ccneg, circo, sugar_crepe
 from lamra.datasets.zeroshot.ccneg import ccneg_tasks
 from lamra.datasets.zeroshot.circo import circo_tasks
+from lamra.datasets.zeroshot.msrvtt import msrvtt_tasks
+from lamra.datasets.zeroshot.msvd import msvd_tasks
 from lamra.datasets.zeroshot.multiturn_fashion import CATEGORIES, multiturn_fashion_tasks
 from lamra.datasets.zeroshot.sharegpt4v import sharegpt4v_tasks
 from lamra.datasets.zeroshot.sugar_crepe import KINDS, sugar_crepe_tasks
@@ -131,6 +133,19 @@ class SugarCrepeArguments(SuiteArguments):
     data_type: str = flag("all", "the file to read", one_of=("all", *KINDS))
 
 
+@dataclass
+class MSRVTTArguments(SuiteArguments):
+    data_path: str = flag("./data/msrvtt/annotations/MSRVTT_JSFUSION_test.csv", "its captions", path=FILE, source=GET)
+    video_data_path: str = flag("./data/msrvtt/videos", "its clips", path=FOLDER, source=GET)
+
+
+@dataclass
+class MSVDArguments(SuiteArguments):
+    video_path_prefix: str = flag("./data/MSVD/YouTubeClips", "its clips", path=FOLDER, source=GET)
+    test_video_path: str = flag("./data/MSVD/test_list.txt", "the ids of the clips", path=FILE, source=GET)
+    captions_path: str = flag("./data/MSVD/raw-captions.pkl", "its pickle, or a jsonl", path=FILE, source=GET)
+
+
 # In the paper's order. The names are of folders below results/<model>/, and of TASKS in eval_zeroshot.sh.
 SETS = {
     "sharegpt4v": ZeroshotSet(
@@ -201,5 +216,17 @@ SETS = {
         sugar_crepe.PAPER_MEAN,
         len(KINDS),
         sum(KINDS.values()),
+    ),
+    "msrvtt": ZeroshotSet(
+        "MSR-VTT",
+        "R@1",
+        MSRVTTArguments,
+        lambda args: msrvtt_tasks(args.data_path, args.video_data_path, args.protocol),
+    ),
+    "msvd": ZeroshotSet(
+        "MSVD",
+        "R@1",
+        MSVDArguments,
+        lambda args: msvd_tasks(args.video_path_prefix, args.test_video_path, args.captions_path, args.protocol),
     ),
 }

@@ -163,7 +163,12 @@ def print_results(results: Sequence[Mapping]) -> None:
         return f"{100 * value:.1f}"
 
     def papers(found: Mapping) -> str:
-        return f"{found['paper']['retrieved']:.1f}" if found["paper"] else "-"
+        match found["paper"]:
+            case {"retrieved": retrieved}:
+                return f"{retrieved:.1f}"
+            case {"at_1": recall}:
+                return f"{recall:.1f} as LamRA"
+        return "-"
 
     rows, notes = [], []
     for result in results:

@@ -17,7 +17,7 @@ MAX_TOKENS_PER_BATCH=${MAX_TOKENS_PER_BATCH:-} # by default 32768 on GPUs, 4096 
 OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>; a folder for each set below it
 
 # Data
-ALL=sharegpt4v,urban1k,circo,visdial,vist,multiturn_fashion,ccneg,sugarcrepe
+ALL=sharegpt4v,urban1k,circo,visdial,vist,multiturn_fashion,ccneg,sugarcrepe,msrvtt,msvd
 TASKS=${TASKS:-$ALL}
 PROTOCOL=${PROTOCOL:-released} # or clean
 SUGARCREPE_TEXTS=${SUGARCREPE_TEXTS:-./data/sugar-crepe/data}
@@ -37,6 +37,11 @@ VIST_IMAGES=${VIST_IMAGES:-./data/vist/images/val}
 MULTITURN_FASHION=${MULTITURN_FASHION:-./data/multiturnfashion} # the repository's folder
 FASHIONIQ_IMAGES=${FASHIONIQ_IMAGES:-./data/M-BEIR/mbeir_images/fashioniq_images}
 FASHIONIQ_CAPTIONS=${FASHIONIQ_CAPTIONS:-} # ./data/fashioniq/captions: also the queries that end with no training pair
+MSRVTT_TEXTS=${MSRVTT_TEXTS:-./data/msrvtt/annotations/MSRVTT_JSFUSION_test.csv}
+MSRVTT_VIDEOS=${MSRVTT_VIDEOS:-./data/msrvtt/videos}
+MSVD_TEXTS=${MSVD_TEXTS:-./data/MSVD/raw-captions.pkl}
+MSVD_CLIPS=${MSVD_CLIPS:-./data/MSVD/test_list.txt} # their ids
+MSVD_VIDEOS=${MSVD_VIDEOS:-./data/MSVD/YouTubeClips}
 
 absent=() written=() failed=()
 evaluate_set() { # evaluate_set NAME ENTRYPOINT [FLAG PATH]...: unless a path is not there
@@ -98,6 +103,13 @@ for name in "${names[@]}"; do
         --cand_data_path "$MULTITURN_FASHION/image_splits/split.all.val.json" \
         --image_path_prefix "$FASHIONIQ_IMAGES" \
         ${FASHIONIQ_CAPTIONS:+--fashioniq_captions "$FASHIONIQ_CAPTIONS"}
+      ;;
+    msrvtt)
+      evaluate_set "$name" eval_msrvtt.py --data_path "$MSRVTT_TEXTS" --video_data_path "$MSRVTT_VIDEOS"
+      ;;
+    msvd)
+      evaluate_set "$name" eval_msvd.py \
+        --video_path_prefix "$MSVD_VIDEOS" --test_video_path "$MSVD_CLIPS" --captions_path "$MSVD_TEXTS"
       ;;
   esac
 done

@@ -26,6 +26,8 @@ ENTRYPOINTS = {  # with the flags that each wants
     "eval/eval_zeroshot/eval_coco.py": CAPTIONS,
     "eval/eval_zeroshot/eval_flickr.py": CAPTIONS,
     "eval/eval_zeroshot/eval_sugar_crepe.py": ("--model_id", "m"),
+    "eval/eval_zeroshot/eval_msrvtt.py": ("--model_id", "m"),
+    "eval/eval_zeroshot/eval_msvd.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_multiturn_fashion.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_sharegpt4v.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_urban1k.py": ("--model_id", "m"),

@@ -9,6 +9,7 @@ import sys
 from functools import partial
 
 import pytest
+from clips import drawn, write_clip
 from conftest import call
 from PIL import Image
 from zeroshot_files import draw, write
@@ -16,6 +17,7 @@ from zeroshot_files import draw, write
 from lamra.collators.processing import Processor
 from lamra.common.errors import UserError
 from lamra.datasets.rankings import ranked_ids
+from lamra.datasets.zeroshot.msvd import PAPER
 from lamra.datasets.zeroshot.sugar_crepe import KINDS
 from lamra.datasets.zeroshot.vist import vist_tasks
 from lamra.eval import compare_zeroshot, inference, zeroshot_report, zeroshot_suite
@@ -135,6 +137,40 @@ def test_dialogs_stories_and_garments(tiny_model, tmp_path):
     assert counts == {
         "VisDial": {"recall@1": 2}, "VIST": {"recall@1": 2}, "MT-FIQ": {"recall@5": 1}, "ShareGPT4V": {"recall@1": 2},
     }  # fmt: skip
+
+
+def test_clips(tiny_model, tmp_path, capsys, fails):
+    """Three clips and their captions as both sets; a clip that is broken, and one that is not there."""
+    names = ["video0", "video1", "video2"]
+    for row, name in enumerate(names):
+        for suffix in ("mp4", "avi"):
+            write_clip(tmp_path / f"{name}.{suffix}", drawn(8 + 9 * row)[3 * row :])
+    rows = [f"ret{row},msr{row},{name},a dog {row}" for row, name in enumerate(names)]
+    captions = write(tmp_path / "test.csv", "\n".join(["key,vid_key,video_id,sentence", *rows]))
+    lines = [json.dumps({"id": name, "captions": [f"a dog {row}", "a cat"]}) for row, name in enumerate(names)]
+    msrvtt = dict(model_id=tiny_model, num_workers=0, data_path=captions, video_data_path=tmp_path)
+    msvd = dict(video_path_prefix=tmp_path, test_video_path=write(tmp_path / "list.txt", "\n".join(names)))
+    msvd |= dict(model_id=tiny_model, num_workers=0, captions_path=write(tmp_path / "captions.jsonl", "\n".join(lines)))
+    for name, flags, queries in (("msrvtt", msrvtt, 3), ("msvd", msvd, 6)):
+        measure(name, **flags, output_dir=tmp_path / name)
+        found = json.loads((tmp_path / name / "metrics.json").read_text())["tasks"]["video_retrieval"]
+        assert found["queries"] == queries and found["paper"] is None and found["recall@5"] == 1
+        ranking = ranked_ids(tmp_path / name / "ranking_video_retrieval.jsonl")
+        assert len(ranking) == queries and all(sorted(dids) == names for dids, _ in ranking.values())
+    zeroshot_suite.print_results(
+        [{"set": "MSVD", "protocol": "clean", "measure": "R@1", "tasks": {"v": found | {"paper": PAPER._asdict()}}}]
+    )
+    assert "52.4 as LamRA" in capsys.readouterr().out
+    (tmp_path / "video1.mp4").write_bytes(b"no clip")
+    run = partial(evaluate_set, "msrvtt")
+    error = fails(run, **msrvtt, output_dir=tmp_path / "2")
+    assert f"video {tmp_path / 'video1.mp4'} of item 'video1' cannot be read" in error
+    (tmp_path / "video2.mp4").unlink()
+    assert "MSR-VTT: 1 of 3 pictures or videos are missing, first" in fails(run, **msrvtt, output_dir=tmp_path / "2")
+    measure("msrvtt", **msrvtt, output_dir=tmp_path / "2", skip_unreadable=2)
+    found = json.loads((tmp_path / "2" / "metrics.json").read_text())
+    assert [of["id"] for of in found["skipped_unreadable"]["items"]] == ["video1", "video2"]
+    assert found["tasks"]["video_retrieval"]["queries"] == 1
 
 
 def test_pictures_that_are_not_there(flags, tmp_path, fails, capsys):

@@ -30,12 +30,12 @@ def draw(folder: Path, *names: str) -> Path:
 
 def _shown(messages: list[dict], *items: Item) -> str:
     (turn,) = messages
-    names = (f"[{Path(str(image)).name}]" for item in items for image in item.images)
-    return "".join(next(names) if part["type"] == "image" else part["text"] for part in turn["content"])
+    names = (f"[{Path(file).name}]" for item in items for file in item.files)
+    return "".join(part["text"] if part["type"] == "text" else next(names) for part in turn["content"])
 
 
 def embedded(item: Item) -> str:
-    """The user turn of an item's embedding, [file name] for each picture."""
+    """The user turn of an item's embedding, [file name] for each picture and video."""
     return _shown(embedding_messages(item), item)
 
 

@@ -15,13 +15,14 @@ from PIL import Image, UnidentifiedImageError
 
 from lamra.common.errors import PictureError, UserError
 from lamra.common.files import as_on_disk
-from lamra.datasets.items import ImageSource
+from lamra.datasets.items import Crop, ImageSource
 
 # Pillow knows forty more. Some start a program (EPS), some are hardly tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO", "AVIF")
 MAX_ASPECT_RATIO = 200  # smart_resize's own limit
 MAX_PIXELS = "LAMRA_MAX_PICTURE_PIXELS"  # an environment variable, because it depends on the machine's memory
 DEFAULT_MAX_PIXELS = 89_478_485  # Pillow warns beyond it; a pixel needs up to 16 bytes while it is prepared
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 ORIENTATION = 0x0112  # EXIF's tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,14 +50,16 @@ def open_image(source: ImageSource, name: str = "picture", *, exif_rotation: boo
         with named_faults(name, max_pixels()) as most:
             return _as_rgb(source, most, exif_rotation)
     with named_faults(f"picture {source}", max_pixels()) as most, _opened(source) as image:
-        return _as_rgb(image, most, exif_rotation)
+        return _as_rgb(image, most, exif_rotation, source.box if isinstance(source, Crop) else None)
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
+def picture_size(source: str | Path | Crop) -> tuple[int, int]:
     """Width and height as they are stored, from the file's header alone; raises as `open_image`."""
-    with named_faults(f"picture {path}", max_pixels()) as most, _opened(path) as image:
+    with named_faults(f"picture {source}", max_pixels()) as most, _opened(source) as image:
         width, height = image.size
         check_shape(width, height, most)
+        if isinstance(source, Crop):
+            width = height = _inside(source.box, width, height, most)[1]
         return width, height
 
 
@@ -79,11 +82,11 @@ def _readers() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _opened(source: str | Path) -> Image.Image:
+def _opened(source: str | Path | Crop) -> Image.Image:
     return Image.open(found_file(source), formats=_readers())
 
 
-def found_file(source: str | Path) -> Path:
+def found_file(source: str | Path | Crop) -> Path:
     """The file of this name, however it spells its accents; as it is if there is none.
 
     Raises:
@@ -97,7 +100,7 @@ def found_file(source: str | Path) -> Path:
     return path
 
 
-def _as_rgb(image: Image.Image, most: int, exif_rotation: bool) -> Image.Image:
+def _as_rgb(image: Image.Image, most: int, exif_rotation: bool, box: Box | None = None) -> Image.Image:
     check_shape(*image.size, most)
     image.load()  # Pillow turns a TIFF in any case, here, and forgets its orientation
     upright = UPRIGHT.get(image.getexif().get(ORIENTATION, 1)) if exif_rotation else None
@@ -107,7 +110,22 @@ def _as_rgb(image: Image.Image, most: int, exif_rotation: bool) -> Image.Image:
         raise ValueError("floating-point pixels have no fixed range: save it with 8 bits")
     image = image.convert("RGB")
     image.info.clear()  # a decoded picture may be opened again, and must not be turned twice
+    if box is not None:
+        inside, side = _inside(box, *image.size, most)
+        part, image = image.crop(inside), Image.new("RGB", (side, side))
+        image.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
     return image if upright is None else image.transpose(upright)
+
+
+def _inside(box: Box, width: int, height: int, most: int) -> tuple[tuple[int, int, int, int], int]:
+    """The pixels of a crop that the picture has, and the side of the square around them."""
+    left, top, right, bottom = map(round, box)  # as Pillow's crop does
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    if left >= right or top >= bottom:
+        raise ValueError(f"the part lies outside of its {width} x {height} pixels")
+    side = max(right - left, bottom - top)
+    check_shape(side, side, most)
+    return (left, top, right, bottom), side
 
 
 def _grey(pixels: np.ndarray, mode: str) -> Image.Image:

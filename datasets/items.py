@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,30 @@ from typing import Protocol, TypeVar
 
 from PIL import Image
 
-ImageSource = str | Path | Image.Image
 INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # categories of Unicode
 T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A part of a picture file in the middle of a black square; a path that knows which part.
+
+    Attributes:
+        path: of the file.
+        box: left, top, right and bottom in pixels of the picture as it is stored. What lies beyond it is left out.
+    """
+
+    path: str | Path
+    box: tuple[float, float, float, float]
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.path} {list(self.box)}"
+
+
+ImageSource = str | Path | Crop | Image.Image
 
 
 class Indexed(Protocol[T_co]):
@@ -102,7 +124,7 @@ class Item:
         return tuple(part for part in self.parts if not isinstance(part, Text))
 
     @property
-    def files(self) -> tuple[str | Path, ...]:
+    def files(self) -> tuple[str | Path | Crop, ...]:
         """The paths of the pictures and videos that are files, in order."""
         sources = (part.path if isinstance(part, Video) else part.image for part in self.visuals)
         return tuple(source for source in sources if not isinstance(source, Image.Image))
@@ -119,7 +141,7 @@ class Item:
 
     @property
     def content(self) -> Hashable:
-        """Equal for items that look the same, whatever their ids; pictures and videos count by their path."""
+        """Equal for items that look the same, whatever their ids; pictures and videos count by their path and crop."""
 
         def of(part: Part) -> Hashable:
             if isinstance(part, Text):

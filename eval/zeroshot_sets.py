@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamra.common.flags import FILE, FOLDER, OUT_FOLDER, flag
+from lamra.common.flags import FILE, FILE_OR_FOLDER, FOLDER, OUT_FOLDER, flag
 from lamra.datasets.caption import PROTOCOLS
 from lamra.datasets.tasks import Reported, RetrievalTask
-from lamra.datasets.zeroshot import ccneg, circo, sugar_crepe
+from lamra.datasets.zeroshot import ccneg, circo, genecis, sugar_crepe
 from lamra.datasets.zeroshot.ccneg import ccneg_tasks
 from lamra.datasets.zeroshot.circo import circo_tasks
+from lamra.datasets.zeroshot.genecis import SUBSETS, genecis_tasks
 from lamra.datasets.zeroshot.msrvtt import msrvtt_tasks
 from lamra.datasets.zeroshot.msvd import msvd_tasks
 from lamra.datasets.zeroshot.multiturn_fashion import CATEGORIES, multiturn_fashion_tasks
@@ -85,6 +86,17 @@ class CIRCOArguments(SuiteArguments):
     )
     image_path_prefix: str = flag("./data/circo/images/unlabeled2017", "COCO's unlabeled2017", path=FOLDER, source=GET)
     split: str = flag("both", "val is measured here, test by a server", one_of=("both", *circo.SPLITS))
+
+
+@dataclass
+class GeneCISArguments(SuiteArguments):
+    annotation_path: str = flag(
+        "./data/genecis/annotations", "folder of the json files, or one", path=FILE_OR_FOLDER, source=genecis.GET
+    )
+    image_path_prefix: str = flag(
+        "./data/genecis", "folder above val2017 (COCO's) and vg (Visual Genome's), or either", path=FOLDER, source=GET
+    )
+    data_type: str = flag("all", "the subset", one_of=("all", *SUBSETS))
 
 
 @dataclass
@@ -171,6 +183,20 @@ SETS = {
             args.protocol,
             circo.SPLITS if args.split == "both" else (args.split,),
         ),
+    ),
+    "genecis": ZeroshotSet(
+        genecis.NAME,
+        "R@1",
+        GeneCISArguments,
+        lambda args: genecis_tasks(
+            args.annotation_path,
+            args.image_path_prefix,
+            args.protocol,
+            None if args.data_type == "all" else args.data_type,
+        ),
+        genecis.PAPER_MEAN,
+        len(SUBSETS),
+        sum(SUBSETS.values()),
     ),
     "visdial": ZeroshotSet(
         "VisDial",

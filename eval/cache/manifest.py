@@ -77,9 +77,9 @@ def _pictures(item: Item) -> list[tuple[str, int | None, int | None]]:
     found: list[tuple[str, int | None, int | None]] = []
     assert len(item.files) == len(item.visuals)  # caches are of files
     for file in item.files:
-        path = os.path.abspath(file)
+        path = os.path.abspath(str(file))  # and the box of a crop
         try:
-            status = os.stat(path)
+            status = os.stat(file)
             found.append((path, status.st_size, status.st_mtime_ns))
         except OSError:  # whoever opens it tells
             found.append((path, None, None))

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from PIL import Image
 
 from lamra.collators.pictures import open_image
 from lamra.collators.rerank import PreparedItem
-from lamra.datasets.items import Item, Picture
+from lamra.datasets.items import ImageSource, Item, Picture
 from lamra.models.reranker import Reranker
 
 
@@ -38,7 +37,7 @@ class DecodedPictures:
         parts = (Picture(self._open(part.image)) if isinstance(part, Picture) else part for part in item.parts)
         return replace(item, parts=tuple(parts))
 
-    def _open(self, source: str | Path | Image.Image) -> Image.Image:
+    def _open(self, source: ImageSource) -> Image.Image:
         if isinstance(source, Image.Image):
             return source
         if (key := str(source)) in self._kept:

@@ -17,7 +17,7 @@ MAX_TOKENS_PER_BATCH=${MAX_TOKENS_PER_BATCH:-} # by default 32768 on GPUs, 4096 
 OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>; a folder for each set below it
 
 # Data
-ALL=sharegpt4v,urban1k,circo,visdial,vist,multiturn_fashion,ccneg,sugarcrepe,msrvtt,msvd
+ALL=sharegpt4v,urban1k,circo,genecis,visdial,vist,multiturn_fashion,ccneg,sugarcrepe,msrvtt,msvd
 TASKS=${TASKS:-$ALL}
 PROTOCOL=${PROTOCOL:-released} # or clean
 SUGARCREPE_TEXTS=${SUGARCREPE_TEXTS:-./data/sugar-crepe/data}
@@ -30,6 +30,8 @@ URBAN1K_TEXTS=${URBAN1K_TEXTS:-./data/Urban1k/caption}
 URBAN1K_IMAGES=${URBAN1K_IMAGES:-./data/Urban1k/image}
 CIRCO_TEXTS=${CIRCO_TEXTS:-./data/circo/annotations}
 CIRCO_IMAGES=${CIRCO_IMAGES:-./data/circo/images/unlabeled2017} # as CIRCO has it: ./data/circo/COCO2017_unlabeled/unlabeled2017
+GENECIS_TEXTS=${GENECIS_TEXTS:-./data/genecis/annotations}
+GENECIS_IMAGES=${GENECIS_IMAGES:-./data/genecis} # the folder above val2017 and vg
 VISDIAL_TEXTS=${VISDIAL_TEXTS:-./data/visdial/visdial_1.0_val.json}
 VISDIAL_IMAGES=${VISDIAL_IMAGES:-./data/visdial/VisualDialog_val2018}
 VIST_TEXTS=${VIST_TEXTS:-./data/vist/sis/val.story-in-sequence.json}
@@ -90,6 +92,9 @@ for name in "${names[@]}"; do
       ;;
     circo)
       evaluate_set "$name" eval_circo.py --annotation_path_prefix "$CIRCO_TEXTS" --image_path_prefix "$CIRCO_IMAGES"
+      ;;
+    genecis)
+      evaluate_set "$name" eval_genecis.py --annotation_path "$GENECIS_TEXTS" --image_path_prefix "$GENECIS_IMAGES"
       ;;
     visdial)
       evaluate_set "$name" eval_visdial.py --data_path "$VISDIAL_TEXTS" --image_path_prefix "$VISDIAL_IMAGES"

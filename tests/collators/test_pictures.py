@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from training import batch_of
 
-from lamra.collators.pictures import open_image
+from lamra.collators.pictures import open_image, picture_size
 from lamra.collators.processing import Processor
 from lamra.collators.retrieval import RetrievalCollator
 from lamra.common.errors import PictureError
-from lamra.datasets.items import Item, Pair
+from lamra.datasets.items import Crop, Item, Pair
 from lamra.datasets.pairs import Mixture
 from lamra.datasets.usable import UsablePairs
+from lamra.eval.cache.manifest import pictures_sha256
+from lamra.eval.rerank.pictures import DecodedPictures
 from lamra.train.guards.skipped import SkippedPairs
 
 
@@ -51,6 +55,64 @@ def test_a_picture_of_any_mode_is_shown_as_it_is(tmp_path):
         shown = np.asarray(open_image(tmp_path / name)).astype(int)
         assert shown.shape == (40, 30, 3) and abs(shown - expected).max() <= tolerance, name
         assert abs(shown.mean() - expected.mean()) < 10, name
+
+
+def test_a_part_of_a_picture_is_padded_to_a_square(tmp_path, tiny_model):
+    """As expand2square of GeneCIS's reader does it; what the box has beyond the picture is not there."""
+    pixels = np.arange(1, 1 + 10 * 6 * 3, dtype=np.uint8).reshape(6, 10, 3)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    for box, (left, top, right, bottom), at in (
+        ((2, 1, 5, 3), (2, 1, 5, 3), (0, 0)),  # 3 x 2: the odd row goes below
+        ((1.4, 0, 3.5, 5), (1, 0, 4, 5), (1, 0)),  # rounded, to even where it is halfway; 3 x 5
+        ((2.5, 0, 6.5, 4), (2, 0, 6, 4), (0, 0)),
+        ((-3, -3, 4, 100), (0, 0, 4, 6), (1, 0)),
+        ((7, 4.6, 17, 20), (7, 5, 10, 6), (0, 1)),
+    ):
+        side = max(right - left, bottom - top)
+        expected = np.zeros((side, side, 3), dtype=np.uint8)
+        expected[at[1] : at[1] + bottom - top, at[0] : at[0] + right - left] = pixels[top:bottom, left:right]
+        crop = Crop(path, box)
+        assert np.array_equal(np.asarray(open_image(crop)), expected), box
+        assert picture_size(crop) == (side, side)
+    for box in ((10, 0, 20, 3), (0, 6.4, 3, 9), (4, 4, 4.2, 5)):
+        for reads in (open_image, picture_size):
+            with pytest.raises(
+                PictureError, match=r"a\.png \[.*\] cannot be read \(the part lies outside of its 10 x 6 pix"
+            ):
+                reads(Crop(path, box))
+    with pytest.raises(PictureError, match=r"picture .*b\.png \[0, 0, 1, 1\] does not exist"):
+        open_image(Crop(tmp_path / "b.png", (0, 0, 1, 1)))
+    crops = (Crop(path, (0, 0, 4, bottom)) for bottom in (4, 5, 4))
+    whole, one, other, same = (Item("x", images=(image,)) for image in (path, *crops))
+    assert len({whole.content, one.content, other.content}) == 3 and one.content == same.content
+    assert len({pictures_sha256([item]) for item in (whole, one, other)}) == 3
+    assert [Path(file) for file in one.files] == [path]
+    processor = Processor(tiny_model)
+    assert len(processor.encode(one)["input_ids"]) == processor.length(one)
+    decoded = DecodedPictures(10**6)
+    assert decoded.decoded(one).images[0].size == (4, 4) and decoded.decoded(whole).images[0].size == (10, 6)
+    assert decoded.decoded(other).images[0].size == (5, 5)
+
+
+def test_a_part_may_not_become_huge(tmp_path, monkeypatch):
+    """A thin picture fits, and the square around it does not."""
+    Image.new("RGB", (400, 2)).save(tmp_path / "thin.png")
+    monkeypatch.setenv("LAMRA_MAX_PICTURE_PIXELS", "10000")
+    assert open_image(tmp_path / "thin.png").size == (400, 2)
+    with pytest.raises(PictureError, match="400 x 400 pixels, more than 10000"):
+        open_image(Crop(tmp_path / "thin.png", (0, 0, 400, 2)))
+
+
+def test_a_part_is_turned_as_exif_says(tmp_path):
+    """The box is of the pixels as they are stored."""
+    pixels = np.arange(1, 1 + 4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    crop = Crop(tmp_path / "turned.png", (0, 1, 3, 4))
+    assert np.array_equal(np.asarray(open_image(crop)), pixels[1:4, 0:3])
+    assert np.array_equal(np.asarray(open_image(crop, exif_rotation=True)), np.rot90(pixels[1:4, 0:3], -1))
 
 
 def test_pixels_are_those_of_the_library(tiny_model):

@@ -11,7 +11,17 @@ from conftest import ROOT
 from lamra.datasets import caption
 from lamra.datasets.mbeir.layout import PAPER_AVERAGE, TASKS
 from lamra.datasets.tasks import Reported
-from lamra.datasets.zeroshot import ccneg, circo, msrvtt, msvd, multiturn_fashion, sugar_crepe, visdial, vist
+from lamra.datasets.zeroshot import (
+    ccneg,
+    circo,
+    genecis,
+    msrvtt,
+    msvd,
+    multiturn_fashion,
+    sugar_crepe,
+    visdial,
+    vist,
+)
 from lamra.eval.reporting.results import PRACTICE_STAGE1_FLICKR30K
 from lamra.eval.zeroshot_sets import SETS
 
@@ -23,6 +33,7 @@ ZEROSHOT = {
     ("urban1k", "image_retrieval"): URBAN1K[0],
     ("urban1k", "text_retrieval"): URBAN1K[1],
     ("circo", "circo_test"): circo.PAPER,
+    ("genecis",): genecis.PAPER_MEAN,
     ("visdial", "image_retrieval"): visdial.PAPER,
     ("vist", "image_retrieval"): vist.PAPER,
     ("multiturn_fashion", "image_retrieval"): multiturn_fashion.PAPER,

@@ -25,6 +25,7 @@ ENTRYPOINTS = {  # with the flags that each wants
     "eval/eval_zeroshot/eval_circo.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_coco.py": CAPTIONS,
     "eval/eval_zeroshot/eval_flickr.py": CAPTIONS,
+    "eval/eval_zeroshot/eval_genecis.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_sugar_crepe.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_msrvtt.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_msvd.py": ("--model_id", "m"),

@@ -17,6 +17,7 @@ from zeroshot_files import draw, write
 from lamra.collators.processing import Processor
 from lamra.common.errors import UserError
 from lamra.datasets.rankings import ranked_ids
+from lamra.datasets.zeroshot.genecis import SUBSETS
 from lamra.datasets.zeroshot.msvd import PAPER
 from lamra.datasets.zeroshot.sugar_crepe import KINDS
 from lamra.datasets.zeroshot.vist import vist_tasks
@@ -322,3 +323,42 @@ def test_circo(world, tiny_model, tmp_path, capfd):
     submission.unlink()
     measure("circo", **flags)
     assert submission.read_text() == before and "1 of 2 tasks were measured before" in "".join(capfd.readouterr())
+
+
+def test_genecis(world, tiny_model, tmp_path, fails):
+    """Whole pictures and parts of them; the target once more in its gallery is a sure tie, a miss."""
+    shutil.copytree(world / "test" / "images", tmp_path / "vg")
+    (tmp_path / "val2017").mkdir()
+    for n in range(5):
+        Image.open(tmp_path / "vg" / f"{n}.png").save(tmp_path / "val2017" / f"{n:012d}.jpg")
+        Image.open(tmp_path / "vg" / f"{n}.png").save(tmp_path / "vg" / f"{n}.jpg")
+
+    def row(named, *entries) -> dict:
+        reference, target, *gallery = (dict(zip(named, entry)) for entry in entries)
+        return {"condition": "red", "reference": reference, "target": target, "gallery": gallery}
+
+    objects = [row(["val_image_id"], [0], [1], [2], [1]), row(["val_image_id"], [3], [1], [2], [4])]
+    parts = [row(["image_id", "instance_bbox"], *([n, [4 * n, 4, 9, 9]] for n in (0, 1, 1, 2)))]
+    for subset in SUBSETS:
+        write(tmp_path / f"{subset}.json", objects if subset.endswith("object") else parts)
+    flags = dict(model_id=tiny_model, num_workers=0, output_dir=tmp_path / "out", image_path_prefix=tmp_path)
+    for subset in SUBSETS:  # upstream's script: a run for each
+        measure("genecis", **flags, annotation_path=tmp_path / f"{subset}.json", data_type=subset)
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    hits = [found["tasks"][f"genecis_{subset}"]["recall@1"] for subset in SUBSETS]
+    assert found["mean"] == {"value": sum(hits) / 4, "paper": None} and found["measure"] == "R@1"
+    dids, scores = ranked_ids(tmp_path / "out" / "ranking_genecis_change_object.jsonl")["0"]
+    assert sorted(dids) == ["1", "1#2", "2"] and scores[dids.index("1")] == scores[dids.index("1#2")]
+    first, *_ = map(json.loads, (tmp_path / "out" / "queries_genecis_change_object.jsonl").read_text().splitlines())
+    assert first["qid"] == "0" and first["recall@1"] == 0
+    measure("genecis", **flags | dict(output_dir=tmp_path / "all"), annotation_path=tmp_path)
+    assert json.loads((tmp_path / "all" / "metrics.json").read_text()) == found
+
+    parts[0]["target"]["instance_bbox"][0] = 1000  # beyond the picture
+    write(tmp_path / "change_attribute.json", parts * 2)
+    flags |= dict(annotation_path=tmp_path, data_type="change_attribute")
+    error = fails(partial(evaluate_set, "genecis"), **flags)
+    assert re.search(r"vg/1\.jpg \[.*\] cannot be read \(the part lies outside", error)
+    (tmp_path / "vg" / "2.jpg").unlink()
+    error = fails(partial(evaluate_set, "genecis"), **flags)
+    assert "GeneCIS: 1 of 3 pictures or videos are missing, first" in error and "vg/2.jpg" in error

@@ -375,6 +375,7 @@ def test_a_set_of_files_comes_with_its_licence(hub, run, zeroshot, tmp_path):
         ("coco-val2017", "sugarcrepe"),
         ("circo", "circo"),
         ("coco-unlabeled2017", "circo"),
+        ("genecis", "genecis"),
         ("urban1k", "urban1k"),
     ],
 )

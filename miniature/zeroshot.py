@@ -6,7 +6,6 @@ caption is wrong, which picture a long caption or a dialog tells of, how a story
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from pathlib import Path
 from lamra.datasets.zeroshot.ccneg import PREFIX
 from lamra.datasets.zeroshot.sugar_crepe import KINDS
 from lamra.datasets.zeroshot.visdial import ROUNDS, SPLIT
-from lamra.datasets.zeroshot.vist import PHOTOS, TIER
 from lamra.miniature.comparisons import different
 from lamra.miniature.mbeir import crowded_scene
 from lamra.miniature.world import (
@@ -27,9 +25,19 @@ from lamra.miniature.world import (
     descriptions,
     distinct_scenes,
     draw,
-    edited,
     noun,
     position,
+)
+from lamra.miniature.zeroshot_changes import (
+    circo,
+    genecis,
+    msrvtt,
+    msvd,
+    multiturn_fashion,
+    save,
+    save_json,
+    told,
+    vist,
 )
 
 
@@ -43,28 +51,13 @@ def build_zeroshot(folder: Path, seed: int, size: int) -> None:
         write(folder / name, distinct_scenes(rng, size, set(), crowded_scene), rng)
 
 
-def save(path: Path, scene: Scene) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw(scene).save(path, quality=95, subsampling=0)
-
-
-def save_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=0) + "\n")
-
-
-def told(shape: Shape, rng: random.Random) -> str:
-    """A shape and its place, as part of a sentence."""
-    return f"{noun(shape, rng)} at {position(shape, rng)}"
-
-
 # Which of two captions is wrong?
 
 
 def sugar_crepe(folder: Path, scenes: list[Scene], rng: random.Random) -> None:
     """All kinds on one set of pictures. swap_* leave out scenes in which nothing can be swapped: keys have gaps."""
     for number, scene in enumerate(scenes):
-        save(folder / f"images/val2017/{number:012}.jpg", scene)
+        save(folder / f"images/val2017/{number:012}.jpg", draw(scene))
     for kind in KINDS:
         rows = {}
         for number, scene in enumerate(scenes):
@@ -111,7 +104,7 @@ def ccneg(folder: Path, scenes: list[Scene], rng: random.Random) -> None:
     images, annotations = [], []
     for number, scene in enumerate(scenes):
         name = f"cc3m_subset_images_extracted_final/{number}.jpg"
-        save(folder / name, scene)
+        save(folder / name, draw(scene))
         shape = rng.choice(sorted(scene))
         wrong = different(shape, ("kind", "colour"), rng)
         negative = f"{describe(scene - {shape}, rng)[:-1]} and not {noun(shape, rng)}, but {told(wrong, rng)}."
@@ -128,7 +121,7 @@ def sharegpt4v(folder: Path, scenes: list[Scene], rng: random.Random) -> None:
     rows = []
     for number, scene in enumerate(scenes):
         rows.append({"image_name": f"sa_{number:06}.jpg", "caption": " ".join(descriptions(scene, rng, 4))})
-        save(folder / "val_data" / rows[-1]["image_name"], scene)
+        save(folder / "val_data" / rows[-1]["image_name"], draw(scene))
     save_json(folder / "datas_for_validation.json", rows)
 
 
@@ -136,7 +129,7 @@ def urban1k(folder: Path, scenes: list[Scene], rng: random.Random) -> None:
     """A sentence for each shape, then one for all."""
     (folder / "caption").mkdir(parents=True)
     for number, scene in enumerate(scenes, start=1):
-        save(folder / f"image/{number}.jpg", scene)
+        save(folder / f"image/{number}.jpg", draw(scene))
         shapes = rng.sample(sorted(scene), len(scene))
         sentences = [describe(part, rng) for part in (*(frozenset({shape}) for shape in shapes), scene)]
         (folder / f"caption/{number}.txt").write_text(" ".join(sentences) + "\n")
@@ -148,7 +141,7 @@ def visdial(folder: Path, scenes: list[Scene], rng: random.Random) -> None:
     answers: dict[str, int] = {}
     dialogs = []
     for number, scene in zip(rng.sample(range(600_000), len(scenes)), scenes):
-        save(folder / f"VisualDialog_{SPLIT}/VisualDialog_{SPLIT}_{number:012}.jpg", scene)
+        save(folder / f"VisualDialog_{SPLIT}/VisualDialog_{SPLIT}_{number:012}.jpg", draw(scene))
         dialog = []
         for question, answer in rounds(scene, rng):
             found = {"question": questions.setdefault(question, len(questions))}
@@ -174,58 +167,6 @@ def rounds(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     return rng.sample(said, ROUNDS)
 
 
-# Pictures and texts that build on one another
-
-
-def chain(scene: Scene, length: int, rng: random.Random) -> list[Scene]:
-    """Scenes of which each differs in one shape from that before; none comes back."""
-    scenes = [scene]
-    while len(scenes) < length:
-        if (after := edited(scenes[-1], rng)) not in scenes:
-            scenes.append(after)
-    return scenes
-
-
-def vist(folder: Path, scenes: list[Scene], rng: random.Random) -> None:
-    """Stories: the first sentence tells all, each other only what is new. All else the last photo has from before."""
-    annotations, images = [], []
-    for number, first in enumerate(scenes):
-        told_before: Scene = frozenset()
-        for place, scene in enumerate(chain(first, PHOTOS, rng)):
-            photo = str(1_000_000 + number * PHOTOS + place)
-            save(folder / f"images/val/{photo}{'.png' if number % 10 == 0 else '.jpg'}", scene)
-            text = describe(scene - told_before, rng)
-            told_before = scene
-            row: dict[str, object] = {"original_text": text, "text": f"{text[:-1].lower()} .", "album_id": str(number)}
-            row |= {"photo_flickr_id": photo, "story_id": str(30_000 + number), "tier": TIER}
-            annotations.append([row | {"worker_id": "W", "worker_arranged_photo_order": place}])
-            images.append({"id": photo, "album_id": str(number)})
-    save_json(folder / f"sis/val.{TIER}.json", {"images": images, "albums": [], "annotations": annotations})
-
-
-def multiturn_fashion(folder: Path, scenes: list[Scene], rng: random.Random) -> None:
-    """Two to four garments, each with what goes and what comes. The gallery names one twice, as the published does."""
-    names: list[str] = []
-    queries = []
-    for first in scenes:
-        garments = chain(first, rng.choices((3, 4, 5), weights=(73, 20, 7))[0], rng)
-        of_chain = [f"B{len(names) + place:09}" for place in range(len(garments))]
-        for name, garment in zip(of_chain, garments):
-            save(folder / f"images/{name}.jpg", garment)
-        turns = []
-        for name, before, after in zip(of_chain, garments, garments[1:]):
-            (old,), (new,) = before - after, after - before
-            turns.append([url(name), [told(old, rng), told(new, rng)], name])
-        queries.append({"target": [url(of_chain[-1]), of_chain[-1]], "reference": turns})
-        names += of_chain
-    save_json(folder / "data/all.val.json", queries)
-    save_json(folder / "image_splits/split.all.val.json", [*names, names[0]])
-
-
-def url(name: str) -> str:
-    return f"http://example.org/{name}.jpg"
-
-
 SETS: dict[str, Callable[[Path, list[Scene], random.Random], None]] = {
     "sugarcrepe": sugar_crepe,
     "ccneg": ccneg,
@@ -234,4 +175,8 @@ SETS: dict[str, Callable[[Path, list[Scene], random.Random], None]] = {
     "visdial": visdial,
     "vist": vist,
     "multiturn_fashion": multiturn_fashion,
+    "circo": circo,
+    "genecis": genecis,
+    "msrvtt": msrvtt,
+    "msvd": msvd,
 }

@@ -21,14 +21,18 @@ fi
 "$PYTHON" miniature/build_zeroshot.py --seed "$SEED" --folder "$DATA"
 
 export NUM_GPUS=${NUM_GPUS:-1}
-export PROTOCOL TASKS=${TASKS:-sugarcrepe,ccneg,sharegpt4v,urban1k,visdial,vist,multiturn_fashion}
+export PROTOCOL TASKS=${TASKS:-sharegpt4v,urban1k,circo,genecis,visdial,vist,multiturn_fashion,ccneg,sugarcrepe,msrvtt,msvd}
 export SUGARCREPE_TEXTS=$DATA/sugarcrepe/data SUGARCREPE_IMAGES=$DATA/sugarcrepe/images/val2017
 export CCNEG_TEXTS=$DATA/ccneg/ccneg_preprocessed.pt CCNEG_IMAGES=$DATA/ccneg
 export SHAREGPT4V_TEXTS=$DATA/sharegpt4v/datas_for_validation.json SHAREGPT4V_IMAGES=$DATA/sharegpt4v/val_data
 export URBAN1K_TEXTS=$DATA/urban1k/caption URBAN1K_IMAGES=$DATA/urban1k/image
+export CIRCO_TEXTS=$DATA/circo/annotations CIRCO_IMAGES=$DATA/circo/unlabeled2017
+export GENECIS_TEXTS=$DATA/genecis/annotations GENECIS_IMAGES=$DATA/genecis
 export VISDIAL_TEXTS=$DATA/visdial/visdial_1.0_val.json VISDIAL_IMAGES=$DATA/visdial/VisualDialog_val2018
 export VIST_TEXTS=$DATA/vist/sis/val.story-in-sequence.json VIST_IMAGES=$DATA/vist/images/val
 export MULTITURN_FASHION=$DATA/multiturn_fashion FASHIONIQ_IMAGES=$DATA/multiturn_fashion/images
+export MSRVTT_TEXTS=$DATA/msrvtt/annotations/MSRVTT_JSFUSION_test.csv MSRVTT_VIDEOS=$DATA/msrvtt/videos
+export MSVD_TEXTS=$DATA/msvd/raw-captions.pkl MSVD_CLIPS=$DATA/msvd/test_list.txt MSVD_VIDEOS=$DATA/msvd/YouTubeClips
 evaluate() {
   MODEL_ID=$2 OUTPUT_DIR=$RESULTS/$1 bash scripts/eval/eval_zeroshot.sh
 }

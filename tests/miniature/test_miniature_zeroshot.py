@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +13,26 @@ import pytest
 from PIL import Image
 from test_miniature import files, understood
 
+from lamra.collators.pictures import open_image
+from lamra.collators.videos import clip_of, frames_of
 from lamra.datasets.items import Item
 from lamra.datasets.tasks import RetrievalTask
 from lamra.datasets.zeroshot.ccneg import ccneg_tasks
+from lamra.datasets.zeroshot.circo import circo_tasks
+from lamra.datasets.zeroshot.genecis import genecis_tasks
+from lamra.datasets.zeroshot.msrvtt import msrvtt_tasks
+from lamra.datasets.zeroshot.msvd import msvd_tasks
 from lamra.datasets.zeroshot.multiturn_fashion import multiturn_fashion_tasks
 from lamra.datasets.zeroshot.sharegpt4v import sharegpt4v_tasks
 from lamra.datasets.zeroshot.sugar_crepe import sugar_crepe_tasks
 from lamra.datasets.zeroshot.urban1k import urban1k_tasks
 from lamra.datasets.zeroshot.visdial import visdial_tasks
 from lamra.datasets.zeroshot.vist import vist_tasks
-from lamra.miniature.world import Scene, draw
+from lamra.miniature.world import COLOURS, NAMES, Scene, Shape, draw
 from lamra.miniature.zeroshot import SETS, build_zeroshot
 
-SIZE = 12
+SIZE = 8
+NOISE, CODED = 40, 90  # of 255: JPEG's, and a video's, whose colours are coarser than its grid
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +42,26 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def shows(item: Item, scene: Scene) -> bool:
-    """Whether the picture is that of a scene, JPEG's noise aside."""
+def picture_of(item: Item) -> Image.Image:
     (image,) = item.images
-    return bool(np.abs(np.asarray(Image.open(image), float) - np.asarray(draw(scene), float)).max() < 40)
+    return open_image(image)
+
+
+def apart(picture: Image.Image, scene: Scene) -> np.ndarray:
+    """(3, 3) how far the picture is from a scene's in each cell; JPEG's noise is below NOISE."""
+    difference = np.abs(np.asarray(picture, float) - np.asarray(draw(scene), float))
+    return difference.reshape(3, 28, 3, 28, 3).max(axis=(1, 3, 4))
+
+
+def shows(item: Item, scene: Scene) -> bool:
+    """Whether the picture is that of a scene."""
+    return bool((apart(picture_of(item), scene) < NOISE).all())
 
 
 def has(item: Item, scene: Scene) -> bool:
     """Whether the picture has these shapes among others."""
-    (image,) = item.images
-    difference = np.abs(np.asarray(Image.open(image), float) - np.asarray(draw(scene), float)).max(axis=2)
-    cells = [(shape.cell // 3 * 28, shape.cell % 3 * 28) for shape in scene]
-    return all(difference[top : top + 28, left : left + 28].max() < 40 for top, left in cells)
+    found = apart(picture_of(item), scene)
+    return all(found[divmod(shape.cell, 3)] < NOISE for shape in scene)
 
 
 def answers(task: RetrievalTask) -> list[tuple[Item, Item]]:
@@ -96,6 +113,55 @@ def test_long_captions_and_dialogs_tell_their_pictures(data):
         assert shows(picture, understood(" and ".join(f"{thing} at {place}" for place, thing in told)))
 
 
+def test_clips_show_what_is_said(data):
+    (moves,) = msrvtt_tasks(data / "msrvtt/annotations/MSRVTT_JSFUSION_test.csv", data / "msrvtt/videos", "released")
+    texts, ids = data / "msvd/raw-captions.pkl", data / "msvd/test_list.txt"
+    (still,) = msvd_tasks(data / "msvd/YouTubeClips", ids, texts, "released")
+    assert len(moves.queries) == len(moves.gallery) == SIZE // 2 and len(still.queries) == 5 * len(still.gallery) == 5
+    for task in (moves, still):
+        for caption, clip in answers(task):
+            (video,) = clip.visuals
+            last = clip_of(video, "clip").frames - 1
+            frames = [frame.resize((84, 84)) for frame in frames_of(video, [0, last], "clip")]
+            before, _, new = caption.text.partition(", then ")
+            assert (apart(frames[0], understood(before)) < CODED).all()
+            if new:
+                (moved,) = understood(new)
+                assert apart(frames[1], frozenset({moved}))[divmod(moved.cell, 3)] < CODED
+                assert apart(frames[0], frozenset({moved}))[divmod(moved.cell, 3)] > CODED
+
+
+def test_galleries_have_one_answer(data):
+    shapes = [Shape(*of) for of in itertools.product(range(9), COLOURS, NAMES)]
+    drawn = np.stack([np.asarray(draw(frozenset({shape})).reduce(4), float) for shape in shapes])
+
+    def shape_of(item: Item) -> Shape:
+        return shapes[np.abs(drawn - np.asarray(picture_of(item).reduce(4), float)).mean(axis=(1, 2, 3)).argmin()]
+
+    for task in genecis_tasks(data / "genecis/annotations", data / "genecis", "clean"):
+        assert len(task.queries) == SIZE // 4
+        for query, rows in zip(task.queries, task.candidates):
+            target, *others = (task.gallery[row] for row in rows)
+            assert len(others) == (9 if task.name == "genecis_focus_attribute" else 14)
+            if task.name.endswith("attribute"):
+                reference, found, *wrong = map(shape_of, (query, target, *others))
+                named = "colour" if task.name == "genecis_change_attribute" else query.text
+                wanted = replace(reference, colour=query.text) if named != query.text else found
+                assert wanted == found != reference and getattr(found, named) == getattr(wanted, named)
+                assert wanted not in wrong
+                if named == query.text:
+                    assert {getattr(shape, named) == getattr(reference, named) for shape in wrong} == {False}
+                continue
+            thing = Shape(0, *query.text.split())
+            places = [frozenset({replace(thing, cell=cell)}) for cell in range(9)]
+            assert any(has(target, place) for place in places)
+            if task.name == "genecis_focus_object":
+                assert any(has(query, place) for place in places)
+            else:  # the reference has one shape less
+                taken = [(apart(picture_of(item), frozenset()) > NOISE).sum() for item in (query, target)]
+                assert taken[1] == taken[0] + 1
+
+
 def test_stories_and_garments_lead_to_their_answers(data):
     """The last text tells what is new, and the last picture has it."""
     stories = data / "vist/sis/val.story-in-sequence.json"
@@ -106,6 +172,13 @@ def test_stories_and_garments_lead_to_their_answers(data):
     (garment,) = multiturn_fashion_tasks(turns, gallery, data / "multiturn_fashion/images", "clean")
     assert len(story.queries) == len(garment.queries) == SIZE and len(story.gallery) == 5 * SIZE
     assert len(json.loads(gallery.read_text())) == len(garment.gallery) + 1
+    edits, submitted = circo_tasks(data / "circo/annotations", data / "circo/unlabeled2017", "clean")
+    assert [len(rows) for rows in edits.answers] == [1 + row % 4 for row in range(SIZE)]
+    for row, rows in enumerate(edits.answers):
+        query, answer = edits.queries[row], edits.gallery[rows[0]]
+        gone, come = (understood(part) for part in re.split(r"(?<=\.) ", query.text))
+        assert has(query, gone) and has(answer, come) and not has(answer, gone)
+        assert submitted.queries[row].text == query.text and not submitted.answers[row]
     for query, answer in answers(story):
         assert len(query.images) == 4 and has(answer, understood(query.parts[-1].text.replace(" .", ".")))
     for query, answer in answers(garment):

@@ -61,6 +61,9 @@ MINING = Flags(
 RERANKING = Flags({}, {"batch_size": BATCHES})
 ZEROSHOT = Flags({}, {"batch_size": BATCHES})
 ZEROSHOT_SUITE = Flags({}, {"batch_size": BATCHES, "save_for_rerank": "rankings are always written"})
+ZEROSHOT_RERANKING = Flags(
+    {}, {"batch_size": BATCHES, "protocol": "a reranker's prompts are the same in both, and the rankings say theirs"}
+)
 
 
 def parse(flags: Flags, *dataclasses: type) -> list[Any]:

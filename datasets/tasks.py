@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -48,9 +49,13 @@ class ItemList(list[Item]):
     def id(self, row: int) -> str:
         return self[row].id
 
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        """Made once: a ranking of 40,000 queries calls `find` for each."""
+        return {item.id: row for row, item in enumerate(self)}
+
     def find(self, ids: Sequence[str]) -> list[int]:
-        row_of = {item.id: row for row, item in enumerate(self)}
-        return [row_of.get(identifier, -1) for identifier in ids]
+        return [self._row_of.get(identifier, -1) for identifier in ids]
 
     def without(self, rows: np.ndarray) -> ItemList:
         return ItemList([item for item, lost in zip(self, rows) if not lost], self.name, self.path)

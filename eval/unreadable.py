@@ -23,6 +23,7 @@ from lamra.datasets.items import Indexed, Item, Video
 from lamra.datasets.tasks import Items, RetrievalTask
 from lamra.eval.encode import prepared
 from lamra.eval.inference import Retriever
+from lamra.eval.rerank.judge import Judge
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Unreadable:
     """
 
     most: int
-    retriever: Retriever
+    retriever: Retriever | Judge
     found: list[dict[str, str]] = field(default_factory=list)
 
     def rows(self, items: Indexed[Item], name: str) -> np.ndarray:

@@ -74,7 +74,7 @@ def evaluate_set(name: str) -> None:
             if earlier.get(task.name) != made_of[task.name]
             or task.name not in found_of
             or not (folder / f"ranking_{task.name}.jsonl").is_file()
-            or (task.server and not _submission(folder, task).is_file())
+            or (task.server and not submission_of(folder, task).is_file())
         ]
         if len(left) < len(tasks):
             note(f"{len(tasks) - len(left)} of {len(tasks)} tasks were measured before: delete {folder} to repeat")
@@ -88,7 +88,7 @@ def evaluate_set(name: str) -> None:
             device=state.device,
         ):  # on the first process alone
             if task.server:
-                write_submission(_submission(folder, task), task, ranking)
+                write_submission(submission_of(folder, task), task, ranking)
             else:
                 by_query = measures_by_query(task, ranking)
                 write_by_query(folder / f"queries_{task.name}.jsonl", task.queries, ranking, by_query)
@@ -111,7 +111,7 @@ def evaluate_set(name: str) -> None:
                 **({"max_pixels": max_pixels} if max_pixels else {}),
                 "tasks": found_of,
                 **retriever.for_metrics,
-                **_mean(of, found_of),
+                **mean_of(of, found_of),
                 **unreadable.for_metrics(metrics),
             }
             # A task counts as measured once it is in both: a run that ends in between measures it again.
@@ -122,10 +122,10 @@ def evaluate_set(name: str) -> None:
             print(f"written to {folder}/")
             for task in tasks:
                 if task.server:
-                    print(f"{task.name} is measured by {task.server}: send it {_submission(folder, task)}")
+                    print(f"{task.name} is measured by {task.server}: send it {submission_of(folder, task)}")
 
 
-def _submission(folder: Path, task: RetrievalTask) -> Path:
+def submission_of(folder: Path, task: RetrievalTask) -> Path:
     return folder / f"submission_{task.name}.json"
 
 
@@ -139,7 +139,7 @@ def _missing(whole: RetrievalTask, left: RetrievalTask) -> dict[str, object]:
     return {"missing": {"queries": queries, "candidates": candidates}} if queries or candidates else {}
 
 
-def _mean(of: ZeroshotSet, found: Mapping[str, Mapping]) -> dict[str, object]:
+def mean_of(of: ZeroshotSet, found: Mapping[str, Mapping]) -> dict[str, dict]:
     """What metrics.json says of the mean over the set's tasks; nothing where one of them was not measured."""
     if of.paper_mean is None or len(found) < of.all_tasks:
         return {}

@@ -48,6 +48,10 @@ class Judge:
         self.tokens = self.queries = 0  # computed and answered so far
         self.seconds = 0.0
 
+    @property
+    def exif_rotation(self) -> bool:
+        return self.settings.exif_rotation
+
     def answer(self, style: str, query: PreparedItem, candidates: Sequence[PreparedItem]) -> list:
         """P(Yes) of each candidate for "pointwise", the candidates' positions best first for "listwise"."""
         return (self.pointwise if style == "pointwise" else self.listwise)(query, candidates)

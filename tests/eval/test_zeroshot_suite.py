@@ -67,7 +67,7 @@ def test_sugar_crepe(flags, tmp_path, capfd, monkeypatch):
     assert "85.8" not in printed and "the paper's LamRA-Ret 7B" in printed
     for name, task in found["tasks"].items():
         task["queries"] = KINDS[name.removeprefix("sugarcrepe_")]
-    published = {**found, **zeroshot_suite._mean(SETS["sugarcrepe"], found["tasks"])}
+    published = {**found, **zeroshot_suite.mean_of(SETS["sugarcrepe"], found["tasks"])}
     assert published["mean"]["paper"] == {"retrieved": 85.8, "reranked": 93.5}
     zeroshot_suite.print_results([published])
     assert "85.8" in capfd.readouterr().out

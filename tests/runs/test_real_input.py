@@ -136,9 +136,10 @@ def test_rerank_from_mining_to_a_ranking(shared, real_model, tmp_path):
     run_script("bash", "scripts/eval/eval_pretrained.sh", *flags, **texts, MODEL_ID=real_model, NUM_GPUS=1)
     for style in ("pointwise", "listwise"):
         variables = dict(MODEL_ID=output, RETRIEVED=retrieved.parent, STYLE=style, NUM_GPUS=1)
-        folder = tmp_path / "reranked"
-        printed = run_script("bash", "scripts/eval/rerank_zeroshot.sh", "--output_dir", folder, **texts, **variables)
-        assert f"Flickr30K, {style}, top {10 if style == 'pointwise' else 5}" in printed.stdout
+        variables["OUTPUT_DIR"] = tmp_path / "reranked"
+        folder = variables["OUTPUT_DIR"] / "flickr30k"
+        printed = run_script("bash", "scripts/eval/rerank_zeroshot.sh", **texts, **variables).stdout
+        assert printed.count("Flickr30K text_retrieval") == 2  # the set's table, and that of all
         for name, queries, candidates in (("image_retrieval", 60, 12), ("text_retrieval", 12, 50)):
             lines = (folder / style / f"ranking_{name}.jsonl").read_text().splitlines()
             assert len(lines) == queries * candidates

@@ -23,7 +23,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TRANSCRIPT = Path(__file__).with_name("commands.txt")
-NO_COMMAND = {"scripts/env.sh", "scripts/setup.sh", "scripts/test.sh", "scripts/types.sh", "scripts/study/env.sh"}
+NO_COMMAND = {"scripts/env.sh", "scripts/setup.sh", "scripts/test.sh", "scripts/types.sh", "scripts/study/env.sh",
+              "scripts/eval/suite.sh"}  # fmt: skip
 
 
 def blocks() -> dict[str, list[list[str]]]:
@@ -91,8 +92,9 @@ def test_every_script_and_every_variable_is_tried():
         lines = [line for line in BLOCKS if script in line]
         assert lines, script
         text = (ROOT / script).read_text()
-        if "study/env.sh" in text:
-            text += (ROOT / "scripts/study/env.sh").read_text()
+        for sourced in ("scripts/study/env.sh", "scripts/eval/suite.sh"):
+            if f"source {sourced}" in text:
+                text += (ROOT / sourced).read_text()
         for name in re.findall(r"\b([A-Z_]+)=\$\{\1:-", text):
             assert any(re.search(rf"\b{name}=", line) for line in lines), f"{script}: {name} has its default everywhere"
 

@@ -90,7 +90,7 @@ def record(root: Path) -> dict:
         folder = ("--output_dir", f"{RESULTS}/{protocol}/flickr30k")
         run("bash", "scripts/eval/eval_pretrained.sh", *flags, *folder, MODEL_ID=f"{RUNS}/stage2", **flickr)
     places = {"MODEL_ID": f"{RUNS}/rank", "RETRIEVED": f"{RESULTS}/clean", "DEPTH": "4"}
-    run("bash", "scripts/eval/rerank_zeroshot.sh", "--output_dir", f"{RESULTS}/rerank_flickr", **places, **flickr)
+    run("bash", "scripts/eval/rerank_zeroshot.sh", **places, **flickr)  # into results/same_numbers/rank/flickr30k
     items = [{"id": "a", "text": "A red circle."}, {"id": "b", "image": "test/images/3.png"}]
     items += [{"id": "c", "text": "A box at the left.", "image": "test/images/4.png"}]
     (root / WORLD / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))

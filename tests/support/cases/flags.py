@@ -92,6 +92,8 @@ def entrypoints(places: Places) -> list[Entrypoint]:
         upstream_rerank,
         zeroshot,
     )
+    from lamra.eval.rerank import suite
+    from lamra.eval.rerank.reranking import RankingFlags
     from lamra.export import merge_lora
     from lamra.scripts import download
     from lamra.train import flags as of_train
@@ -168,6 +170,14 @@ def entrypoints(places: Places) -> list[Entrypoint]:
             (eval_rerank.RerankArguments,),
             model | mbeir | dict(tasks="nights_task4", rankings=places.rankings, depth=5),
             MODEL_IS_LOADED,
+        ),
+        Entrypoint(
+            "eval_zeroshot_rerank",
+            suite.rerank_set,
+            (suite.SetFlags, RankingFlags, suite.CaptionArguments),
+            model | captions | dict(set="captions", rankings=places.rankings, depth=5),
+            MODEL_IS_LOADED,
+            names(suite.SetFlags) | names(RankingFlags) | {"image_data_path", "text_data_path", "output_dir"},
         ),
         Entrypoint("mine_rerank", mine_rerank.main, (mine_rerank.MineArguments,), mine, MODEL_IS_LOADED),
         Entrypoint(
@@ -359,6 +369,7 @@ def make_places(folder: Path, model: Path, world: Path, mbeir: Path, mined: Path
     """The places that no fixture makes, in an empty folder."""
     import torch
 
+    from lamra.datasets.caption import captioned_tasks, load_captioned_images
     from lamra.datasets.mbeir.layout import INSTRUCTIONS, TASKS
     from lamra.datasets.mbeir.tasks import open_tasks
     from lamra.datasets.rankings import RankedQuery, write_ranking
@@ -375,6 +386,12 @@ def make_places(folder: Path, model: Path, world: Path, mbeir: Path, mined: Path
     ranking = [RankedQuery(row, list(range(6)), [0.9 - 0.1 * i for i in range(6)]) for row in range(len(task.queries))]
     write_ranking(rankings / "ranking_nights_task4.jsonl", task.queries, task.gallery, ranking)
     upstream_files.write_retrieved(rankings / "up", task.queries, task.gallery, ranking, nested=True)
+    captions = captioned_tasks(load_captioned_images(world / "test/images", world / "test/captions.json"), "", "")
+    for task in captions:
+        ranking = [
+            RankedQuery(row, list(range(6)), [0.9 - 0.1 * i for i in range(6)]) for row in range(len(task.queries))
+        ]
+        write_ranking(rankings / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
     (rankings / "items.jsonl").write_text('{"id": "1", "text": "a"}\n')
     return Places(model, adapter, world, mbeir, mined, rankings)
 

@@ -162,6 +162,8 @@ class Processor:
         if not item.visuals:
             return {"pixel_values": None, "image_grid_thw": None}
         found = [self._pixels_of(part, item) for part in item.visuals]
+        if len(found) == 1:  # a clip's pixels may take half a gigabyte: no copy
+            return dict(found[0])
         return {name: torch.cat([of[name] for of in found]) for name in found[0]}
 
     def _pixels_of(self, part: Picture | Video, item: Item) -> dict[str, Tensor]:
@@ -324,9 +326,12 @@ class Processor:
             if keep > 0:
                 return item.with_texts([*texts, text[: offsets[keep - 1][1]]], item.instruction)
             excess -= len(offsets)
+        fewer = (
+            "cut its videos shorter" if any(isinstance(part, Video) for part in item.parts) else "lower --max_pixels"
+        )
         raise TooLongError(
             f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise --model_max_length, or "
-            "lower --max_pixels"
+            f"{fewer}"
         )
 
 

@@ -98,6 +98,7 @@ class RetrievalTask:
         weight: of a reranker's P(Yes) beside the retriever's score.
         reported: the paper's numbers of this task.
         rerank_queries: the queries as a reranker is shown them, where its words are others; None: the same.
+        rerank_gallery: the gallery as a reranker is shown it, where it sees fewer frames of videos; None: the same.
         files: the files that decide its items; a reranker's answers remember their digests.
 
     Raises:
@@ -120,6 +121,7 @@ class RetrievalTask:
     reported: Reported | ReportedAsLamRA | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     rerank_queries: Items | None = None
+    rerank_gallery: Items | None = None
 
     def __post_init__(self) -> None:
         for name in ("answers", "candidates", "excluded", "aspects"):
@@ -132,6 +134,10 @@ class RetrievalTask:
                 raise ValueError(f"{self.name}: {name} beyond the {len(self.gallery)} rows of the gallery")
         if self.rerank_queries is not None and len(self.rerank_queries) != len(self.queries):
             raise ValueError(f"{self.name}: {len(self.rerank_queries)} rerank_queries of {len(self.queries)} queries")
+        if self.rerank_gallery is not None and len(self.rerank_gallery) != len(self.gallery):
+            raise ValueError(
+                f"{self.name}: {len(self.rerank_gallery)} in rerank_gallery, {len(self.gallery)} in gallery"
+            )
         if self.candidates is not None and self.excluded is not None:
             raise ValueError(f"{self.name}: queries with candidates of their own exclude by not naming")
         if any(len(set(rows)) < len(rows) for rows in self.candidates or ()):
@@ -177,6 +183,7 @@ class RetrievalTask:
         fewer: dict[str, Any] = {name: kept(getattr(self, name)) for name in ("answers", "candidates", "excluded")}
         fewer["aspects"] = self.aspects and [of_query for of_query, gone in zip(self.aspects, lost) if not gone]
         fewer["rerank_queries"] = None if self.rerank_queries is None else self.rerank_queries.without(lost)
+        fewer["rerank_gallery"] = None if self.rerank_gallery is None else self.rerank_gallery.without(gallery)
         if lost.any() or gallery.any():
             fewer["reported"] = None
         return replace(self, queries=self.queries.without(lost), gallery=kept_gallery, **fewer)

@@ -5,7 +5,7 @@ raw-captions.pkl (msvd_data.zip of ArrowLuo/CLIP4Clip's release v0.0) is a pickl
     {"mv89psg6zh4_33_46": [["a", "bird", "in", "a", "sink"], ..]}
 Or a jsonl:
     {"id": "mv89psg6zh4_33_46", "captions": ["a bird in a sink", ..]}
-Upstream shows 12 frames of each clip. The protocols are the same here.
+Upstream shows 12 frames of each clip, and a reranker 8. The protocols are the same here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lamra.datasets.zeroshot.msrvtt import INSTRUCTION
 NAME = "MSVD"
 PUBLISHED = 670  # clips of the published list
 PAPER = ReportedAsLamRA(52.4, 79.8, 87.0)  # R@1, R@5, R@10 (arXiv 2412.01720)
-FRAMES = 12
+FRAMES, RERANK_FRAMES = 12, 8
 FORMAT = '{"id", "captions": [..]}'
 
 
@@ -51,7 +51,7 @@ def msvd_tasks(
     rows = read_jsonl(captions_path) if captions_path.suffix == ".jsonl" else _of_pickle(captions_path)
     captions_of = {identifier(row, "id"): row for row in rows}
     captions, answers = [], []
-    clips: dict[str, Item] = {}
+    clips: dict[str, Path] = {}
     for number, line in enumerate(read_lines(test_video_path), start=1):
         location = f"{test_video_path} line {number}"
         if not (clip := line.strip()):
@@ -60,21 +60,27 @@ def msvd_tasks(
             raise UserError(f"{location} repeats the clip {clip!r}: remove one")
         if clip not in captions_of:
             raise UserError(f"{location}: {captions_path} has no captions of {clip!r}: give the files of one data set")
-        clips[clip] = Item(clip, parts=[Video(picture_path(video_path_prefix, f"{clip}.avi", location), FRAMES)])
+        clips[clip] = picture_path(video_path_prefix, f"{clip}.avi", location)
         row = captions_of[clip]
         for position, caption in enumerate(listed(row, row.location, "captions")):
             captions.append(Item(f"{clip}#{position}", _words(caption, row.location), instruction=INSTRUCTION))
             answers.append([len(clips) - 1])
     if not clips:
         raise UserError(f"{test_video_path} has no clips: give {NAME}'s test_list.txt")
+
+    def shown(frames: int, name: str) -> ItemList:
+        items = [Item(clip, parts=[Video(path, frames)]) for clip, path in clips.items()]
+        return ItemList(items, f"{NAME} {name}", test_video_path)
+
     return [
         RetrievalTask(
             "video_retrieval",
             ItemList(captions, f"{NAME} captions", captions_path),
-            ItemList(clips.values(), f"{NAME} clips", test_video_path),
+            shown(FRAMES, "clips"),
             answers,
             reported=PAPER if len(clips) == PUBLISHED else None,
             files={"clips": test_video_path, "captions": captions_path},
+            rerank_gallery=shown(RERANK_FRAMES, "clips to rerank"),
         )
     ]
 

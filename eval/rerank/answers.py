@@ -79,7 +79,8 @@ def answers_of(
     folder = Path(folder)
     candidates = sorted({row for ranked in ranking for row in ranked.candidates[:depth]})
     queries = task.queries if task.rerank_queries is None else task.rerank_queries
-    shown = (queries, [ranked.query for ranked in ranking]), (task.gallery, candidates)
+    gallery = task.gallery if task.rerank_gallery is None else task.rerank_gallery
+    shown = (queries, [ranked.query for ranked in ranking]), (gallery, candidates)
     # torch's annotation wants its own base class; it indexes whatever has rows.
     items: ConcatDataset[Item] = ConcatDataset([Subset(of, rows) for of, rows in shown])  # type: ignore[arg-type]
     manifest = {**manifest, "style": style, "depth": depth, "pictures": pictures_sha256(items)}
@@ -91,7 +92,7 @@ def answers_of(
 
     def prepare(i: int) -> tuple[int, Joined]:
         query, found, _ = ranking[mine[i]]
-        items = [queries[query], *(task.gallery[row] for row in found[:depth])]
+        items = [queries[query], *(gallery[row] for row in found[:depth])]
         return mine[i], joined([replace(judge.prompts.prepare(pictures.decoded(item)), item=item) for item in items])
 
     inputs = prepared(prepare, len(mine), judge.num_workers if mine else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import weakref
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from lamra.collators.messages import embedding_messages
 from lamra.collators.processing import Processor
 from lamra.collators.videos import Clip, clip_of, frames_of
-from lamra.common.errors import ItemError, PictureError, UserError
+from lamra.common.errors import ItemError, PictureError, TooLongError, UserError
 from lamra.datasets.items import Item, Picture, Text, Video
 from lamra.eval.encode import encode
 from lamra.models.loading import load_embedder
@@ -70,6 +71,12 @@ def test_grids(tmp_path, processor, width, height, resized, tokens):
     assert inputs["pixel_values"].shape == (2 * 4 * tokens, 3 * 2 * 14 * 14)
     image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert inputs["input_ids"].count(image) == 2 * tokens and processor.length(item) == len(inputs["input_ids"])
+
+
+def test_a_clip_that_is_too_long(tmp_path, tiny_model):
+    item = Item("v", parts=[Video(write_clip(tmp_path / "clip.mp4", drawn(50)))])
+    with pytest.raises(TooLongError, match="'v' needs more than 256 tokens .* or cut its videos shorter"):
+        Processor(tiny_model, max_length=256).encode(item)
 
 
 def test_two_frames_stand_in_one_temporal_patch(tmp_path, processor):
@@ -168,6 +175,21 @@ def test_a_header_that_lies_is_not_believed(tmp_path, processor, says):
     reds = [frame.getpixel((9, 9))[0] for frame in frames_of(video, [0, 8, 17, 25], "clip")]
     assert reds == pytest.approx([0, 40, 85, 125], abs=8)
     assert processor.encode(Item("v", parts=[video]))["image_grid_thw"][0, 0] == 2
+
+
+def test_one_frame_is_held_at_a_time(tmp_path, processor, monkeypatch):
+    frames: list[weakref.ref] = []
+    alive: list[int] = []
+    stock = Processor._patches
+
+    def patches(self, frame):
+        frames.append(weakref.ref(frame))
+        alive.append(sum(of() is not None for of in frames))
+        return stock(self, frame)
+
+    monkeypatch.setattr(Processor, "_patches", patches)
+    processor.pixels(Item("v", parts=[Video(write_clip(tmp_path / "clip.mp4", drawn(20)), nframes=12)]))
+    assert len(frames) == 12 and max(alive) <= 2
 
 
 def test_a_file_is_counted_once_and_again_when_it_changes(tmp_path, monkeypatch):

@@ -15,8 +15,10 @@ from lamra import demo, load
 from lamra.common.errors import UserError
 from lamra.datasets.items import Item, Picture, Text, Video
 from lamra.datasets.pairs import PairFile
+from lamra.datasets.rankings import RankedQuery
+from lamra.datasets.zeroshot.msvd import msvd_tasks
 from lamra.eval import embed
-from lamra.eval.rerank.answers import divided, joined
+from lamra.eval.rerank.answers import answers_of, divided, joined
 
 
 @pytest.fixture
@@ -97,3 +99,21 @@ def test_a_reranker_judges_videos(folder, tiny_model, position_ids):
         assert len({round(score, 4) for score in alone}) == len(alone)
         assert sorted(judge.listwise(query, shown)) == [0, 1, 2, 3]
     assert judge.features.computed == 2 + 10  # a clip's once; those of "p", which is no file, each time it is shown
+
+
+def test_rankings_of_videos_are_reranked(folder, tiny_model, tmp_path):
+    """MSVD's reranker sees 8 frames of each clip, where its retriever sees 12."""
+    clips = folder / "clips"
+    (clips / "a.mp4").rename(clips / "a.avi")
+    (folder / "list.txt").write_text("a\nb\n")
+    lines = [{"id": name, "captions": [f"a dog {name}"]} for name in "ab"]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (task,) = msvd_tasks(clips, folder / "list.txt", folder / "captions.jsonl", "released")
+    ranking = [RankedQuery(0, [1, 0], [0.5, 0.4]), RankedQuery(1, [1, 0], [0.6, 0.1])]
+    judge = judge_of(tiny_model, budget=8192)
+    (tmp_path / "answers").mkdir()
+    found = answers_of(judge, task, ranking, "pointwise", 2, tmp_path / "answers", {}, "rerank")
+    shown = [judge.prompts.prepare(Item(name, parts=[Video(clips / f"{name}.avi", nframes=8)])) for name in "ba"]
+    assert [int(item.image_grid_thw[0, 0]) for item in shown] == [4, 3]  # of 11 and of 6 frames
+    for answer, query in zip(found, task.queries):
+        assert answer == pytest.approx(judge.pointwise(judge.prompts.prepare(query), shown), abs=1e-6)

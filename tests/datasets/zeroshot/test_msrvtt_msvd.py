@@ -78,6 +78,7 @@ def test_msvd(tmp_path, monkeypatch):
     assert [item.parts for item in task.gallery] == [
         (Video(tmp_path / "clips" / f"{name}.avi", nframes=12),) for name in ("mv_1_2", "-4w_0_9")
     ]
+    assert [item.parts[0].nframes for item in task.rerank_gallery] == [8, 8]
     assert task.answers == [[0], [0], [1]]
     assert (task.name, task.reported) == ("video_retrieval", ReportedAsLamRA(52.4, 79.8, 87.0))
     rows = ({"id": clip, "captions": [" ".join(words) for words in lists]} for clip, lists in CAPTIONS.items())

@@ -47,6 +47,17 @@ ASKED = {
         {f"{IMAGE}I'm looking for a similar everyday image with the described changes is {n}" for n in range(2)},
         {IMAGE},
     ),
+    "genecis": (
+        {f"{IMAGE}I'm looking for a similar everyday image with the described changes. {subset} {n}"
+         for subset in ("change_object", "focus_object", "change_attribute") for n in (0, 1)}
+        | {f"{IMAGE}I'm looking for an image with the same attributes as described. focus_attribute {n}" for n in (0, 1)},
+        {IMAGE},
+    ),
+    "msrvtt": ({f"Find an everyday video match with caption. clip {n}" for n in (1, 2)}, {IMAGE}),
+    "msvd": (
+        {f"Find an everyday video match with caption. {text}" for text in ("scene 1", "1 again", "scene 2", "2 again")},
+        {IMAGE},
+    ),
     "visdial": (
         {*(f"Find the image that matches the dialogue {said}" for said in DIALOG.values()), IMAGE},
         {IMAGE, *(f"Find me an everyday image that matches the given dialog. {said}" for said in DIALOG.values())},

@@ -59,11 +59,12 @@ class SetFlags(Flags):
 def rerank_set() -> None:
     """Parse the command line, rerank what was retrieved on a set, print the table, write rankings and metrics.json."""
     words = [part for word in sys.argv[1:] for part in word.split("=", 1)]
-    name = dict(pairwise(words)).get("--set")  # which flags there are depends on it
+    given = dict(pairwise(words))
+    name, library = given.get("--set"), given.get("--library")  # which flags there are depends on the set
+    require(library is None, "library", library, "no such flag: a reranker is one of LamRA's")
     require(name is None or name in RERANKED, "set", name, " or ".join(RERANKED))
     arguments = SuiteArguments if name is None else RERANKED[name].arguments
     args, chosen, how = upstream.parse(upstream.ZEROSHOT_RERANKING, arguments, SetFlags, RankingFlags)
-    require(args.library is None, "library", args.library, "no such flag: a reranker is one of LamRA's")
     of, depth = RERANKED[chosen.set], how.depth or DEPTHS[how.style]
     from lamra.eval.cache.manifest import provenance_of  # torch and transformers, which --help does not wait for
     from lamra.eval.inference import start

@@ -17,6 +17,7 @@ from lamra.collators.rerank import RankPrompts
 from lamra.datasets.items import Item
 from lamra.datasets.rankings import ranked_ids
 from lamra.datasets.tasks import ItemList
+from lamra.datasets.zeroshot.genecis import SUBSETS
 from lamra.eval.eval_rerank import RerankArguments
 from lamra.eval.rerank.judge import Judge, load_judge
 from lamra.eval.rerank.suite import RERANKED, rerank_set
@@ -33,6 +34,8 @@ STORY = (
 GARMENT = "Find me a similar fashion image based on the following multi-round modifications."
 SAID = {1: "Q: is it big? A: yes. Q: is it red? A: no.", 2: "Q: is it red? A: no. Q: is it big? A: yes."}
 DIALOG = {n: " ".join(5 * [said]) for n, said in SAID.items()}
+GENECIS = dict.fromkeys(SUBSETS, "a similar everyday image with the described changes.")
+GENECIS["focus_attribute"] = "an image with the same attributes as described."
 # Of each set every query as a reranker is asked it, and every candidate.
 ASKED = {
     "sharegpt4v": (
@@ -45,6 +48,15 @@ ASKED = {
     ),
     "circo": (
         {f"{IMAGE}I'm looking for a similar everyday image with the described changes is {n}" for n in range(2)},
+        {IMAGE},
+    ),
+    "genecis": (
+        {f"{IMAGE}I'm looking for {words} {subset} {n}" for subset, words in GENECIS.items() for n in (0, 1)},
+        {IMAGE},
+    ),
+    "msrvtt": ({f"Find an everyday video match with caption. clip {n}" for n in (1, 2)}, {IMAGE}),
+    "msvd": (
+        {f"Find an everyday video match with caption. {text}" for text in ("scene 1", "1 again", "scene 2", "2 again")},
         {IMAGE},
     ),
     "visdial": (
@@ -241,6 +253,9 @@ def test_what_is_refused(flags, retrieved, tmp_path, fails, no_model, monkeypatc
         name: value for name, value in flags("ccneg").items() if name not in ("set", "data_path", "image_path_prefix")
     }
     assert "the following arguments are required: --set" in fails(rerank_set, **without)
+    assert "--library sentence-transformers: expected no such flag" in fails(
+        rerank_set, **flags("ccneg", library="sentence-transformers")
+    )
     assert "unknown flag --image_data_path" in fails(rerank_set, **flags("ccneg", image_data_path=tmp_path))
 
 

@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+from clips import drawn, write_clip
 from PIL import Image
 
 from lamra.collators.messages import POINTWISE, embedding_messages, pointwise_messages
 from lamra.datasets.items import Item
 from lamra.datasets.rankings import RankedQuery, write_ranking
+from lamra.datasets.zeroshot.genecis import SUBSETS
 from lamra.datasets.zeroshot.sugar_crepe import KINDS
 from lamra.eval.zeroshot_sets import SETS
 from lamra.models.settings import Settings
@@ -80,6 +82,19 @@ def suite_files(folder: Path) -> dict[str, dict[str, Path]]:
     images = [{"id": n, "file_name": f"{n}.jpg"} for n in range(1, 13)]
     for name, content in (("val", known), ("test", changes), ("image_info_unlabeled2017", {"images": images})):
         write(folder / "circo" / f"{name}.json", content)
+    (folder / "genecis").mkdir()
+    for subset in SUBSETS:
+        key = "val_image_id" if subset.endswith("object") else "image_id"
+        entry = [{key: n, "instance_bbox": [1, 1, 4, 4]} for n in range(1, 13)]
+        rows = [{"condition": f"{subset} {n}", "reference": entry[n], "target": entry[11]} for n in (0, 1)]
+        write(folder / "genecis" / f"{subset}.json", [{**row, "gallery": entry[:11]} for row in rows])
+    draw(folder / "pictures" / "val2017", *(f"{n:012}.jpg" for n in range(1, 13)))
+    (folder / "clips").mkdir()
+    for n in (1, 2):
+        write_clip(folder / "clips" / f"video{n}.mp4", drawn(4 + n))
+        write_clip(folder / "clips" / f"c{n}.avi", drawn(12 + n))
+    videos = "".join(f"ret{n},msr{n},video{n},clip {n}\n" for n in (1, 2))
+    spoken = "".join(json.dumps({"id": f"c{n}", "captions": [f"scene {n}", f"{n} again"]}) + "\n" for n in (1, 2))
     negations = [{"image": f"{n}.jpg", **pair, "caption": f"a ball, {n}"} for n in (1, 2, 3)]
     captions = [{"image_name": f"{n}.jpg", "caption": f"long {n} of them"} for n in range(1, 13)]
     (folder / "captions").mkdir()
@@ -91,6 +106,16 @@ def suite_files(folder: Path) -> dict[str, dict[str, Path]]:
         "sharegpt4v": {"text_data_path": write(folder / "share.json", captions), "image_data_path": pictures},
         "urban1k": {"text_data_path": folder / "captions", "image_data_path": streets},
         "circo": {"annotation_path_prefix": folder / "circo", **below},
+        "genecis": {"annotation_path": folder / "genecis", **below},
+        "msrvtt": {
+            "data_path": write(folder / "msrvtt.csv", f"key,vid_key,video_id,sentence\n{videos}"),
+            "video_data_path": folder / "clips",
+        },
+        "msvd": {
+            "video_path_prefix": folder / "clips",
+            "test_video_path": write(folder / "test_list.txt", "c1\nc2\n"),
+            "captions_path": write(folder / "msvd.jsonl", spoken),
+        },
         "visdial": {"data_path": write(folder / "visdial.json", {"split": "val2018", "data": dialogs}), **below},
         "vist": {"data_path": write(folder / "vist.json", {"annotations": story}), **below},
         "multiturn_fashion": {

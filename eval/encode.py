@@ -159,7 +159,8 @@ def encode_items(
     steps = -(-len(batches) // world)
     mine = [batches[min(step * world + rank, len(batches) - 1)] for step in range(steps)]
     most = max(map(len, batches))
-    parts = []
+    ordered = torch.empty(0, 0)  # (unique, D), from the first batch on
+    missing = torch.ones(len(unique), dtype=torch.bool)
     told = ToldTexts() if texts is None else texts
 
     def prepare(i: int) -> tuple[list[int], Any, list[tuple[str, TextNotes]]]:
@@ -173,12 +174,19 @@ def encode_items(
             rows[: len(indices)] = torch.tensor(indices)
             embeddings = encoder.embed(inputs)  # (b, D)
             embeddings = torch.cat([embeddings, embeddings.new_zeros(most - len(indices), embeddings.shape[1])])
-            parts.append((all_gather_with_grad(rows).cpu(), all_gather_with_grad(embeddings).cpu()))
-            require_unit(*parts[-1], unique)
+            rows, embeddings = all_gather_with_grad(rows).cpu(), all_gather_with_grad(embeddings).cpu()
+            require_unit(rows, embeddings, unique)
+            if not len(ordered):
+                ordered = embeddings.new_empty(len(unique), embeddings.shape[1])
+            real = rows >= 0
+            ordered[rows[real]] = embeddings[real]
+            missing[rows[real]] = False
             progress.update(min(len(indices) * world, len(unique) - progress.n))
     if texts is None:
         told.tell(description or "encode")
-    return _in_order(parts, len(unique))[row_of_item]
+    if missing.any():
+        raise RuntimeError(f"{missing.sum()} of {len(unique)} items were not encoded")
+    return ordered if len(unique) == len(items) else ordered[row_of_item]
 
 
 def _lengths(encoder: Encoder, items: Sequence[Item], world: int, rank: int) -> list[int]:
@@ -222,14 +230,3 @@ def named(ids: Sequence[str], most: int = 8) -> str:
     """The first of some items' ids, and how many more there are."""
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
     return f"{'items' if len(ids) > 1 else 'item'} {', '.join(ids[:most])}{more}"
-
-
-def _in_order(parts: list[tuple[Tensor, Tensor]], count: int) -> Tensor:
-    rows, embeddings = (torch.cat(column) for column in zip(*parts))
-    real = rows >= 0
-    rows, embeddings = rows[real], embeddings[real]
-    if len(rows.unique()) != count:
-        raise RuntimeError(f"{count - len(rows.unique())} of {count} items were not encoded")
-    ordered = embeddings.new_empty(count, embeddings.shape[1])
-    ordered[rows] = embeddings
-    return ordered

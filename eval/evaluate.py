@@ -15,6 +15,7 @@ from lamra.eval.metrics import measures
 from lamra.eval.search import Blocks, Embeddings, as_float32, block_top_k, search
 
 SEARCH_MEMORY = 4.0  # GiB
+READ_FOR = 512  # queries with candidates of their own, whose embeddings are read together
 
 
 def evaluate(
@@ -91,13 +92,16 @@ def _ranked(
 ) -> list[RankedQuery]:
     """The ranking of each query's own candidates; ties go to the lower row."""
     found = []
-    for number, own in enumerate(candidates):
-        rows = np.sort(np.array(own, dtype=np.int64))  # (n,)
-        query = as_float32(queries[number : number + 1], device)  # (1, D)
-        # Summed row by row: a matrix product may round equal embeddings differently, and their tie would be lost.
-        products = (query * as_float32(RowsOf(gallery, rows)[:], device)).sum(dim=1)  # (n,)
-        scores, columns = block_top_k(products[None], len(rows))  # (1, n) each
-        found.append(RankedQuery(number, rows[columns[0].cpu().numpy()].tolist(), scores[0].tolist()))
+    for start in range(0, len(candidates), READ_FOR):
+        part = [np.sort(np.array(own, dtype=np.int64)) for own in candidates[start : start + READ_FOR]]
+        rows = np.unique(np.concatenate(part))  # (n,), all that these queries rank
+        block = as_float32(RowsOf(gallery, rows)[:], device)  # (n, D)
+        together = as_float32(queries[start : start + READ_FOR], device)  # (q, D)
+        for number, own in enumerate(part):
+            # Summed row by row: a matrix product may round equal embeddings differently, and their tie would be lost.
+            products = (together[number] * block[torch.from_numpy(np.searchsorted(rows, own))]).sum(dim=1)  # (m,)
+            scores, columns = block_top_k(products[None], len(own))  # (1, m) each
+            found.append(RankedQuery(start + number, own[columns[0].cpu().numpy()].tolist(), scores[0].tolist()))
     return found
 
 

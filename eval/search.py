@@ -109,7 +109,10 @@ class Blocks(NamedTuple):
 def search(
     query: Embeddings, gallery: Embeddings, k: int, blocks: Blocks, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """`top_k` shared out: each process looks at its part of the gallery. Equal on any number of processes.
+    """`top_k` shared out: each process looks at its part of the gallery.
+
+    Equal on any number of processes, bit for bit: they share out whole blocks, which are the same, because a matrix
+    product may round the same embeddings differently where its shape is another.
 
     Args:
         query, gallery: (Q, D) and (N, D), the same on every process.
@@ -118,11 +121,12 @@ def search(
         (Q, k) float32 scores and (Q, k) int64 gallery indices on the CPU, the same on every process.
     """
     world, rank = world_size(), process_rank()
-    part = range(len(gallery) * rank // world, len(gallery) * (rank + 1) // world)
+    count = -(-len(gallery) // blocks.block_size)
+    first, last = (min(count * of // world * blocks.block_size, len(gallery)) for of in (rank, rank + 1))
     found = []
     for start in range(0, len(query), blocks.queries):
         together = as_float32(query[start : start + blocks.queries], device)  # (q, D)
-        best = top_k(together, gallery, k, blocks.block_size, blocks.query_block_size, part)
+        best = top_k(together, gallery, k, blocks.block_size, blocks.query_block_size, range(first, last))
         found.append([column.cpu() for column in _merge_ranks(*best, k)])
     scores, indices = (torch.cat(column)[:, : len(gallery)] for column in zip(*found))
     return scores, indices

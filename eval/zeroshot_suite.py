@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lamra.common import upstream
 from lamra.common.cli import note
 from lamra.common.errors import UserError
-from lamra.common.files import sha256
+from lamra.common.files import remove, sha256
 from lamra.common.flags import require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
@@ -28,12 +29,14 @@ from lamra.eval.reporting.results import (
 from lamra.eval.zeroshot_sets import SETS, ZeroshotSet
 
 DEPTH = 50  # candidates of each query in the rankings
+SHARD_SIZE = 8192  # items that are encoded between two writes, and held in memory
 
 
 def evaluate_set(name: str) -> None:
     """Measure a set of SETS: parse the command line, encode, print the table, write rankings and metrics.json.
 
     A task that the same model was measured on before, with the same files and settings, is not measured again.
+    Embeddings are in files until all tasks are measured, and a run that was ended goes on with those that are there.
     """
     of = SETS[name]
     (args,) = upstream.parse(upstream.ZEROSHOT_SUITE, of.arguments)
@@ -42,7 +45,9 @@ def evaluate_set(name: str) -> None:
         why = f"{max_pixels}, or no such flag, as LamRA read {of.title} (--protocol clean reads as it was trained)"
         require(args.max_pixels in (None, max_pixels), "max_pixels", args.max_pixels, why)
         note(f"{of.title} (released): pictures of up to {max_pixels} pixels, as LamRA's numbers were measured")
-    from lamra.eval.cache.manifest import pictures_sha256  # torch, which --help does not wait for
+    from lamra.eval.cache.embeddings import encode_to_shards  # torch, which --help does not wait for
+    from lamra.eval.cache.manifest import content_sha256, digest, pictures_sha256
+    from lamra.eval.cache.shards import Shards
     from lamra.eval.evaluate import evaluate
     from lamra.eval.inference import load_retriever, start
     from lamra.eval.metrics import chance, measures_by_query
@@ -80,12 +85,15 @@ def evaluate_set(name: str) -> None:
             note(f"{len(tasks) - len(left)} of {len(tasks)} tasks were measured before: delete {folder} to repeat")
 
         unreadable = Unreadable(args.skip_unreadable, retriever)
+        embeddings = folder / "embeddings" / digest(json.dumps(settings))[:16]
+
+        def embed(items: Items) -> Shards:
+            made_of = {**settings, "content": content_sha256(items)}
+            return encode_to_shards(retriever, items, embeddings / items.name, made_of, SHARD_SIZE)
+
         metrics = dict(metrics)
         for task, ranking, found in evaluate(
-            unreadable.left_out_of(left),
-            lambda items: retriever.encode(items, items.name),
-            depth=DEPTH,
-            device=state.device,
+            unreadable.left_out_of(left), embed, depth=DEPTH, device=state.device
         ):  # on the first process alone
             if task.server:
                 write_submission(submission_of(folder, task), task, ranking)
@@ -118,6 +126,7 @@ def evaluate_set(name: str) -> None:
             write_json(folder / METRICS, metrics)
             write_json(folder / MADE_BY, {**settings, "tasks": earlier})
         if is_first_process():
+            remove(embeddings.parent)
             print_results([metrics])
             print(f"written to {folder}/")
             for task in tasks:

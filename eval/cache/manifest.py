@@ -61,7 +61,7 @@ def prompts_sha256() -> str:
     for style in messages.RANK_STYLES:
         prompts.append(messages.pointwise_messages(style, both, picture))
         prompts.append(messages.listwise_messages(style, both, [picture, text]))
-    return _digest(json.dumps([*prompts, messages.YES, messages.NO, messages.listwise_answer(1)]))
+    return digest(json.dumps([*prompts, messages.YES, messages.NO, messages.listwise_answer(1)]))
 
 
 def pictures_sha256(items: Indexed[Item]) -> str:
@@ -69,8 +69,16 @@ def pictures_sha256(items: Indexed[Item]) -> str:
     mine = []
     for start in range(0, len(items), PICTURES_TOGETHER)[process_rank() :: world_size()]:
         rows = range(start, min(start + PICTURES_TOGETHER, len(items)))
-        mine.append([start, _digest(json.dumps([_pictures(items[row]) for row in rows]))])
-    return _digest(json.dumps(sorted(of_all_processes(mine))))
+        mine.append([start, digest(json.dumps([_pictures(items[row]) for row in rows]))])
+    return digest(json.dumps(sorted(of_all_processes(mine))))
+
+
+def content_sha256(items: Indexed[Item]) -> str:
+    """Of ids, instructions, texts and paths of all items, in order."""
+    found = hashlib.sha256()
+    for row in range(len(items)):
+        found.update(f"{items[row].id!r} {items[row].content!r}\n".encode())
+    return found.hexdigest()
 
 
 def _pictures(item: Item) -> list[tuple[str, int | None, int | None]]:
@@ -86,7 +94,8 @@ def _pictures(item: Item) -> list[tuple[str, int | None, int | None]]:
     return found
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

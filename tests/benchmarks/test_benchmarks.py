@@ -13,6 +13,7 @@ SMALL = {
     "train_flops": ("--size", "tiny", "--steps", 1),
     "train_step": ("--pairs", 1, "--sentences", 4, "--loss-batch", 64, "--cached", 16),
     "eval_encode": ("--pictures", 2, "--rounds", 1),
+    "suite_memory": ("--pairs", 4000, "--shard_size", 512),
     "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
 }
 SHARED = {"shapes", "gpu"}  # what several use, and what gpu.sh starts
@@ -31,6 +32,7 @@ def test_on_this_machine(name, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found.get("grad_rel_error", 0) < 1e-5 and found.get("max_abs_difference", 0) < 1e-5
     assert found.get("flops_ratio_mean", 2) > 1 and found.get("right_answer_first", 1) == 1
+    assert found.get("peak_to_embeddings", 0) < 0.8 and found.get("accuracy", 0.75) == 0.75
 
 
 def test_what_is_for_a_gpu_runs_in_a_small_size(tmp_path):

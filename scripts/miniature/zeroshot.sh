@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The zero-shot suite in miniature, with the real scripts: what each stage gives on sets that no stage was trained on. Ends
-# with a table beside the chance level and a picture. Started again it goes on where it stopped. About 6 minutes on 2 cores,
-# after the 13 of both stages (miniature/mbeir.sh).
+# with a table beside the chance level and a picture. Started again it goes on where it stopped. About 10 minutes of one
+# core, after both stages (miniature/mbeir.sh), with which it begins where they are missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 bash scripts/setup.sh

@@ -11,10 +11,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from zeroshot_files import suite_files
 
 from cases import ANY, Case, start
 from lamra.common.flags import FILE, FILE_OR_FOLDER, FOLDER, LIMITS, OUT_FILE, OUT_FOLDER, UNLIMITED, Flags, Limits
@@ -45,6 +48,7 @@ class Places:
         model: a whole model; adapter: an adapter on it.
         world, mbeir, mined: as the fixtures of conftest.py.
         rankings: a folder of rankings of nights_task4, with upstream's three files beside.
+        suite: of each set of the zero-shot suite flags that name its files.
     """
 
     model: Path
@@ -53,6 +57,7 @@ class Places:
     mbeir: Path
     mined: Path
     rankings: Path
+    suite: dict[str, dict[str, Path]]
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,11 @@ def entrypoints(places: Places) -> list[Entrypoint]:
         upstream_rerank,
         zeroshot,
     )
+    from lamra.eval.flags import SkippingArguments
     from lamra.eval.rerank import suite
     from lamra.eval.rerank.reranking import RankingFlags
+    from lamra.eval.zeroshot_sets import SETS
+    from lamra.eval.zeroshot_suite import evaluate_set
     from lamra.export import merge_lora
     from lamra.scripts import download
     from lamra.train import flags as of_train
@@ -178,6 +186,17 @@ def entrypoints(places: Places) -> list[Entrypoint]:
             model | captions | dict(set="captions", rankings=places.rankings, depth=5),
             MODEL_IS_LOADED,
             names(suite.SetFlags) | names(RankingFlags) | {"image_data_path", "text_data_path", "output_dir"},
+        ),
+        *(
+            Entrypoint(
+                f"eval_{name}",
+                partial(evaluate_set, name),
+                (SETS[name].arguments,),
+                model | files,
+                MODEL_IS_LOADED,
+                names(SETS[name].arguments) - names(SkippingArguments),
+            )
+            for name, files in places.suite.items()
         ),
         Entrypoint("mine_rerank", mine_rerank.main, (mine_rerank.MineArguments,), mine, MODEL_IS_LOADED),
         Entrypoint(
@@ -393,7 +412,8 @@ def make_places(folder: Path, model: Path, world: Path, mbeir: Path, mined: Path
         ]
         write_ranking(rankings / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
     (rankings / "items.jsonl").write_text('{"id": "1", "text": "a"}\n')
-    return Places(model, adapter, world, mbeir, mined, rankings)
+    (folder / "suite").mkdir()
+    return Places(model, adapter, world, mbeir, mined, rankings, suite_files(folder / "suite"))
 
 
 def unlimited(places: Places) -> list[str]:

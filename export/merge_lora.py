@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamra.common.cli import parse, run
 from lamra.common.flags import FOLDER, OUT_FOLDER, Flags, flag, require
@@ -11,6 +12,10 @@ from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.models.folders import is_adapter, local_folder
 from lamra.models.saving import MODEL_MARKS, whole_model
+from lamra.models.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # as torch calls them
 
@@ -37,7 +42,6 @@ def main() -> None:
 
     import torch  # here and not above: --help or a mistake in the flags needs no seconds of imports
 
-    from lamra.collators.processing import Processor
     from lamra.models.base_model import base_under
     from lamra.models.inspect import inspect_folder
     from lamra.models.loading import load_trained
@@ -47,13 +51,18 @@ def main() -> None:
     with folder_lock(args.save_path, "save_path"):
         # Added in float32 and rounded once, whatever the folder is written in.
         model, settings = load_trained(args.model_id, base_model, dtype=torch.float32, merge=True)
-        processor = Processor(settings.base_model, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
-        model = model.to(getattr(torch, DTYPES[args.dtype]))
         with whole_model(args.save_path) as unfinished:
-            settings.write(unfinished)
-            model.save_pretrained(unfinished)
-            processor.save_pretrained(unfinished)
+            write_model(unfinished, model.to(getattr(torch, DTYPES[args.dtype])), settings, settings.base_model)
     print(f"merged {args.model_id} into {settings.base_model}, {args.dtype}: {args.save_path}/")
+
+
+def write_model(folder: Path, model: PreTrainedModel, settings: Settings, base: str | Path) -> None:
+    """A whole model with its settings, and the tokenizer and image processor of the model in `base`."""
+    from lamra.collators.processing import Processor
+
+    settings.write(folder)
+    model.save_pretrained(folder)
+    Processor(base, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels).save_pretrained(folder)
 
 
 if __name__ == "__main__":

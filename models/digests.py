@@ -11,6 +11,7 @@ from pathlib import Path
 from lamra.common.cli import note
 from lamra.common.files import sha256, whole_file
 from lamra.common.processes import on_first_process
+from lamra.models.folders import LAMRA_TEMPLATE
 
 KEPT = ".sha256.json"
 LARGE = 2**30  # bytes; to read more takes long enough for a note about it
@@ -18,7 +19,7 @@ LARGE = 2**30  # bytes; to read more takes long enough for a note about it
 # Everything that decides what a model computes and what its inputs are. lamra.json is compared by itself.
 MODEL_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"),
-    *("preprocessor_config.json", "processor_config.json", "chat_template.*"),
+    *("preprocessor_config.json", "processor_config.json", "chat_template.*", LAMRA_TEMPLATE),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json"),
 )

@@ -29,6 +29,8 @@ MODELS = {name: hub.split("/")[1] for name, hub in PUBLISHED.items() if hub.star
 MODELS |= {"miniature": "miniature"}
 
 
+# The chat template in an export, where chat_template.jinja is for sentence-transformers (export/templates.py).
+LAMRA_TEMPLATE = "lamra_chat_template.jinja"
 AGAIN = "download or copy it again"
 LFS_POINTER = b"version https://git-lfs"
 

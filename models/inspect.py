@@ -20,7 +20,7 @@ from lamra.common.cli import parse, run
 from lamra.common.errors import UserError
 from lamra.common.flags import Flags, flag, shown
 from lamra.models.base_model import base_under, require_base_there, require_model
-from lamra.models.folders import AGAIN, LFS_POINTER, is_adapter, local_folder, read_object
+from lamra.models.folders import AGAIN, LAMRA_TEMPLATE, LFS_POINTER, is_adapter, local_folder, read_object
 from lamra.models.settings import Settings, architecture
 from lamra.models.shapes import DTYPES, Shape, Sizes, is_number, is_whole, todays_name
 from lamra.models.template import template_fault
@@ -502,8 +502,9 @@ def _check_pictures(folder: Path, sizes: Sizes | None) -> None:
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> tuple[Path, str]:
-    """The chat template, and its file: what transformers takes, or chat_template.json of published folders."""
-    path = folder / "chat_template.jinja"
+    """The chat template, and its file: an export's, what transformers takes, or a published chat_template.json."""
+    path = folder / LAMRA_TEMPLATE
+    path = path if path.is_file() else folder / "chat_template.jinja"
     if path.is_file():
         try:
             return path, path.read_bytes().decode()

@@ -16,12 +16,13 @@ BELOW = {
     "collators": {"datasets", "common"},
     "eval": {"collators", "datasets", "models", "common"},
     "train": {"collators", "datasets", "models", "common"},
-    "export": {"collators", "models", "common"},
+    "export": {"eval", "collators", "datasets", "models", "common"},
     "miniature": {"collators", "datasets", "models", "common"},
 }
 # Training evaluates with the one encode loop and the one search; the one inspection of a model's folder reads the files
 # of its processor too.
 ALLOWED = {("train", "lamra.eval.encode"), ("train", "lamra.eval.search"), ("collators", "lamra.models.inspect")}
+ALLOWED |= {("export", "lamra.load")}
 
 # Commands of upstream's that stand in train/ and belong to eval/: each names and starts what does the work.
 NAMED_BY_UPSTREAM = {"train/mbeir_get_rerank_train_data.py", "train/mbeir_merge_rerank_train_data.py"}

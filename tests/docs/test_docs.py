@@ -24,13 +24,14 @@ PAGES += sorted((ROOT / "docs").glob("*.md")) + CHINESE
 PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 GLOSSARY = ROOT / "docs" / "zh" / "glossary.md"
 # Pages that a user works from.
-IN_CHINESE = "evaluate formats memory method own_data quickstart rank several_machines study train_stage1 train_stage2"
-IN_CHINESE = [*IN_CHINESE.split(), "tables", "troubleshooting", "upstream", "zeroshot"]
+IN_CHINESE = "evaluate export formats memory method own_data quickstart rank serving several_machines study tables"
+IN_CHINESE = [*IN_CHINESE.split(), "train_stage1", "train_stage2", "troubleshooting", "upstream", "zeroshot"]
 GENERATED = ROOT / "docs" / "flags.md"  # its flags are those of the installed transformers
 
 # What commands make, and what is on the user's side.
 CREATED = ("data/", "checkpoints/", "results/", ".venv", "rerank_training_data/", "mbeir_rerank_files/")
 NO_PATHS = {"code-kunkun/LamRA-Ret", "M-BEIR/.download", "table.md", "scripts/...", "../shared"}
+NO_PATHS |= {"verify.py", "modeling_lamra.py"}  # of an export
 READ_ALWAYS = {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LAMRA_MAX_PICTURE_PIXELS"}  # whatever is started
 NO_VARIABLES = {"NAME"}  # NAME=${NAME:-default}
 NO_FLAGS = {"--help", "--signal", "--nproc_per_node"}  # the last two are sbatch's and torchrun's

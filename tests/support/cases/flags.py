@@ -102,7 +102,7 @@ def entrypoints(places: Places) -> list[Entrypoint]:
     from lamra.eval.rerank.reranking import RankingFlags
     from lamra.eval.zeroshot_sets import SETS
     from lamra.eval.zeroshot_suite import evaluate_set
-    from lamra.export import merge_lora
+    from lamra.export import merge_lora, sentence_transformers
     from lamra.scripts import download
     from lamra.train import flags as of_train
     from lamra.train import mbeir_get_rerank_train_data, train_mbeir, train_nli, train_rerank
@@ -240,6 +240,13 @@ def entrypoints(places: Places) -> list[Entrypoint]:
             merge_lora.main,
             (merge_lora.MergeArguments,),
             dict(model_id=places.adapter, save_path="merged"),
+            MODEL_IS_LOADED,
+        ),
+        Entrypoint(
+            "export",
+            sentence_transformers.main,
+            (sentence_transformers.ExportArguments,),
+            dict(model_id=places.adapter, save_path="exported"),
             MODEL_IS_LOADED,
         ),
         Entrypoint(

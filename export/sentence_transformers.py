@@ -1,0 +1,260 @@
+"""One folder for sentence-transformers, mteb, vLLM, transformers and this project. Started by scripts/export.sh.
+
+It holds a merged model, what sentence-transformers needs beside it, golden.json (inputs with this project's own
+vectors) and verify.py, which tells whether another installation gives them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamra.common.cli import note, parse, run
+from lamra.common.errors import UserError
+from lamra.common.files import remove
+from lamra.common.flags import FOLDER, OUT_FOLDER, Flags, flag
+from lamra.common.lock import folder_lock
+from lamra.datasets.items import Item
+from lamra.export import verify
+from lamra.export.merge_lora import DTYPES, write_model
+from lamra.models.folders import LAMRA_TEMPLATE, local_folder, read_object
+from lamra.models.saving import whole_model
+from lamra.models.settings import Settings
+
+if TYPE_CHECKING:
+    from lamra.collators.processing import Processor
+
+LIBRARY = "sentence_transformers."
+GOLDEN = "golden.json"  # marks an export
+MEASURED_WITH = "6.2.0"  # of sentence-transformers
+# Read from the model's forward by sentence-transformers' first module, for each kind of input.
+EMBEDS = {"method": "forward", "method_output_name": "last_hidden_state"}
+ANSWERS = {"method": "forward", "method_output_name": "logits"}
+# Positions 0, 1, 2, .. for image tokens too: with this mark of theirs at 0, transformers does not compute M-RoPE.
+SEQUENTIAL_MODULE = '''"""Rotary positions 0, 1, 2, .. for image tokens too, as this model was trained."""
+
+import torch
+from sentence_transformers.base.modules import Transformer
+
+
+class SequentialTransformer(Transformer):
+    def preprocess(self, *args, **kwargs):
+        features = super().preprocess(*args, **kwargs)
+        if "mm_token_type_ids" in features:  # only with pictures
+            features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
+        return features
+'''
+TEXTS = (
+    *("a", "Two dogs run through the snow.", "两只狗在雪地里奔跑。", "a café, a naïve résumé 🙂", "line one\nline two"),
+    *(
+        "    blanks at both ends   ",
+        '"quoted" and {braced}',
+        "?",
+        "A man plays a guitar on a stage at night. " * 6,
+    ),
+)
+SIZES = ((28, 28), (1, 1), (300, 200), (200, 300), (56, 700), (640, 480), (90, 91))  # width, height
+INSTRUCTION = "Find me an everyday image that matches the given caption."
+
+
+@dataclass
+class ExportArguments(Flags):
+    model_id: str = flag(MISSING, "folder of an adapter or a merged model, retriever or reranker", path=FOLDER)
+    save_path: str = flag(MISSING, "folder of the export", path=OUT_FOLDER)
+    original_model_id: str | None = flag(None, "base model, where the remembered one is gone", path=FOLDER)
+    dtype: str = flag("bf16", "of the weights", one_of=DTYPES)
+    force: bool = flag(False, "replace what is in the folder")
+    results: str | None = flag(None, "folder of metrics.json files for the model card", path=FOLDER)
+    push: str | None = flag(None, "upload it to this repository of the Hugging Face hub, owner/name")
+    public: bool = flag(False, "with --push: a new repository is public; default: private")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.model_id = local_folder(self.model_id, "model_id")
+        folder = Path(self.save_path)
+        if folder.resolve() == Path(self.model_id).resolve():
+            raise UserError(f"--save_path {folder} is the model's own folder: choose another")
+        is_export = (folder / GOLDEN).is_file()
+        if not (is_export and self.force) and _content(folder):
+            way_out = ", or replace it with --force True" if is_export else "; it holds no export to replace"
+            raise UserError(f"--save_path {folder} is not empty: choose another folder{way_out}")
+        if self.public and not self.push:
+            raise UserError("--public True needs --push owner/name")
+
+
+def main() -> None:
+    (args,) = parse(ExportArguments)
+    import torch  # here and not above: --help or a mistake in the flags needs no seconds of imports
+
+    from lamra import load
+    from lamra.collators.processing import Processor
+    from lamra.export.card import write_card
+    from lamra.models.base_model import base_under
+    from lamra.models.folders import is_adapter
+    from lamra.models.inspect import inspect_folder
+    from lamra.models.loading import load_trained
+
+    base_model = base_under(args.model_id, args.original_model_id) if is_adapter(args.model_id) else None
+    inspect_folder(Path(args.model_id), base_model)
+    folder = Path(args.save_path)
+    with folder_lock(folder, "save_path"):
+        # Added in float32 and rounded once, whatever the folder is written in.
+        model, settings = load_trained(args.model_id, base_model, dtype=torch.float32)
+        with whole_model(folder) as unfinished:
+            write_model(unfinished, model.to(getattr(torch, DTYPES[args.dtype])), settings, base_model or args.model_id)
+            hidden = model.config.text_config.hidden_size
+            del model
+            write_library_files(unfinished, Processor(unfinished), settings, hidden)
+            loaded = load(unfinished, dtype=torch.float32, device="cpu")
+            write_json(unfinished / GOLDEN, golden(loaded, settings))
+            write_card(unfinished, Path(args.model_id), settings, args.results, args.push or folder.name)
+            for earlier in _content(folder):  # an export of another kind has other files
+                remove(earlier)
+    print(f"exported {args.model_id}, {args.dtype}: {folder}/README.md says how to use it, verify.py checks it")
+    if args.push:
+        push(folder, args.push, private=not args.public)
+
+
+def _content(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+
+
+def write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_library_files(folder: Path, processor: Processor, settings: Settings, hidden: int) -> None:
+    """Everything that sentence-transformers reads, into the folder of a merged model.
+
+    Not by its own save_pretrained, which drops lm_head and the choice of the PIL image processor.
+    """
+    from lamra.export.templates import embedding_template, judging_template
+
+    template = folder / "chat_template.jinja"
+    template.rename(folder / LAMRA_TEMPLATE)
+    tokenizer = read_object(folder / "tokenizer_config.json")
+    for key in ("chat_template", "is_local", "local_files_only"):
+        tokenizer.pop(key, None)
+    write_json(folder / "tokenizer_config.json", tokenizer)
+    pictures = read_object(folder / "preprocessor_config.json")
+    for key in ("min_pixels", "max_pixels", "processor_class"):
+        pictures.pop(key, None)
+    pictures["size"] = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
+    write_json(folder / "preprocessor_config.json", pictures)
+
+    first = f"{LIBRARY}base.modules.transformer.Transformer"
+    if settings.position_ids == "sequential":
+        (folder / "modeling_lamra.py").write_text(SEQUENTIAL_MODULE)
+        first = "modeling_lamra.SequentialTransformer"
+    config: dict[str, Any] = {"similarity_fn_name": "cosine", "default_prompt_name": None}
+    if settings.role == "reranker":
+        assert settings.rank_style is not None
+        template.write_text(judging_template(processor, settings.rank_style), encoding="utf-8")
+        output, reads, task = "causal_logits", ANSWERS, "any-to-any"
+        modules = [first, f"{LIBRARY}cross_encoder.modules.logit_score.LogitScore"]
+        score = {**yes_no(processor, settings.rank_style), "module_input_name": output}
+        write_json(folder / "1_LogitScore" / "config.json", score)
+        config = {"activation_fn": "torch.nn.modules.activation.Sigmoid", "prompts": {}, "default_prompt_name": None}
+    else:
+        template.write_text(embedding_template(processor), encoding="utf-8")
+        output, reads, task = "token_embeddings", EMBEDS, "feature-extraction"
+        modules = [
+            first,
+            f"{LIBRARY}sentence_transformer.modules.pooling.Pooling",
+            f"{LIBRARY}base.modules.normalize.Normalize",
+        ]
+        pooling = {"embedding_dimension": hidden, "pooling_mode": "lasttoken", "include_prompt": True}
+        write_json(folder / "1_Pooling" / "config.json", pooling)
+        names = {f"module_{side}_name": "sentence_embedding" for side in ("input", "output")}
+        write_json(folder / "2_Normalize" / "config.json", names)
+        config["prompts"] = {"query": "", "document": ""}
+    kind = "CrossEncoder" if settings.role == "reranker" else "SentenceTransformer"
+    versions = {"sentence_transformers": MEASURED_WITH}
+    write_json(folder / "config_sentence_transformers.json", {"__version__": versions, "model_type": kind, **config})
+    paths = ["", *(f"{number}_{name.rpartition('.')[2]}" for number, name in enumerate(modules) if number)]
+    listed = [
+        {"idx": number, "name": str(number), "path": path, "type": name}
+        for number, (path, name) in enumerate(zip(paths, modules))
+    ]
+    write_json(folder / "modules.json", listed)
+    reading = {
+        "transformer_task": task,
+        "modality_config": {"text": reads, "image": reads, "message": {**reads, "format": "structured"}},
+        "module_output_name": output,
+        "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+        "unpad_inputs": False,
+        "processor_kwargs": {"use_fast": False},  # Pillow's resizing, as the model was trained
+    }
+    write_json(folder / "sentence_bert_config.json", reading)
+    shutil.copy(verify.__file__, folder / "verify.py")
+
+
+def yes_no(processor: Processor, style: str) -> dict[str, int]:
+    """The tokens whose logits decide.
+
+    Raises:
+        UserError: the tokenizer writes something before both of them.
+    """
+    from lamra.collators.messages import NO, YES
+    from lamra.collators.rerank import RankPrompts
+
+    common, (yes, no) = RankPrompts(processor, style).choices([YES, NO])
+    if common:
+        raise UserError("the tokenizer spells Yes and No by several tokens: such a reranker cannot be a CrossEncoder")
+    return {"true_token_id": yes, "false_token_id": no}
+
+
+def golden_inputs() -> list[dict[str, Any]]:
+    """30 inputs: texts, pictures that verify.py draws, and both, a third of them with an instruction."""
+    pictures: list[dict[str, Any]] = [{"picture": [*size, number]} for number, size in enumerate(SIZES)]
+    both = [{**picture, "text": text} for picture, text in zip(pictures, TEXTS[1:5])]
+    plain: list[dict[str, Any]] = [*({"text": text} for text in TEXTS), *pictures, *both]
+    instructed = [{**entry, "instruction": INSTRUCTION} for entry in plain[::2]]
+    return [*plain, *instructed][:30]
+
+
+def item_of(entry: dict[str, Any]) -> Item:
+    images = [verify.draw(*entry["picture"])] if "picture" in entry else []
+    return Item("", entry.get("text"), images, entry.get("instruction"))
+
+
+def golden(model: Any, settings: Settings) -> dict[str, Any]:
+    """The content of golden.json: inputs, and what `model`, the float32 export on the CPU, makes of them."""
+    inputs = golden_inputs()
+    if settings.role == "reranker":
+        pairs = [{"query": query, "candidate": candidate} for query, candidate in zip(inputs[:15], inputs[15:])]
+        for pair in pairs:
+            pair["query"].pop("instruction", None), pair["candidate"].pop("instruction", None)
+            pair["score"] = model.rerank(item_of(pair["query"]), [item_of(pair["candidate"])]).item()
+        return {"kind": "reranker", "inputs": pairs}
+    vectors = model.encode([item_of(entry) for entry in inputs], None)  # (30, D)
+    for entry, vector in zip(inputs, vectors.tolist()):
+        entry["vector"] = [round(value, 8) for value in vector]
+    return {"kind": "retriever", "inputs": inputs}
+
+
+def push(folder: Path, repository: str, *, private: bool) -> None:
+    """Upload an export; an existing repository keeps its visibility.
+
+    Raises:
+        UserError: the hub refuses, or cannot be reached; says what it answered.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        found = api.upload_folder(folder_path=folder, repo_id=repository, ignore_patterns=[".*"])
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"--push {repository}: {reason}; log in with `hf auth login`, then push again") from None
+    note(f"pushed to {found}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -23,6 +23,7 @@ from lamra.datasets.items import Item, Picture, Text
 from lamra.datasets.zeroshot.sugar_crepe import KINDS
 from lamra.eval import embed, mine_rerank
 from lamra.eval.flags import GuestArguments
+from lamra.export import sentence_transformers as export
 
 STAND_IN = ROOT / "tests" / "support" / "guests"
 LIBRARY = "sentence-transformers"
@@ -70,7 +71,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_one_and_two_processes(stand_in, world, mbeir, suite, tmp_path):
     model = guest(tmp_path / "model")
-    evaluate_all(model, world, mbeir, suite, tmp_path / "one")
+    evaluate_all(model, world, mbeir, suite, tmp_path / "one", library=LIBRARY)
     command = ("torchrun", "--standalone", "--nproc_per_node", 2, "tests/support/guest_worker.py", STAND_IN)
     run_script(*command, model, world, mbeir, suite, tmp_path / "two")
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
@@ -199,7 +200,7 @@ def test_a_clip(world, suite, tmp_path):
     from random_clip import build_clip
 
     folder = build_clip(tmp_path)
-    evaluate_all(folder, world, None, suite, tmp_path / "out")
+    evaluate_all(folder, world, None, suite, tmp_path / "out", library=LIBRARY)
     metrics = json.loads((tmp_path / "out" / "flickr" / "metrics.json").read_text())
     assert metrics["library"] == f"sentence-transformers {library.__version__}"
     retriever = load(folder, library=LIBRARY)
@@ -218,3 +219,20 @@ def test_a_clip(world, suite, tmp_path):
         retriever.encode([{"text": "a", "image": paths[0]}])
     prompted = clip.encode(["Find it. a red circle"], normalize_embeddings=True, convert_to_tensor=True)
     torch.testing.assert_close(retriever.encode(texts[:1], instruction="Find it."), prompted, atol=1e-5, rtol=0)
+
+
+def test_an_export_is_its_model(stage1, world, suite, tmp_path):
+    """LamRA's own export as a guest: its vectors, and every recall, are those of the model itself."""
+    pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed: no export is tried as a guest"
+    )
+    folder, trusted = tmp_path / "export", {"library": LIBRARY, "trust_remote_code": True}
+    call(export.main, model_id=stage1, save_path=folder, dtype="fp32")
+    path = world / "test" / "images" / "0.png"
+    entries = ["a red circle", path, {"image": path, "text": "a box"}, Item("q", "a box", instruction="Find it.")]
+    torch.testing.assert_close(load(folder, **trusted).encode(entries), load(stage1).encode(entries), atol=2e-6, rtol=0)
+    evaluate_all(folder, world, None, suite, tmp_path / "guest", **trusted)
+    evaluate_all(stage1, world, None, suite, tmp_path / "own")
+    for name in ("flickr", "sugarcrepe", "sharegpt4v"):
+        found, own = (json.loads((tmp_path / of / name / "metrics.json").read_text()) for of in ("guest", "own"))
+        assert found.pop("library").startswith(LIBRARY) and found == own

@@ -21,9 +21,10 @@ def evaluate_all(model: Path, world: Path, mbeir: Path | None, suite: Path, out:
     Args:
         mbeir: None for a guest that does not take texts and pictures together.
         suite: holds sugarcrepe/, sharegpt4v.json and items.jsonl.
+        more: flags, of a guest its library.
     """
-    images, flags = world / "test" / "images", {"model_id": model, "library": "sentence-transformers", **more}
-    flags |= {"num_workers": 0, "max_tokens_per_batch": 3000}
+    images = world / "test" / "images"
+    flags = {"model_id": model, "num_workers": 0, "max_tokens_per_batch": 3000, **more}
     captions = {"image_data_path": images, "text_data_path": world / "test" / "captions.json", "mode": "finetuned"}
     runs: dict[str, tuple[Callable[[], None], dict]] = {
         "flickr": (partial(zeroshot.evaluate_captions, "Flickr30K"), captions | {"save_for_rerank": True}),
@@ -55,5 +56,6 @@ if __name__ == "__main__":
     library, model, world, mbeir, suite, out = sys.argv[1:]
     if library != "-":
         sys.path.insert(0, library)
-    evaluate_all(Path(model), Path(world), None if mbeir == "-" else Path(mbeir), Path(suite), Path(out))
+    of_guest = {"library": "sentence-transformers"}
+    evaluate_all(Path(model), Path(world), None if mbeir == "-" else Path(mbeir), Path(suite), Path(out), **of_guest)
     dist.destroy_process_group()

@@ -25,6 +25,7 @@ TEXT_TOWERS = {
 
 # Qwen2-VL's vision tower at every size but "tiny". Stage 1 never runs it: there the smallest stands in.
 VISION_TOWER = dict(depth=32, embed_dim=1280, num_heads=16, mlp_ratio=4)
+TINY_VISION_TOWER = dict(depth=4, embed_dim=80, num_heads=2, mlp_ratio=4)  # its share of the work is as in the 7B
 SMALLEST_VISION_TOWER = dict(depth=1, embed_dim=32, num_heads=2, mlp_ratio=1)
 
 
@@ -60,7 +61,8 @@ def build_stock(
             **tower,
         ),
         vision_config=dict(
-            hidden_size=tower["hidden_size"], **(VISION_TOWER if vision and size != "tiny" else SMALLEST_VISION_TOWER)
+            hidden_size=tower["hidden_size"],
+            **(SMALLEST_VISION_TOWER if not vision else TINY_VISION_TOWER if size == "tiny" else VISION_TOWER),
         ),
         **special,
     )

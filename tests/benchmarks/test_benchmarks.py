@@ -14,8 +14,10 @@ SMALL = {
     "train_step": ("--pairs", 1, "--sentences", 4, "--loss-batch", 64, "--cached", 16),
     "eval_encode": ("--pictures", 2, "--rounds", 1),
     "suite_memory": ("--pairs", 4000, "--shard_size", 512),
+    "peers": ("--tiny",),
     "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
 }
+NEEDS = {"peers": ("sentence_transformers", "torchvision", "faiss")}  # what it is compared with
 SHARED = {"shapes", "gpu"}  # what several use, and what gpu.sh starts
 
 
@@ -26,6 +28,8 @@ def test_none_is_forgotten():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_on_this_machine(name, monkeypatch, capsys):
+    for library in NEEDS.get(name, ()):
+        pytest.importorskip(library, reason=f"{library} is absent: {name} cannot run")
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(sys, "argv", [name, *map(str, SMALL[name])])
     importlib.import_module(name).main()

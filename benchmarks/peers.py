@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from shapes import add_length_flags, build_stock, sentence_lengths, with_lora
@@ -140,13 +141,13 @@ def measure_step(source: Path, exported: Path, pairs: list[tuple[str, str]], arg
         columns = [library.preprocess(list(column)) for column in zip(*some)]
         batches.append((columns, processor([Item("", text) for column in zip(*some) for text in column])))
 
-    def their_step(batch: list) -> torch.Tensor:
+    def their_step(batch: Any) -> torch.Tensor:
         library.zero_grad(set_to_none=True)
         loss = loss_of([dict(column) for column in batch[0]], torch.arange(size))
         loss.backward()
         return loss.detach()
 
-    def our_step(batch: list, shared: int) -> torch.Tensor:
+    def our_step(batch: Any, shared: int) -> torch.Tensor:
         ours.zero_grad(set_to_none=True)
         ours.shared_prefix = shared
         embeddings = ours(**batch[1])
@@ -167,8 +168,8 @@ def measure_step(source: Path, exported: Path, pairs: list[tuple[str, str]], arg
         "ours, --share_prefix True": flops(lambda: our_step(batches[-1], prefix)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in counted}
+    ways: list[Callable[[Any], object]] = [their_step, *(partial(our_step, shared=shared) for shared in (0, prefix))]
     for number, batch in enumerate(batches[:-1]):
-        ways = (their_step, partial(our_step, shared=0), partial(our_step, shared=prefix))
         for name, way in zip(counted, ways):
             start = time.perf_counter()
             way(batch)
@@ -244,9 +245,9 @@ def measure_search(args: argparse.Namespace) -> dict:
         name = f"{queries} x {size} x {dimension}, top {k}"
         seconds = in_turn(
             args.rounds,
-            faiss=lambda index=index, query=query, k=k: index.search(query.numpy(), k),
-            ours=lambda query=query, gallery=gallery, k=k: top_k(query, gallery, k),
-            product=lambda query=query, gallery=gallery: query @ gallery.T,
+            faiss=partial(index.search, query.numpy(), k),
+            ours=partial(top_k, query, gallery, k),
+            product=partial(torch.mm, query, gallery.T),
         )
         result["seconds"][name] = seconds
         result["gflops"][name] = 2 * queries * size * dimension / statistics.median(seconds["product"]) / 1e9

@@ -302,7 +302,8 @@ def fields(bench: Bench) -> Iterator[Case]:
                 if name == "ranking.jsonl" and what == "a very long number":
                     refused = ANY
                 yield case(bench, name, f"{field} is {what}", lines(row | {field: value}, *rest), refused, None)
-        for key in ("txt", "instruction", "negative") if name in ("items.jsonl", "pairs.jsonl") else ():
+        unknown = {"items.jsonl": ("txt", "negative"), "pairs.jsonl": ("txt", "instruction", "negative")}
+        for key in unknown.get(name, ()):
             yield case(bench, name, f"the key {key}", lines(row | {key: "a"}, *rest), key, None)
     for name in BY_PLACE:  # published rows have fields that nothing reads
         row, *rest = {"pool": (CANDIDATE, OTHER), "queries": (QUERY,)}[name]

@@ -18,11 +18,14 @@ SMALL = {
     "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
 }
 NEEDS = {"peers": ("sentence_transformers", "torchvision", "faiss")}  # what it is compared with
-SHARED = {"shapes", "gpu"}  # what several use, and what gpu.sh starts
+# What several use, what gpu.sh starts, and what tests/eval/test_mteb.py runs.
+SHARED = {"shapes", "gpu", "mteb_agreement"}
 
 
 def test_none_is_forgotten():
-    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == set(SMALL) | SHARED
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == set(SMALL) | SHARED | {
+        "mteb_agreement"
+    }  # tests/eval/test_mteb.py
     assert [path.name for path in (ROOT / "benchmarks").glob("*.sh")] == ["gpu.sh"]
 
 

@@ -23,9 +23,7 @@ SHARED = {"shapes", "gpu", "mteb_agreement"}
 
 
 def test_none_is_forgotten():
-    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == set(SMALL) | SHARED | {
-        "mteb_agreement"
-    }  # tests/eval/test_mteb.py
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == set(SMALL) | SHARED
     assert [path.name for path in (ROOT / "benchmarks").glob("*.sh")] == ["gpu.sh"]
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from lamra.common.files import read_json, read_jsonl
 from lamra.datasets.items import Indexed, Item, Pair, Part, Picture
 from lamra.datasets.jsonl import read_parts, with_root
 from lamra.datasets.nli import NLIPairs
+from lamra.datasets.tasks import ItemList, RetrievalTask
 
 PICTURES_CHECKED = 2000  # of a source, before training; a missing one among the others is a picture fault in training
 
@@ -45,11 +46,11 @@ class PairFile:
     ):
         path = Path(path)
         if not path.exists():
-            raise UserError(f"--data_path {path} does not exist")
+            raise UserError(f"{path} does not exist")
         self.root = Path(root) if root else path if path.is_dir() else path.parent
         self.rows = [row[: None if use_hard_negatives else 2] for row in READERS[format](path)]
         if not self.rows:
-            raise UserError(f"--data_path {path} has no {format} pairs")
+            raise UserError(f"{path} has no {format} pairs")
         if len({len(row) for row in self.rows}) > 1:
             counts = sorted({len(row) - 2 for row in self.rows})
             raise UserError(
@@ -127,6 +128,29 @@ def load_source(path: str | Path, format: str, root: str | Path | None, use_hard
     if format == "nli":
         return NLIPairs(path, use_hard_negatives)
     return PairFile(path, format, root=root, use_hard_negatives=use_hard_negatives)
+
+
+def task_of_pairs(path: str | Path, root: str | Path | None = None) -> RetrievalTask:
+    """The queries of a jsonl of pairs search the targets of all. Equal queries are one, equal targets too.
+
+    Raises:
+        UserError: as PairFile.
+    """
+    queries: dict[Hashable, Item] = {}
+    targets: dict[Hashable, Item] = {}
+    answers: dict[Hashable, list[Hashable]] = {}
+    pairs = PairFile(path, "pairs", root=root)
+    for pair in (pairs[index] for index in range(len(pairs))):
+        queries.setdefault(pair.query.content, pair.query)
+        targets.setdefault(pair.target.content, pair.target)
+        answers.setdefault(pair.query.content, []).append(pair.target.content)
+    row_of = {content: row for row, content in enumerate(targets)}
+    return RetrievalTask(
+        "pairs",
+        ItemList(list(queries.values()), "queries", path),
+        ItemList(list(targets.values()), "targets", path),
+        [sorted({row_of[content] for content in of_query}) for of_query in answers.values()],
+    )
 
 
 class Mixture:

@@ -148,26 +148,41 @@ def _named(part: Part) -> tuple[str, Any]:
 
 
 def load_guest(args: GuestArguments, device: torch.device) -> Guest:
-    """The guest that the flags choose.
+    """The guest that the flags choose; raises as load_library_model."""
+    model = load_library_model(args.model_id, device, dtype_of(args, device), args.trust_remote_code)
+    budget, workers = budget_of(args, device)
+    return Guest(budget, workers, bool(args.exif_rotation), model, device, library_version())
+
+
+def library_version() -> str:
+    import sentence_transformers
+
+    return f"{LIBRARY} {sentence_transformers.__version__}"
+
+
+def load_library_model(
+    model_id: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+) -> SentenceTransformer:
+    """A folder as a model of the library, ready to embed.
 
     Raises:
         UserError: it is no model of this library, has a vector for each token, or needs its own code, and
-            --trust_remote_code does not allow that; or the library is too old, or lacks what it needs for pictures.
+            `trust_remote_code` does not allow that; or the library is too old, or lacks what it needs for pictures.
     """
-    folder = Path(args.model_id)
+    folder = Path(model_id)
     _inspect(folder)
     import sentence_transformers
 
-    version = f"{LIBRARY} {sentence_transformers.__version__}"
+    version = library_version()
     if not hasattr(sentence_transformers.SentenceTransformer, "supports"):
         raise UserError(f"{version} is too old, it does not say what a model takes: --library needs {GET_LIBRARY}")
     try:
         model = sentence_transformers.SentenceTransformer(
             str(folder),
             device=str(device),
-            trust_remote_code=args.trust_remote_code,
+            trust_remote_code=trust_remote_code,
             local_files_only=True,
-            model_kwargs={"dtype": dtype_of(args, device)},
+            model_kwargs={"dtype": dtype},
         )
     except ImportError as error:  # torchvision
         raise UserError(f"{folder}: {_words(error)}: --library needs {GET_LIBRARY}") from None
@@ -180,8 +195,7 @@ def load_guest(args: GuestArguments, device: torch.device) -> Guest:
     model.eval().requires_grad_(False)
     pooling = "" if (folder / "modules.json").is_file() else "; it has no modules.json, the library chooses its pooling"
     note(f"{folder}: a guest of {version}, takes {', '.join(map(str, model.modalities))}{pooling}")
-    budget, workers = budget_of(args, device)
-    return Guest(budget, workers, bool(args.exif_rotation), model, device, version)
+    return model
 
 
 def _words(error: Exception) -> str:

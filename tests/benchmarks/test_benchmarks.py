@@ -18,7 +18,8 @@ SMALL = {
     "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
 }
 NEEDS = {"peers": ("sentence_transformers", "torchvision", "faiss")}  # what it is compared with
-SHARED = {"shapes", "gpu"}  # what several use, and what gpu.sh starts
+# What several use, what gpu.sh starts, and what tests/eval/test_mteb.py runs.
+SHARED = {"shapes", "gpu", "mteb_agreement"}
 
 
 def test_none_is_forgotten():

@@ -20,6 +20,7 @@ ENTRYPOINTS = {  # with the flags that each wants
     "eval/eval_mbeir_global.py": (),
     "eval/eval_mbeir_rerank_listwise.py": ANSWERS,
     "eval/eval_mbeir_rerank_pointwise.py": ANSWERS,
+    "eval/eval_mteb.py": ("--model_id", "m", "--tasks", "SugarCrepe"),
     "eval/eval_rerank.py": ("--model_id", "m", "--rankings", "r"),
     "eval/eval_zeroshot/eval_ccneg.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_circo.py": ("--model_id", "m"),

@@ -35,6 +35,8 @@ Next:
   bash scripts/test.sh                  # every test
   bash scripts/miniature/mbeir.sh       # stage 2 on the same world
   bash scripts/miniature/rank.sh        # LamRA-Rank on it
+  bash scripts/miniature/zeroshot.sh    # the paper's zero-shot suite, drawn
+  MODEL_ID=$RUN bash scripts/export.sh  # for sentence-transformers
   bash scripts/miniature/study.sh       # which pre-training data, and how much
   bash scripts/download.sh              # Qwen2-VL-7B, the NLI triplets, Flickr30K and COCO
   bash scripts/lamra_ret/pretrain.sh    # stage 1 at full size

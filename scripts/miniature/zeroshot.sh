@@ -11,6 +11,7 @@ SEED=${SEED:-0}
 BASE=checkpoints/hf_models/miniature
 STAGE1=checkpoints/miniature_LamRA_Ret_Pretrain_merged
 BOTH=checkpoints/miniature_LamRA_Ret # both stages, by miniature/mbeir.sh
+RERANKER=checkpoints/miniature_LamRA_Rank # by miniature/rank.sh: where it is there, it reranks what both stages retrieve
 PROTOCOL=${PROTOCOL:-released} # or clean
 RESULTS=results/miniature_zeroshot/$PROTOCOL
 DATA=data/miniature_zeroshot
@@ -43,3 +44,7 @@ evaluate both "$BOTH"
 echo
 "$PYTHON" eval/compare_zeroshot.py --output_dir "$RESULTS" \
   "base model=$RESULTS/base" "stage 1=$RESULTS/stage1" "stages 1 and 2=$RESULTS/both"
+
+if [ -e $RERANKER/lamra.json ]; then
+  MODEL_ID=$RERANKER RETRIEVED=$RESULTS/both OUTPUT_DIR=$RESULTS/reranked bash scripts/eval/rerank_zeroshot.sh
+fi

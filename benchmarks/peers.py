@@ -37,6 +37,7 @@ from lamra.export import sentence_transformers as export
 from lamra.export.verify import draw
 from lamra.miniature.model import build_tokenizer
 from lamra.models.embedder import Embedder
+from lamra.models.loading import load_model
 from lamra.models.losses import info_nce
 from lamra.models.settings import Settings
 
@@ -125,8 +126,6 @@ def measure_step(source: Path, exported: Path, pairs: list[tuple[str, str]], arg
     for name, weight in theirs.items():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)  # zeros would hide lora_A's gradient
-
-    from lamra.models.loading import load_model
 
     processor = Processor(source)
     ours = Embedder(with_lora(load_model(source, dtype=torch.float32), dropout=0.0), "mrope").train()

@@ -226,9 +226,9 @@ def golden(model: Any, settings: Settings) -> dict[str, Any]:
     """The content of golden.json: inputs, and what `model`, the float32 export on the CPU, makes of them."""
     inputs = golden_inputs()
     if settings.role == "reranker":
-        pairs = [{"query": query, "candidate": candidate} for query, candidate in zip(inputs[:15], inputs[15:])]
+        plain = [entry for entry in inputs if "instruction" not in entry]
+        pairs = [{"query": query, "candidate": candidate} for query, candidate in zip(plain, plain[5:])]
         for pair in pairs:
-            pair["query"].pop("instruction", None), pair["candidate"].pop("instruction", None)
             pair["score"] = model.rerank(item_of(pair["query"]), [item_of(pair["candidate"])]).item()
         return {"kind": "reranker", "inputs": pairs}
     vectors = model.encode([item_of(entry) for entry in inputs], None)  # (30, D)

@@ -474,7 +474,7 @@ def _check_pictures(folder: Path, sizes: Sizes | None) -> None:
     kind = config.get("image_processor_type", "Qwen2VLImageProcessor")
     require(isinstance(kind, str) and bool(IMAGE_PROCESSORS.fullmatch(kind)), "image_processor_type", "Qwen2VL's")
     for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
-        require(config.get(key, True) in (True, None), key, "true: the models see pictures so")
+        require(config.get(key, True) is True, key, "true: the models see pictures so")
     for key, default, attribute in (
         *(("patch_size", 14, "patch"), ("merge_size", 2, "merge"), ("temporal_patch_size", 2, "temporal")),
     ):
@@ -482,13 +482,14 @@ def _check_pictures(folder: Path, sizes: Sizes | None) -> None:
         wanted = f"{expected}, as config.json has it" if sizes else "a whole number of at least 1"
         require(is_whole(expected, 1, 1000) and config.get(key, default) == expected, key, wanted)
     for key in ("image_mean", "image_std"):
-        values = config.get(key)
+        values = config.get(key, [1, 1, 1])  # null is no value of the library's
         numbers = isinstance(values, list) and len(values) == 3 and all(map(is_number, values))
-        require(values is None or numbers, key, "three numbers")
-        require(key == "image_mean" or values is None or min(values) > 0, key, "three numbers above 0")
+        require(numbers, key, "three numbers")
+        require(key == "image_mean" or min(values) > 0, key, "three numbers above 0")
     factor = config.get("rescale_factor", 1 / 255)
-    require(factor is None or (is_number(factor) and 0 < factor <= 1), "rescale_factor", "1/255")
-    require(config.get("resample") in (None, *range(6)), "resample", "one of Pillow's filters, 0 to 5")
+    require(is_number(factor) and 0 < factor <= 1, "rescale_factor", "1/255")
+    resample = config.get("resample", 3)
+    require(is_whole(resample, 0, 5), "resample", "one of Pillow's filters, 0 to 5")
     require(isinstance(config.get("size") or {}, dict), "size", "an object")
     size = config.get("size") or {}
     for names in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):

@@ -74,6 +74,9 @@ def as_fifo(name: str, folder: Path) -> None:
     os.mkfifo(folder / name)
 
 
+SEEN_SO = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")  # of every picture
+
+
 def put(name: str, keys: str, value: Any, folder: Path) -> None:
     """Set a value of a json file; `keys` are a path with dots; a function gets the old value."""
     document = json.loads((folder / name).read_text())
@@ -323,7 +326,7 @@ def base_changes() -> Iterator[tuple[str, Change, str | None]]:
         *(("image_mean", value, "image_mean") for value in ([0.5], "x", ["a", "b", "c"], 0.5)),
         *(("image_std", value, "image_std") for value in ([0, 0, 0], [0.5, 0.5], "x")),
         *(("rescale_factor", 0, "rescale_factor"), ("rescale_factor", "x", "rescale_factor")),
-        *((key, False, key) for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")),
+        *((key, False, key) for key in SEEN_SO),
         *(("resample", 99, "resample"), ("resample", "bicubic", "resample"), ("size", 7, "size")),
         *(
             ("min_pixels", "x", "min_pixels"),
@@ -333,6 +336,8 @@ def base_changes() -> Iterator[tuple[str, Change, str | None]]:
         *(("image_processor_type", "CLIPImageProcessor", "image_processor_type"), ("image_processor_type", 3, "type")),
     ):
         yield f"{PREPROCESSOR} {key} {value!r}", partial(put, PREPROCESSOR, key, value), says
+    for key in (*SEEN_SO, "image_mean", "image_std", "rescale_factor", "resample"):
+        yield f"{PREPROCESSOR} {key} null", partial(null, PREPROCESSOR, key), key
     nested = {"image_processor": {"patch_size": 16}}
     yield "processor_config.json", partial(write, "processor_config.json", json.dumps(nested)), "processor_config.json"
     yield "processor_config.json a list", partial(write, "processor_config.json", "[]"), "processor_config.json"

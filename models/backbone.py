@@ -1,4 +1,4 @@
-"""Backbone: a stock Qwen2-VL (with or without LoRA) run on packed rows. Embedder and Reranker are built on it.
+"""Backbone: a stock model (with or without LoRA) run on packed rows. Embedder and Reranker are built on it.
 
 Dimension letters: B sequences in the batch, L tokens of the longest, T tokens of all, D hidden size, P image patches.
 """
@@ -40,9 +40,9 @@ class Backbone(nn.Module):
     """Right-padded prompts to hidden states.
 
     Args:
-        model: `Qwen2VLForConditionalGeneration`, `Qwen2_5_VLForConditionalGeneration`, or a PeftModel around it.
+        model: the stock model of a family (models.families), or a PeftModel around it.
         position_ids: "sequential" counts 0..L-1 on all three rotary axes, image tokens too, as LamRA's published
-            Qwen2-VL embedding checkpoints were trained; "mrope" is the multimodal scheme of Qwen2-VL itself.
+            Qwen2-VL embedding checkpoints were trained; "mrope" is the multimodal scheme of the base model itself.
         padding_free: run all sequences as one row of tokens (models.packing); False pads them to a rectangle.
         selective_checkpointing: where activation checkpointing is on, keep the outputs of matrix products and
             recompute what is cheap.
@@ -97,8 +97,13 @@ class Backbone(nn.Module):
         self.activation_checkpointing_enable()
 
     def picture_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """(image tokens, D) of the pictures in order: the embeddings of their image tokens."""
-        return torch.cat(self.stock.model.get_image_features(pixel_values, image_grid_thw).pooler_output)
+        """(image tokens, S * D) of the pictures in order: the embeddings of their image tokens (S = 1).
+
+        Where features also enter layers of the language model (DeepStack), what each of these adds stands behind.
+        """
+        output = self.stock.model.get_image_features(pixel_values, image_grid_thw)
+        entries = [output.pooler_output, *getattr(output, "deepstack_features", ())]
+        return torch.cat([torch.cat(features) for features in entries], dim=-1)
 
     def vision_must_run(self, input_ids: Tensor, pixel_values: Tensor | None) -> bool:
         """Whether this forward, and each chunk of it, runs the vision tower even where it has no picture.
@@ -192,18 +197,24 @@ class Backbone(nn.Module):
         run_vision: bool = False,
     ) -> Tensor:
         """(B, L, D) of the stock model; of packed rows B is 1 and L is T."""
-        inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
-        if picture_features is not None or run_vision:
-            is_image = (input_ids == self.config.image_token_id).unsqueeze(-1)  # (B, L, 1)
-            embeds = self.stock.get_input_embeddings()(input_ids)  # (B, L, D)
-            if run_vision:  # here on every process, so that all run their modules in the same order
-                if pixel_values is None or image_grid_thw is None:
-                    pixel_values, image_grid_thw = self._unseen_picture(input_ids.device)
-                picture_features = self.picture_features(pixel_values, image_grid_thw)
-            assert picture_features is not None
-            inputs = {"inputs_embeds": embeds.masked_scatter(is_image, picture_features.to(embeds.dtype))}
-        mask = None if packing is None else {"full_attention": packing}
-        outputs = self.stock.model(attention_mask=mask, position_ids=position_ids, use_cache=False, **inputs)
+        embeds = self.stock.get_input_embeddings()(input_ids)  # (B, L, D)
+        if run_vision and pixel_values is None:  # here on every process, so that all run their modules in one order
+            pixel_values, image_grid_thw = self._unseen_picture(input_ids.device)
+        if pixel_values is not None:
+            assert image_grid_thw is not None
+            picture_features = self.picture_features(pixel_values, image_grid_thw)
+        inputs: dict[str, Any] = {}
+        if picture_features is not None:
+            is_image = input_ids == self.config.image_token_id  # (B, L)
+            features, *added = picture_features.to(embeds.dtype).split(embeds.shape[-1], dim=-1)  # (image tokens, D)
+            embeds = embeds.masked_scatter(is_image.unsqueeze(-1), features)
+            if added:  # an unseen picture's single row is broadcast to no rows
+                inputs = {"visual_pos_masks": is_image, "deepstack_visual_embeds": added}
+        if packing is not None:
+            inputs["packing"] = packing  # the layers hand it on to the attention function
+        outputs = self.stock.model.language_model(
+            inputs_embeds=embeds, position_ids=position_ids, use_cache=False, **inputs
+        )
         return outputs.last_hidden_state
 
     def _unseen_picture(self, device: torch.device) -> tuple[Tensor, Tensor]:

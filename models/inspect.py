@@ -20,8 +20,9 @@ from lamra.common.cli import parse, run
 from lamra.common.errors import UserError
 from lamra.common.flags import Flags, flag, shown
 from lamra.models.base_model import base_under, require_base_there, require_model
+from lamra.models.families import family_of
 from lamra.models.folders import AGAIN, LAMRA_TEMPLATE, LFS_POINTER, is_adapter, local_folder, read_object
-from lamra.models.settings import Settings, architecture
+from lamra.models.settings import Settings
 from lamra.models.shapes import DTYPES, Shape, Sizes, is_number, is_whole, todays_name
 from lamra.models.template import template_fault
 
@@ -72,8 +73,8 @@ class Weights:
         held = " and ".join(f"{number / 1e6:,.1f} M weights in {names[dtype]}" for dtype, number in numbers.items())
         sizes = self.sizes
         return (
-            f"{sizes.family}: {held}; {sizes.layers} layers, {sizes.hidden} wide, {sizes.vocabulary} tokens; "
-            f"vision tower {sizes.depth} layers, {sizes.vision_width} wide, patch {sizes.patch}, merge {sizes.merge}"
+            f"{sizes.family.model_type}: {held}; {sizes.layers} layers, {sizes.hidden} wide, {sizes.vocabulary} tokens"
+            f"; vision tower {sizes.depth} layers, {sizes.vision_width} wide, patch {sizes.patch}, merge {sizes.merge}"
         )
 
 
@@ -135,7 +136,7 @@ def inspect_weights(folder: str | Path) -> Weights:
     """
     folder = Path(folder)
     path = folder / "config.json"
-    architecture(folder)
+    family_of(folder)
     config = read_object(path)
     if is_adapter(folder):
         raise UserError(f"{folder} has config.json and adapter_config.json: a folder is a whole model or an adapter")
@@ -344,7 +345,7 @@ def inspect_processor(folder: str | Path) -> str:
 
 
 def _has_config(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and bool(architecture(folder))
+    return (folder / "config.json").is_file() and bool(family_of(folder))
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:

@@ -10,12 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
-from transformers import (
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLForConditionalGeneration,
-)
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
@@ -26,8 +21,6 @@ from lamra.models.inspect import inspect_weights
 from lamra.models.lora import is_finite, load_adapter
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings, default_settings
-
-ARCHITECTURES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 
 
 def attention_implementation(requested: str | None, device: torch.device | str, dtype: torch.dtype) -> str:
@@ -54,7 +47,7 @@ def load_model(
         UserError: as inspect_weights; or a weight is not finite.
     """
     weights = inspect_weights(folder)
-    model_class = ARCHITECTURES[weights.sizes.family]
+    model_class = weights.sizes.family.model_class
     kwargs = {}
     if quantize:
         if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lamra.common.errors import UserError
+from lamra.models.families import FAMILIES
 from lamra.models.folders import read_object
 from lamra.models.inspect import ADAPTER_WEIGHTS, inspect_adapter
 from lamra.models.shapes import todays_name
@@ -19,8 +22,6 @@ from lamra.models.shapes import todays_name
 PATTERNS = ("rank_pattern", "alpha_pattern")
 # Matched against whole module names. "model" as a substring would match the vision tower too.
 LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
-VISION_LINEARS = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|gate_proj|up_proj|down_proj))"
-VISION_PROJECTOR_MODULES = ("visual.merger",)  # a name for PEFT's modules_to_save
 
 
 def add_lora(
@@ -32,7 +33,7 @@ def add_lora(
         vision: also on every linear of the vision tower.
         trained: names of modules that are trained in full and saved with the adapter.
     """
-    targets = f"({LANGUAGE_LINEARS}|{VISION_LINEARS})" if vision else LANGUAGE_LINEARS
+    targets = f"({LANGUAGE_LINEARS}|{FAMILIES[model.config.model_type].vision_linears})" if vision else LANGUAGE_LINEARS
     config = LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, modules_to_save=list(trained) or None
     )
@@ -114,9 +115,25 @@ def freeze(
         model.lm_head.requires_grad_(True)
     if vision_encoder:
         model.model.visual.requires_grad_(True)
-    model.model.visual.merger.requires_grad_(vision_projector)
+    for name in vision_projector_modules(model):
+        model.model.get_submodule(name).requires_grad_(vision_projector)
 
 
 def vision_encoder_modules(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of the vision tower's modules without its projector, as PEFT's modules_to_save wants them."""
-    return ("visual.patch_embed", *(f"visual.blocks.{i}" for i in range(len(model.model.visual.blocks))))
+    """Names of the vision tower's modules without its projectors, as PEFT's modules_to_save wants them."""
+    return _without_lists(model, FAMILIES[model.config.model_type].vision.encoder)
+
+
+def vision_projector_modules(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the projectors between vision tower and language model, likewise."""
+    return _without_lists(model, FAMILIES[model.config.model_type].vision.projectors)
+
+
+def _without_lists(model: PreTrainedModel, names: Sequence[str]) -> tuple[str, ...]:
+    """Module names, of a list the names of its modules: PEFT takes no list."""
+    modules = [(name, model.model.get_submodule(name)) for name in names]
+    of_lists = (
+        [f"{name}.{i}" for i in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
+        for name, module in modules
+    )
+    return tuple(chain.from_iterable(of_lists))

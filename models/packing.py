@@ -1,8 +1,8 @@
 """Padding-free computation: all sequences of a forward as one row of tokens, which only attention knows to separate.
 
-The library's own attention interface carries it: the layers receive a `Packing` where they expect a mask, hand it on
-unread, and the attention function registered here reads the boundaries from it. Linears, norms and MLPs see one long
-row. Nothing of the library's forward is copied.
+The library's own attention interface carries it: the layers hand a `Packing` on unread, as any keyword that they do not
+know, and the attention function registered here reads the boundaries from it. Linears, norms and MLPs see one long row.
+Nothing of the library's forward is copied.
 
 Dimension letters: B sequences, L tokens of the longest, T tokens of all, H heads, K key-value heads, E head size.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -75,7 +75,15 @@ class Packing:
 
 
 def padding_free_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Packing, scaling: float, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _attention_mask: None,
+    *,
+    scaling: float,
+    packing: Packing,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence of a packed row, and to the prefix before all of them.
 
@@ -87,7 +95,6 @@ def padding_free_attention(
     Returns:
         (1, T or B, H, E) and None, as the attention interface wants.
     """
-    packing = attention_mask
     if packing.seen is not None:
         packing.seen[module.layer_idx] = (key, value)
     prefix = packing.prefix[module.layer_idx] if packing.prefix else None
@@ -206,30 +213,30 @@ def keep_last_token(layer: GradientCheckpointingLayer) -> None:
     stock_forward = layer.forward
     attention = layer.self_attn
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    normalise = getattr(attention, "k_norm", nn.Identity())
 
     def forward(
         hidden_states: Tensor,
-        attention_mask: Packing | Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        packing: Packing | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        if not isinstance(attention_mask, Packing):
-            return stock_forward(
-                hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **kwargs
-            )
-        assert position_embeddings is not None
+        if packing is None:
+            return stock_forward(hidden_states, position_embeddings=position_embeddings, **kwargs)
         cos, sin = position_embeddings  # (1, T, E)
         normed = layer.input_layernorm(hidden_states)  # (1, T, D)
         key, value = (
-            projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # (1, K, T, E)
+            projection(normed).unflatten(-1, (-1, attention.head_dim))  # (1, T, K, E)
             for projection in (attention.k_proj, attention.v_proj)
         )
+        key, value = normalise(key).transpose(1, 2), value.transpose(1, 2)  # (1, K, T, E)
         _, key = rotate(key, key, cos, sin)
-        last = attention_mask.last  # (B,)
+        last = packing.last  # (B,)
         return stock_forward(
             hidden_states[:, last],  # (1, B, D)
-            attention_mask=attention_mask,
             position_embeddings=(cos[:, last], sin[:, last]),  # (1, B, E)
+            packing=packing,
             **kwargs | {"past_key_values": _GivenKeys(key, value)},
         )
 

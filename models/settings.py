@@ -13,16 +13,14 @@ from typing import Any
 from lamra.common.errors import UserError
 from lamra.common.flags import check_values, limited
 from lamra.models.digests import model_sha256
-from lamra.models.folders import read_object
+from lamra.models.families import family_of
 
 FILE_NAME = "lamra.json"
 RUN_FILE = "run.json"  # what a training writes before its first step
 
 POSITION_IDS = ("sequential", "mrope")  # see backbone.Backbone
-# By model type. LamRA's published Qwen2-VL checkpoints were trained with sequential positions, its Qwen2.5-VL
-# checkpoints with M-RoPE. Its rerankers alike, but all of them answer with M-RoPE: upstream calls generate(), which
-# computes it.
-DEFAULT_POSITION_IDS = {"qwen2_vl": "sequential", "qwen2_5_vl": "mrope"}
+# LamRA's rerankers were trained with the positions of their family, but all of them answer with M-RoPE: upstream calls
+# generate(), which computes it.
 RERANKER_POSITION_IDS = "mrope"
 SPECIAL_TOKENS_IN_TEXT = ("plain", "special")
 ATTENTION_IMPLEMENTATIONS = ("flash_attention_2", "sdpa", "eager")  # transformers can also fetch others from a hub
@@ -126,19 +124,6 @@ class Settings:
         return self
 
 
-def architecture(folder: str | Path) -> str:
-    """The model type of a folder: "qwen2_vl" or "qwen2_5_vl".
-
-    Raises:
-        UserError: there is no config.json that can be read, or it is of another model type.
-    """
-    model_type = read_object(Path(folder) / "config.json").get("model_type")
-    if not isinstance(model_type, str) or model_type not in DEFAULT_POSITION_IDS:
-        supported = " and ".join(DEFAULT_POSITION_IDS)
-        raise UserError(f"{folder} holds a {model_type!r} model: only {supported} are supported")
-    return model_type
-
-
 def default_settings(folder: str | Path, role: str | None = None, **flags: Any) -> Settings:
     """Of a published model, which remembers none: what LamRA's published checkpoints were trained with.
 
@@ -149,9 +134,9 @@ def default_settings(folder: str | Path, role: str | None = None, **flags: Any) 
     given = {name: value for name, value in flags.items() if value is not None}
     if role == "reranker":
         given = {"position_ids": RERANKER_POSITION_IDS, "role": role, "rank_style": "released"} | given
-    elif "position_ids" not in given:
-        given |= {"position_ids": DEFAULT_POSITION_IDS[architecture(folder)]}
-    return Settings(str(folder), **given)
+    family = family_of(folder)
+    defaults = {name: getattr(family, name) for name in ("position_ids", "min_pixels", "max_pixels")}
+    return Settings(str(folder), **defaults | given)
 
 
 def settings_to_train(
@@ -209,7 +194,7 @@ def settings_to_rerank(
         UserError: a flag contradicts the model, or min_pixels exceeds max_pixels.
     """
     position_ids = position_ids or RERANKER_POSITION_IDS
-    trained = train_position_ids or DEFAULT_POSITION_IDS[architecture(folder)]
+    trained = train_position_ids or family_of(folder).position_ids
     temperature = Settings.temperature  # no flag: a reranker has no contrastive loss
     settings = settings_to_train(folder, text_max_tokens=text_max_tokens, temperature=temperature, **shown)
     return replace(

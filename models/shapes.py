@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors of a Qwen2-VL or Qwen2.5-VL, from its config.json, without torch."""
+"""Names and shapes of the tensors of a model of any family, from its config.json, without torch."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from lamra.common.errors import UserError
+from lamra.models.families import FAMILIES, VISION_DEFAULTS, Family
 
 Shape = tuple[int, ...]
 
-# Keys of vision_config that a published config may lack, as transformers fills them in.
-VISION_DEFAULTS = {
-    "qwen2_vl": {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "hidden_size": 3584},
-    "qwen2_5_vl": {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "out_hidden_size": 3584},
-}
-PATCH_DEFAULTS = {"num_heads": 16, "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2}
-PATCH_DEFAULTS |= {"temporal_patch_size": 2}
 TOKEN_IDS = {  # of config.json -> the token, and the id where the config does not say it
     "image_token_id": ("<|image_pad|>", 151655),
     "video_token_id": ("<|video_pad|>", 151656),
     "vision_start_token_id": ("<|vision_start|>", 151652),
     "vision_end_token_id": ("<|vision_end|>", 151653),
 }
+ACTIVATIONS = ("quick_gelu", "silu", "gelu", "gelu_pytorch_tanh")  # of vision towers
 DTYPES = {None: "", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 MOST_LAYERS, MOST = 1000, 10**7
 
@@ -40,24 +35,30 @@ class Sizes:
     """What of a config.json decides shapes, and what the processor's files must agree with.
 
     Attributes:
+        head: size of an attention head.
+        positions: of the vision tower's table of positions, 0 without.
+        deepstack: so many of the language model's first layers get features of the vision tower.
         vision_width, vision_hidden, vision_out: of the vision tower's stream, of its MLP, and of what it gives to the
             language model.
         patch, temporal, merge: an image patch is temporal x patch x patch pixels; merge x merge of them are a token.
         token_ids: id of each of TOKEN_IDS' tokens.
     """
 
-    family: str
+    family: Family
     vocabulary: int
     hidden: int
     intermediate: int
     layers: int
     heads: int
     kv_heads: int
+    head: int
     tied: bool
     depth: int
     vision_width: int
     vision_hidden: int
     vision_out: int
+    positions: int
+    deepstack: int
     channels: int
     patch: int
     temporal: int
@@ -73,27 +74,42 @@ class Sizes:
         """
         reader = _Reader(path)
         reader.refuse_unsupported(config)
-        family = config["model_type"]
-        text = config if config.get("text_config") is None else reader.object(config, "text_config")
-        vision = PATCH_DEFAULTS | VISION_DEFAULTS[family] | reader.object(config, "vision_config")
+        family = FAMILIES[config["model_type"]]
+        flat = family.flat and config.get("text_config") is None
+        text = family.text_defaults | (config if flat else reader.object(config, "text_config"))
+        vision = VISION_DEFAULTS | family.vision.defaults | reader.object(config, "vision_config")
+        for part in (vision,) if flat else (text, vision):
+            kind = part.get("model_type")
+            reader.require(kind is None or kind in family.parts, f"a part that is a {kind!r} in a {family.model_type}")
         heads = reader.number(text, "num_attention_heads")
         hidden = reader.number(text, "hidden_size")
+        head = text.get("head_dim") or hidden // heads
         kv_heads = heads if text.get("num_key_value_heads", 8) is None else reader.number(text, "num_key_value_heads")
         vocabulary = reader.number(text, "vocab_size")
         layers = reader.number(text, "num_hidden_layers", most=MOST_LAYERS)
-        reader.require(hidden % heads == 0 and hidden // heads % 2 == 0, f"{hidden} hidden for {heads} heads")
+        if not family.text_defaults:
+            reader.require(hidden % heads == 0 and hidden // heads % 2 == 0, f"{hidden} hidden for {heads} heads")
         reader.require(heads % kv_heads == 0, f"{heads} attention heads for {kv_heads} key-value heads")
-        reader.check_text(text, layers, hidden // heads, vocabulary)
-        reader.check_text(config, layers, hidden // heads, vocabulary, optional=True)
-        width = reader.number(vision, "embed_dim" if family == "qwen2_vl" else "hidden_size")
+        reader.require(family.qkv_bias or text.get("attention_bias") in (None, False), "attention_bias True")
+        reader.check_text(text, layers, head, vocabulary)
+        reader.check_text(config, layers, head, vocabulary, optional=True)
+        width = reader.number(vision, family.vision.width)
         vision_heads = reader.number(vision, "num_heads")
         reader.require(width % (4 * vision_heads) == 0, f"a vision tower {width} wide with {vision_heads} heads")
-        activation = vision.get("hidden_act", "quick_gelu" if family == "qwen2_vl" else "silu")
-        reader.require(activation in ("quick_gelu", "silu", "gelu"), f"vision_config's hidden_act {activation!r}")
-        if family == "qwen2_5_vl":
-            reader.number(vision | {"window_size": vision.get("window_size", 112)}, "window_size")
-            blocks = vision.get("fullatt_block_indexes", [])
+        activation = vision["hidden_act"]
+        reader.require(activation in ACTIVATIONS, f"vision_config's hidden_act {activation!r}")
+        depth = reader.number(vision, "depth", least=0, most=MOST_LAYERS)
+        if family.vision.window:
+            reader.number(vision, "window_size")
+            blocks = vision["fullatt_block_indexes"]
             reader.require(_whole_numbers(blocks), f"fullatt_block_indexes {blocks!r}")
+        positions = reader.number(vision, "num_position_embeddings") if family.vision.position_table else 0
+        reader.require(math.isqrt(positions) ** 2 == positions, f"num_position_embeddings {positions}, no square")
+        deepstack = vision[family.vision.deepstack] if family.vision.deepstack else []
+        fits = _whole_numbers(deepstack) and all(block < depth for block in deepstack)
+        # The last layer computes the pooled tokens alone.
+        fits = fits and len(set(deepstack)) == len(deepstack) < layers
+        reader.require(fits, f"{family.vision.deepstack} {deepstack!r} for {depth} blocks and {layers} layers")
         tied = [part.get("tie_word_embeddings", False) for part in (config, text)]
         reader.require(all(isinstance(of, bool) for of in tied), f"tie_word_embeddings {tied[0]!r}")
         ids = {
@@ -108,15 +124,14 @@ class Sizes:
             layers=layers,
             heads=heads,
             kv_heads=kv_heads,
+            head=head,
             tied=any(tied),
-            depth=reader.number(vision, "depth", least=0, most=MOST_LAYERS),
+            depth=depth,
             vision_width=width,
-            vision_hidden=(
-                width * reader.number(vision, "mlp_ratio")
-                if family == "qwen2_vl"
-                else reader.number(vision, "intermediate_size")
-            ),
-            vision_out=reader.number(vision, "hidden_size" if family == "qwen2_vl" else "out_hidden_size"),
+            vision_hidden=math.prod(reader.number(vision, key) for key in family.vision.hidden),
+            vision_out=reader.number(vision, family.vision.out),
+            positions=positions,
+            deepstack=len(deepstack),
             channels=reader.number(vision, "in_channels", most=16),
             patch=reader.number(vision, "patch_size", most=1000),
             temporal=reader.number(vision, "temporal_patch_size", most=16),
@@ -126,7 +141,7 @@ class Sizes:
 
     def shapes(self) -> dict[str, Shape]:
         """Today's name -> shape of every tensor that the model has; lm_head too where it is tied."""
-        hidden, kv = self.hidden, self.hidden // self.heads * self.kv_heads
+        hidden, inner, kv = self.hidden, self.head * self.heads, self.head * self.kv_heads
         tensors: dict[str, Shape] = {
             "lm_head.weight": (self.vocabulary, hidden),
             "model.language_model.embed_tokens.weight": (self.vocabulary, hidden),
@@ -137,9 +152,11 @@ class Sizes:
                 "input_layernorm.weight": (hidden,),
                 "post_attention_layernorm.weight": (hidden,),
             }
-            for name, size in (("q", hidden), ("k", kv), ("v", kv)):
-                block |= _linear(f"self_attn.{name}_proj", size, hidden)
-            block |= _linear("self_attn.o_proj", hidden, hidden, bias=False)
+            for name, size in (("q", inner), ("k", kv), ("v", kv)):
+                block |= _linear(f"self_attn.{name}_proj", size, hidden, bias=self.family.qkv_bias)
+            if self.family.qk_norm:
+                block |= {f"self_attn.{name}_norm.weight": (self.head,) for name in "qk"}
+            block |= _linear("self_attn.o_proj", hidden, inner, bias=False)
             block |= _linear("mlp.gate_proj", self.intermediate, hidden, bias=False)
             block |= _linear("mlp.up_proj", self.intermediate, hidden, bias=False)
             block |= _linear("mlp.down_proj", hidden, self.intermediate, bias=False)
@@ -147,22 +164,32 @@ class Sizes:
         return tensors | {f"model.visual.{name}": shape for name, shape in self._vision().items()}
 
     def _vision(self) -> dict[str, Shape]:
-        width, wide, old = self.vision_width, self.vision_width * self.merge**2, self.family == "qwen2_vl"
-        norms = ("weight", "bias") if old else ("weight",)
-        tensors: dict[str, Shape] = {
-            "patch_embed.proj.weight": (width, self.channels, self.temporal, self.patch, self.patch),
-            **{f"merger.ln_q.{part}": (width,) for part in norms},
-            **_linear("merger.mlp.0", wide, wide),
-            **_linear("merger.mlp.2", self.vision_out, wide),
-        }
+        width, vision = self.vision_width, self.family.vision
+        norms = ("weight", "bias") if vision.norm_bias else ("weight",)
+        patch = (width, self.channels, self.temporal, self.patch, self.patch)
+        tensors: dict[str, Shape] = {"patch_embed.proj.weight": patch, **self._merger("merger", width)}
+        if vision.patch_bias:
+            tensors["patch_embed.proj.bias"] = (width,)
+        if self.positions:
+            tensors["pos_embed.weight"] = (self.positions, width)
+        for number in range(self.deepstack):
+            tensors |= self._merger(f"deepstack_merger_list.{number}", width * self.merge**2)
         for number in range(self.depth):
             block: dict[str, Shape] = {f"{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in norms}
             block |= _linear("attn.qkv", 3 * width, width) | _linear("attn.proj", width, width)
-            for name in ("fc1",) if old else ("gate_proj", "up_proj"):
+            for name in vision.mlp[:-1]:
                 block |= _linear(f"mlp.{name}", self.vision_hidden, width)
-            block |= _linear("mlp.fc2" if old else "mlp.down_proj", width, self.vision_hidden)
+            block |= _linear(f"mlp.{vision.mlp[-1]}", width, self.vision_hidden)
             tensors |= {f"blocks.{number}.{name}": shape for name, shape in block.items()}
         return tensors
+
+    def _merger(self, name: str, normalised: int) -> dict[str, Shape]:
+        """Args: normalised: the width of what it normalises."""
+        wide = self.vision_width * self.merge**2
+        norm, first, second = (f"{name}.{part}" for part in self.family.vision.merger)
+        parts = ("weight", "bias") if self.family.vision.norm_bias else ("weight",)
+        tensors: dict[str, Shape] = {f"{norm}.{part}": (normalised,) for part in parts}
+        return tensors | _linear(first, wide, wide) | _linear(second, self.vision_out, wide)
 
 
 def _linear(name: str, outputs: int, inputs: int, bias: bool = True) -> dict[str, Shape]:

@@ -20,11 +20,11 @@ from lamra.models.embedder import Embedder
 from lamra.models.inspect import inspect_weights
 from lamra.models.loading import attention_implementation, load_model
 from lamra.models.lora import (
-    VISION_PROJECTOR_MODULES,
     add_lora,
     freeze,
     leave_casts_to_autocast,
     vision_encoder_modules,
+    vision_projector_modules,
 )
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings, settings_to_train
@@ -108,7 +108,7 @@ def load_to_train(folder: Path, model_args: ModelArguments, args: TrainingArgume
     )
     if model_args.use_lora:
         trained = vision_encoder_modules(model) if model_args.train_vision_encoder else ()
-        trained += VISION_PROJECTOR_MODULES if model_args.train_vision_projector else ()
+        trained += vision_projector_modules(model) if model_args.train_vision_projector else ()
         model = add_lora(
             model,
             r=model_args.lora_r,

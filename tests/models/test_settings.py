@@ -84,7 +84,7 @@ def test_pictures_are_turned_only_where_the_training_said_so(model, tmp_path):
 def test_what_cannot_be_used_is_refused_in_a_sentence(model, tmp_path):
     with pytest.raises(UserError, match="config.json is missing"):
         default_settings(tmp_path)
-    with pytest.raises(UserError, match="holds a 'llama' model: only qwen2_vl and qwen2_5_vl are supported"):
+    with pytest.raises(UserError, match="holds a .llama. model: supported are Qwen2-VL"):
         default_settings(model("llama"))
     with pytest.raises(UserError, match=r"--min_pixels 3136: expected 1 to --max_pixels \(100\)"):
         default_settings(model("qwen2_vl"), max_pixels=100)

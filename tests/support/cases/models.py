@@ -256,7 +256,7 @@ def base_changes() -> Iterator[tuple[str, Change, str | None]]:
         ),
         ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
     ):
-        says = "model: only qwen2_vl" if key == "model_type" and value != "qwen2_5_vl" else CONFIG
+        says = "model: supported are Qwen2-VL" if key == "model_type" and value != "qwen2_5_vl" else CONFIG
         yield f"config.json {key} {value!r}", partial(put, CONFIG, key, value), says
     yield "config.json Infinity", partial(put, CONFIG, "text_config.rms_norm_eps", math.inf), CONFIG
 

@@ -1,7 +1,8 @@
 """Two processes equal one, in loss and in every gradient: all combinations of what could make them differ.
 
-Data parallelism, where the pictures are, what of the vision tower is trained, gradient cache and hard negatives. A rank
-without pictures must not leave out what the others do together: gloo aborts then, and NCCL hangs.
+Family of the base model, data parallelism, where the pictures are, what of the vision tower is trained, gradient cache
+and hard negatives. A rank without pictures must not leave out what the others do together: gloo aborts then, and NCCL
+hangs.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import json
 import os
 import socket
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import matrix_worker
 import pytest
 import torch
 from conftest import script_environment
-from matrix_worker import CELLS, PARALLEL, QUERIES, TRAINED, WORLD
+from families import random_model
+from matrix_worker import CELLS, OTHERS, PARALLEL, QUERIES, TRAINED, WORLD
 from safetensors.torch import save_file
 
 LIMIT = 400  # seconds for all cells, which take 60; an exchange that the other process does not join ends after 100
@@ -35,19 +38,19 @@ def in_one_process(folder: Path) -> dict[str, torch.Tensor]:
             if p.grad is not None:
                 expected[f"{name}/{parameter}"] = p.grad.clone()
 
-    for trained in TRAINED:
-        model, _ = matrix_worker.build(folder, trained)
+    for family, trained in product(("qwen2_vl", *OTHERS), TRAINED):
+        model, _ = matrix_worker.build(folder / family, trained)
         for cell in CELLS:
-            if cell.trained == trained and f"{cell.reference}/loss" not in expected:
-                of_ranks = matrix_worker.rows(cell.data, cell.hard_negatives)
+            if (cell.family, cell.trained) == (family, trained) and f"{cell.reference}/loss" not in expected:
+                of_ranks = matrix_worker.rows(cell.data, cell.hard_negatives, family)
                 parts = [slice(0, QUERIES), slice(QUERIES, 2 * QUERIES), slice(2 * QUERIES, None)]
                 rows = [row for part in parts for of_rank in of_ranks for row in of_rank[part]]
                 note(cell.reference, model, matrix_worker.contrastive_loss(model, rows, WORLD * QUERIES))
-        if trained == "frozen":
+        if (family, trained) == ("qwen2_vl", "frozen"):
             with torch.no_grad():
                 for rank, rows in enumerate(matrix_worker.rows("pictures on one rank", 0)):
                     expected[f"evaluation/{rank}"] = model(**matrix_worker.collated(rows))
-    model, _ = matrix_worker.build(folder, "projector", matrix_worker.build_reranker)
+    model, _ = matrix_worker.build(folder / "qwen2_vl", "projector", matrix_worker.build_reranker)
     rows = sum(matrix_worker.rows("pictures on one rank", 0), [])
     note("reranker", model, matrix_worker.answer_loss(model, rows))
     return expected
@@ -57,8 +60,10 @@ def in_one_process(folder: Path) -> dict[str, torch.Tensor]:
 def report(golden_folder, tmp_path_factory) -> dict[str, dict]:
     """What the two processes measured, by cell, and how they ended."""
     folder = tmp_path_factory.mktemp("matrix")
-    (folder / "model").symlink_to(golden_folder)
-    save_file(in_one_process(golden_folder), folder / "expected.safetensors")
+    (folder / "qwen2_vl").symlink_to(golden_folder)
+    for family in OTHERS:
+        random_model(family).save_pretrained(folder / family)
+    save_file(in_one_process(folder), folder / "expected.safetensors")
     (folder / "wanted.json").write_text(json.dumps(NAMES))
     return run_workers(folder)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lamra.models.backbone import Backbone
+from lamra.models.families import FAMILIES
 from lamra.models.losses import info_nce
 from lamra.train.build import build_embedder, build_reranker
 from lamra.train.flags import ModelArguments
@@ -53,6 +54,7 @@ class Cell:
     data: str
     cache: bool
     hard_negatives: int
+    family: str = "qwen2_vl"
 
     def __str__(self) -> str:
         return f"{self.parallel}, {self.reference}, cache {'on' if self.cache else 'off'}"
@@ -60,15 +62,20 @@ class Cell:
     @property
     def reference(self) -> str:
         """What one process computes for it."""
-        return f"{self.trained}, {self.data}, {self.hard_negatives} hard negatives"
+        return f"{self.family}, {self.trained}, {self.data}, {self.hard_negatives} hard negatives"
 
 
 CELLS = [Cell(*values) for values in product(PARALLEL, TRAINED, PICTURES, (False, True), (0, 2))]
+OTHERS = ("qwen2_5_vl", "qwen3_vl")
+CELLS += [
+    Cell(parallel, trained, "pictures on one rank", True, 2, family)
+    for family, parallel, trained in product(OTHERS, PARALLEL, TRAINED)
+]
 
 
-def rows(data: str, hard_negatives: int) -> list[list[dict]]:
+def rows(data: str, hard_negatives: int, family: str = "qwen2_vl") -> list[list[dict]]:
     """The rows of each rank: token ids, pixel_values and grid."""
-    of_ranks = []
+    of_ranks, columns = [], 3 * 2 * (FAMILIES[family].token_side // 2) ** 2
     for rank, pictures in enumerate(PICTURES[data]):
         of_rank = []
         for row in range(QUERIES * (2 + hard_negatives)):
@@ -80,7 +87,7 @@ def rows(data: str, hard_negatives: int) -> list[list[dict]]:
                 patches = grid[0] * grid[1]
                 picture = torch.tensor([START] + [IMAGE] * (patches // 4) + [END])
                 ids = torch.cat([ids[: PREFIX + 1], picture, ids[PREFIX + 1 :]])
-            of_rank.append({"ids": ids, "pixels": torch.randn(patches, 1176, generator=generator), "grid": grid})
+            of_rank.append({"ids": ids, "pixels": torch.randn(patches, columns, generator=generator), "grid": grid})
         of_ranks.append(of_rank)
     return of_ranks
 
@@ -208,18 +215,19 @@ def measured(folder: Path, parallel: str, wanted: list[str]) -> Iterator[tuple[s
         loss = of_reference.pop("loss")
         return name, (mean / WORLD / loss - 1).abs().item(), far_from(gradients, of_reference)
 
-    for trained in TRAINED:
-        cells = [cell for cell in CELLS if (cell.parallel, cell.trained) == (parallel, trained) and str(cell) in wanted]
+    for family, trained in product(("qwen2_vl", *OTHERS), TRAINED):
+        chosen = parallel, trained, family
+        cells = [cell for cell in CELLS if (cell.parallel, cell.trained, cell.family) == chosen and str(cell) in wanted]
         if cells:
-            model = Parallel(folder / "model", parallel, trained)
+            model = Parallel(folder / family, parallel, trained)
         for cell in cells:
             model.model.grad_cache_chunk = CHUNK * cell.cache
-            loss = contrastive_loss(model.engine, rows(cell.data, cell.hard_negatives)[rank], QUERIES)
+            loss = contrastive_loss(model.engine, rows(cell.data, cell.hard_negatives, family)[rank], QUERIES)
             yield errors(str(cell), cell.reference, loss, model)
 
     few = rows("pictures on one rank", 0)[rank]
     if (name := f"{parallel}, evaluation") in wanted:
-        model = Parallel(folder / "model", parallel, "frozen")
+        model = Parallel(folder / "qwen2_vl", parallel, "frozen")
         model.model.eval()
         with torch.no_grad():
             embeddings = model.model(**collated(few))
@@ -227,7 +235,7 @@ def measured(folder: Path, parallel: str, wanted: list[str]) -> Iterator[tuple[s
         dist.all_reduce(error)
         yield name, 0.0, error.item()
     if (name := f"{parallel}, reranker") in wanted:
-        model = Parallel(folder / "model", parallel, "projector", build_reranker)
+        model = Parallel(folder / "qwen2_vl", parallel, "projector", build_reranker)
         yield errors(name, "reranker", answer_loss(model.engine, few), model)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lamra.datasets.caption import INSTRUCTION_TEXT_TO_IMAGE
 from lamra.eval.flags import run_name
 from lamra.eval.reporting.results import METRICS
 from lamra.models.settings import RUN_FILE, Settings
@@ -41,7 +42,7 @@ Needs `pip install "sentence-transformers[image]"`. An instruction is passed as 
   with `MODEL_ID={name}`.
 - **transformers**: `Qwen2VLForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`, as config.json says; the
   embedding is the normalised last hidden state at the prompt's last token.
-- **mteb**: through sentence-transformers; give its wrapper the modalities image and text.
+- **mteb**: through sentence-transformers; give its wrapper the modalities image and text.{prompts}
 - **vLLM**: `vllm serve {name} --runner pooling`, messages and not `input`; from its source, not run.
 """
 RANK = """```python
@@ -64,7 +65,15 @@ cannot be run (vLLM), use a model trained with `--position_ids mrope`.
 """
 
 
-def write_card(folder: Path, model_id: Path, settings: Settings, results: str | None, name: str) -> None:
+def training_arguments(model_id: Path) -> dict[str, Any]:
+    """What the run.json of a model says; nothing where it has none, as merged and published models."""
+    run_file = model_id / RUN_FILE
+    return json.loads(run_file.read_text())["arguments"] if run_file.is_file() else {}
+
+
+def write_card(
+    folder: Path, model_id: Path, settings: Settings, results: str | None, name: str, *, instruction_tuned: bool
+) -> None:
     """README.md of an export.
 
     Args:
@@ -74,8 +83,7 @@ def write_card(folder: Path, model_id: Path, settings: Settings, results: str | 
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    run_file = model_id / RUN_FILE
-    arguments = json.loads(run_file.read_text())["arguments"] if run_file.is_file() else {}
+    arguments = training_arguments(model_id)
     base = str(arguments.get("model_id") or Path(settings.base_model).name)
     measured = Path(results) if results else Path("results", run_name(str(model_id)))
     is_reranker = settings.role == "reranker"
@@ -88,11 +96,11 @@ def write_card(folder: Path, model_id: Path, settings: Settings, results: str | 
         tags=["sentence-transformers", "multimodal", "retrieval", "lamra", "reranker" if is_reranker else "embedding"],
     )
     sequential = settings.position_ids == "sequential"
-    instructed = 'prompt="Find me an everyday image that matches the given caption."'
     usage = (RANK if is_reranker else EMBED).format(
         name=name,
         trust=", trust_remote_code=True" if sequential else "",
-        prompt=", " + instructed if not is_reranker and "queries" in arguments else "",
+        prompt=f', prompt="{INSTRUCTION_TEXT_TO_IMAGE}"' if instruction_tuned else "",
+        prompts=" The folder has\n  the instructions of its Flickr30k and MSCOCO tasks." if instruction_tuned else "",
     )
     parts = [
         f"# {name}",

@@ -17,12 +17,14 @@ from lamra.common.errors import UserError
 from lamra.common.files import remove
 from lamra.common.flags import FOLDER, OUT_FOLDER, Flags, flag
 from lamra.common.lock import folder_lock
+from lamra.datasets.caption import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT_TO_IMAGE
 from lamra.datasets.items import Item
 from lamra.export import verify
+from lamra.export.card import training_arguments, write_card
 from lamra.export.merge_lora import DTYPES, write_model
 from lamra.models.folders import LAMRA_TEMPLATE, local_folder, read_object
 from lamra.models.saving import whole_model
-from lamra.models.settings import Settings
+from lamra.models.settings import RUN_FILE, Settings
 
 if TYPE_CHECKING:
     from lamra.collators.processing import Processor
@@ -57,7 +59,12 @@ TEXTS = (
     ),
 )
 SIZES = ((28, 28), (1, 1), (300, 200), (200, 300), (56, 700), (640, 480), (90, 91))  # width, height
-INSTRUCTION = "Find me an everyday image that matches the given caption."
+# Of an instruction-tuned retriever, in the names that mteb looks for: what it tells the queries of its tasks.
+MTEB_PROMPTS = {
+    f"{name}{way}Retrieval-query": instruction
+    for name in ("Flickr30k", "MSCOCO")
+    for way, instruction in (("T2I", INSTRUCTION_TEXT_TO_IMAGE), ("I2T", INSTRUCTION_IMAGE_TO_TEXT))
+}
 
 
 @dataclass
@@ -66,6 +73,9 @@ class ExportArguments(Flags):
     save_path: str = flag(MISSING, "folder of the export", path=OUT_FOLDER)
     original_model_id: str | None = flag(None, "base model, where the remembered one is gone", path=FOLDER)
     dtype: str = flag("bf16", "of the weights", one_of=DTYPES)
+    instruction_tuned: bool | None = flag(
+        None, "mteb tells its queries what to find; default: True of a run of stage 2, else False"
+    )
     force: bool = flag(False, "replace what is in the folder")
     results: str | None = flag(None, "folder of metrics.json files for the model card", path=FOLDER)
     push: str | None = flag(None, "upload it to this repository of the Hugging Face hub, owner/name")
@@ -91,7 +101,6 @@ def main() -> None:
 
     from lamra import load
     from lamra.collators.processing import Processor
-    from lamra.export.card import write_card
     from lamra.models.base_model import base_under
     from lamra.models.folders import is_adapter
     from lamra.models.inspect import inspect_folder
@@ -99,7 +108,7 @@ def main() -> None:
 
     base_model = base_under(args.model_id, args.original_model_id) if is_adapter(args.model_id) else None
     inspect_folder(Path(args.model_id), base_model)
-    folder = Path(args.save_path)
+    tuned, folder = is_instruction_tuned(args.model_id, args.instruction_tuned), Path(args.save_path)
     with folder_lock(folder, "save_path"):
         # Added in float32 and rounded once, whatever the folder is written in.
         model, settings = load_trained(args.model_id, base_model, dtype=torch.float32)
@@ -107,15 +116,41 @@ def main() -> None:
             write_model(unfinished, model.to(getattr(torch, DTYPES[args.dtype])), settings, base_model or args.model_id)
             hidden = model.config.text_config.hidden_size
             del model
-            write_library_files(unfinished, Processor(unfinished), settings, hidden)
+            write_library_files(unfinished, Processor(unfinished), settings, hidden, instruction_tuned=tuned)
             loaded = load(unfinished, dtype=torch.float32, device="cpu")
             write_json(unfinished / GOLDEN, golden(loaded, settings))
-            write_card(unfinished, Path(args.model_id), settings, args.results, args.push or folder.name)
+            name = args.push or folder.name
+            write_card(unfinished, Path(args.model_id), settings, args.results, name, instruction_tuned=tuned)
             for earlier in _content(folder):  # an export of another kind has other files
                 remove(earlier)
     print(f"exported {args.model_id}, {args.dtype}: {folder}/README.md says how to use it, verify.py checks it")
     if args.push:
         push(folder, args.push, private=not args.public)
+
+
+def is_instruction_tuned(model_id: str, told: bool | None) -> bool:
+    """Whether the queries of a model expect to be told what to find.
+
+    Args:
+        told: what --instruction_tuned says; None: as its run.json says.
+
+    Raises:
+        UserError: it is said of a reranker, which reads the instruction in its queries.
+    """
+    settings = Settings.read(model_id)
+    if settings and settings.role == "reranker":
+        if told is not None:
+            raise UserError(f"--instruction_tuned {told} is of retrievers, {model_id} is a reranker: leave it out")
+        return False
+    if told is not None:
+        return told
+    arguments = training_arguments(Path(model_id))
+    if not arguments:
+        note(
+            f"no {RUN_FILE} says how {model_id} was trained: its export tells mteb's queries nothing, "
+            "--instruction_tuned True tells them what to find"
+        )
+    return "queries" in arguments  # M-BEIR's, which have instructions
 
 
 def _content(folder: Path) -> list[Path]:
@@ -127,7 +162,9 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_library_files(folder: Path, processor: Processor, settings: Settings, hidden: int) -> None:
+def write_library_files(
+    folder: Path, processor: Processor, settings: Settings, hidden: int, *, instruction_tuned: bool
+) -> None:
     """Everything that sentence-transformers reads, into the folder of a merged model.
 
     Not by its own save_pretrained, which drops lm_head and the choice of the PIL image processor.
@@ -171,7 +208,7 @@ def write_library_files(folder: Path, processor: Processor, settings: Settings, 
         write_json(folder / "1_Pooling" / "config.json", pooling)
         names = {f"module_{side}_name": "sentence_embedding" for side in ("input", "output")}
         write_json(folder / "2_Normalize" / "config.json", names)
-        config["prompts"] = {"query": "", "document": ""}
+        config["prompts"] = {"query": "", "document": "", **(MTEB_PROMPTS if instruction_tuned else {})}
     kind = "CrossEncoder" if settings.role == "reranker" else "SentenceTransformer"
     versions = {"sentence_transformers": MEASURED_WITH}
     write_json(folder / "config_sentence_transformers.json", {"__version__": versions, "model_type": kind, **config})
@@ -213,7 +250,7 @@ def golden_inputs() -> list[dict[str, Any]]:
     pictures: list[dict[str, Any]] = [{"picture": [*size, number]} for number, size in enumerate(SIZES)]
     both = [{**picture, "text": text} for picture, text in zip(pictures, TEXTS[1:5])]
     plain: list[dict[str, Any]] = [*({"text": text} for text in TEXTS), *pictures, *both]
-    instructed = [{**entry, "instruction": INSTRUCTION} for entry in plain[::2]]
+    instructed = [{**entry, "instruction": INSTRUCTION_TEXT_TO_IMAGE} for entry in plain[::2]]
     return [*plain, *instructed][:30]
 
 

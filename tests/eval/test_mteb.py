@@ -7,11 +7,16 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, call
 from PIL import Image
 
+from lamra.datasets.caption import captioned_tasks, load_captioned_images
 from lamra.datasets.pairs import task_of_pairs
+from lamra.datasets.tasks import KS
 from lamra.eval import eval_mteb
+from lamra.eval.evaluate import evaluate
+from lamra.eval.mteb_tasks import as_mteb
 from lamra.export import sentence_transformers as export
 
 LIBRARIES = ("mteb", "sentence_transformers", "torchvision")
@@ -54,16 +59,43 @@ def test_bad_input(pairs, fails, tmp_path, tiny_model, monkeypatch):
         assert all(part in sentence for part in parts), sentence
 
 
+def check_prompts_of_the_folder(folder, world, monkeypatch):
+    """mteb's wrapper alone, on tasks called as its own, gives what this project measures with its instructions."""
+    import mteb
+    from sentence_transformers import SentenceTransformer
+
+    from lamra import load
+
+    own = load(folder, dtype=torch.float32, device="cpu")
+    library = SentenceTransformer(str(folder), device="cpu")
+    encode, told = library.encode_query, []
+    monkeypatch.setattr(library, "encode_query", lambda *args, **kw: told.append(kw["prompt"]) or encode(*args, **kw))
+    model = mteb.models.SentenceTransformerEncoderWrapper(library)
+    model.mteb_model_meta = model.mteb_model_meta.model_copy(update={"modalities": ["image", "text"]})
+    files = world / "test/images", world / "test/captions.json"
+    tasks = captioned_tasks(load_captioned_images(*files), "captions", files[1], "clean")
+    for task, _, found in evaluate(tasks, lambda items: own.encode(items, None), depth=max(KS)):
+        name = {"image_retrieval": "Flickr30kT2IRetrieval", "text_retrieval": "Flickr30kI2TRetrieval"}[task.name]
+        result = mteb.evaluate(model, as_mteb(task, name), cache=None, co2_tracker=False)
+        assert {*told} == {task.queries[0].instruction}
+        told.clear()
+        scores = result.task_results[0].scores["test"][0]
+        for k in KS:
+            assert scores[f"hit_rate_at_{k}"] == round(found[f"recall@{k}"], 5)
+
+
 @has_mteb
 def test_mteb_measures_what_we_do(world, stage1, pairs, fails, tmp_path, monkeypatch, capsys):
     """The benchmark, then the command on pairs, on names, and on pairs of several kinds."""
     folder = tmp_path / "export"
-    call(export.main, model_id=stage1, save_path=folder, dtype="fp32")
+    call(export.main, model_id=stage1, save_path=folder, dtype="fp32", instruction_tuned=True)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     data = ["--image_data_path", world / "test/images", "--text_data_path", world / "test/captions.json"]
     monkeypatch.setattr(sys, "argv", ["mteb_agreement", "--model_id", str(folder), *map(str, data)])
     importlib.import_module("mteb_agreement").main()
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"numbers": 18, "max_abs_difference": 0.0}
+
+    check_prompts_of_the_folder(folder, world, monkeypatch)
 
     call(eval_mteb.main, model_id=folder, own=pairs, output_dir=tmp_path / "out", bf16=False, instruction="Find it.")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())

@@ -212,6 +212,40 @@ def test_the_card_says_what_was_trained_and_measured(adapter, tmp_path):
     assert "5000" not in card
 
 
+def prompts_of(folder):
+    return json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
+
+
+def test_an_instruction_tuned_retriever_tells_mteb_what_to_find(adapter, exports, tmp_path, capsys):
+    assert prompts_of(exports["sequential"]) == prompts_of(exports["mrope"]) == {"query": "", "document": ""}
+    assert prompts_of(exports["reranker"]) == {}
+    stage2 = tmp_path / "stage2"
+    shutil.copytree(adapter, stage2)
+    for arguments, told, expected in (
+        ({"data_path": "nli.csv"}, None, False),
+        ({"data_path": "nli.csv"}, True, True),
+        ({"queries": "q.jsonl"}, False, False),
+        ({"queries": "q.jsonl"}, None, True),
+    ):
+        (stage2 / "run.json").write_text(json.dumps({"arguments": arguments}))
+        assert export.is_instruction_tuned(str(stage2), told) is expected
+    assert "run.json" not in capsys.readouterr().out
+    assert not export.is_instruction_tuned(str(adapter), None)
+    assert f"no run.json says how {adapter} was trained" in capsys.readouterr().out
+    call(export.main, model_id=stage2, save_path=tmp_path / "out")
+    find = "Find me an everyday image that matches the given caption."
+    describe = "Find an image caption describing the following everyday image."
+    assert prompts_of(tmp_path / "out") == {
+        "query": "",
+        "document": "",
+        "Flickr30kT2IRetrieval-query": find,
+        "Flickr30kI2TRetrieval-query": describe,
+        "MSCOCOT2IRetrieval-query": find,
+        "MSCOCOI2TRetrieval-query": describe,
+    }
+    assert f'prompt="{find}"' in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_bad_input(sources, exports, fails, tmp_path, no_model):
     taken, holiday = exports["mrope"], tmp_path / "holiday"
     holiday.mkdir()
@@ -226,6 +260,8 @@ def test_bad_input(sources, exports, fails, tmp_path, no_model):
         sentence = fails(export.main, model_id=sources["mrope"], **flags)
         assert all(part in sentence for part in parts), sentence
     assert list(holiday.iterdir()) == [holiday / "photo.jpg"]
+    judge = dict(model_id=sources["reranker"], save_path=tmp_path / "new", instruction_tuned=True)
+    assert "--instruction_tuned True is of retrievers" in fails(export.main, **judge)
     orphan = tmp_path / "orphan"
     shutil.copytree(sources["sequential"], orphan)
     Settings(str(tmp_path / "gone"), "sequential").write(orphan)

@@ -1,4 +1,4 @@
-"""A stock Qwen2-VL of about a million parameters: its tokenizer, its configuration, and a step of learning.
+"""A stock model of about a million parameters, of any family: its tokenizer, its configuration, a step of learning.
 
 Two base models are made of it: pretrain.py teaches the model that stage 1 starts from, pretrain_rank.py LamRA-Rank's.
 """
@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lamra.collators import messages
 from lamra.collators.processing import Processor
 from lamra.miniature.world import DETAILS
+from lamra.models.families import FAMILIES
 
 END_OF_TURN = "<|im_end|>"
 PADDING = "<|endoftext|>"
@@ -26,11 +28,9 @@ OTHER_SPECIAL_TOKENS = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<
 NAME_IMAGE = "\nName a detail of above image: "
 NAME_TEXT = "\nName a detail of above sentence: "
 CAPTION, REWORDED = "I see: ", "You say: "
-GRID = (1, 6, 6)  # patches of a picture of the world: 84 x 84 pixels, 14 a patch
-# Qwen2-VL's conversation: a default system turn, then <|im_start|>role, newline, content, <|im_end|>, newline.
-CHAT_TEMPLATE = """\
-{%- if messages[0]['role'] != 'system' %}
-{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}
+GRID = (1, 6, 6)  # patches of a picture of the world: 84 x 84 pixels, 14 a patch, or resized to 96 x 96, 16 a patch
+# A conversation: <|im_start|>role, newline, content, <|im_end|>, newline for each turn.
+TURNS = """\
 {%- for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}
 {%- if message['content'] is string %}{{ message['content'] }}{% else %}
 {%- for part in message['content'] %}
@@ -39,9 +39,49 @@ CHAT_TEMPLATE = """\
 {%- else %}{{ part['text'] }}{% endif %}
 {%- endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+DEFAULT_SYSTEM_TURN = """\
+{%- if messages[0]['role'] != 'system' %}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}
+"""
 
 
-def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
+@dataclass(frozen=True)
+class Miniature:
+    """What a family's miniature has of its own; the rest is in build_config.
+
+    Attributes:
+        text, vision: parts of text_config and of vision_config.
+        normalisation: image_mean and image_std of each colour; None is CLIP's, the library's default.
+        chat_template: as the family's published models have it.
+    """
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    normalisation: float | None = None
+    chat_template: str = DEFAULT_SYSTEM_TURN + TURNS
+
+
+WIDTH, VISION_WIDTH = 128, 64
+MINIATURES = {
+    "qwen2_vl": Miniature(
+        text=dict(rope_parameters={"mrope_section": [4, 6, 6]}),
+        vision=dict(embed_dim=VISION_WIDTH, hidden_size=WIDTH),
+    ),
+    "qwen2_5_vl": Miniature(
+        text=dict(rope_parameters={"mrope_section": [4, 6, 6]}),
+        vision=dict(hidden_size=VISION_WIDTH, intermediate_size=168, out_hidden_size=WIDTH, fullatt_block_indexes=[1]),
+    ),
+    "qwen3_vl": Miniature(
+        text=dict(head_dim=32, rope_parameters={"mrope_section": [6, 5, 5], "mrope_interleaved": True}),
+        vision=dict(hidden_size=VISION_WIDTH, intermediate_size=4 * VISION_WIDTH, out_hidden_size=WIDTH)
+        | dict(num_position_embeddings=64, deepstack_visual_indexes=[0]),
+        normalisation=0.5,
+        chat_template=TURNS,  # no system turn of its own
+    ),
+}
+
+
+def build_tokenizer(sentences: list[str], family: str = "qwen2_vl") -> PreTrainedTokenizerFast:
     """A byte-level BPE like Qwen2's: words of the world and of the prompts become one token, all else stays bytes."""
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r" ?\p{L}+| ?[^\s\p{L}]+|\s+(?!\S)|\s+")
@@ -64,19 +104,20 @@ def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
         eos_token=END_OF_TURN,
         pad_token=PADDING,
         extra_special_tokens=OTHER_SPECIAL_TOKENS,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=MINIATURES[family].chat_template,
     )
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
-    """Qwen2-VL at 1.2 M parameters with `tokenizer`'s vocabulary."""
-    token_id = tokenizer.convert_tokens_to_ids
-    hidden_size, initializer_range = 128, 0.06  # the usual 0.02 is for large widths and starts slowly here
-    return Qwen2VLConfig(
+def build_config(tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_vl") -> PreTrainedConfig:
+    """A model of a family (models.families.FAMILIES) at 1.2 M parameters with `tokenizer`'s vocabulary."""
+    token_id, own = tokenizer.convert_tokens_to_ids, MINIATURES[family]
+    initializer_range = 0.06  # the usual 0.02 is for large widths and starts slowly here
+    rope = {"rope_type": "default", "rope_theta": 1e4, **own.text["rope_parameters"]}
+    return FAMILIES[family].model_class.config_class(
         text_config=dict(
             vocab_size=len(tokenizer),
-            hidden_size=hidden_size,
-            intermediate_size=3 * hidden_size,
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -85,11 +126,9 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
             bos_token_id=token_id(PADDING),
             eos_token_id=token_id(END_OF_TURN),
             pad_token_id=token_id(PADDING),
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+            **own.text | {"rope_parameters": rope},
         ),
-        vision_config=dict(
-            depth=2, embed_dim=64, num_heads=4, hidden_size=hidden_size, initializer_range=initializer_range
-        ),
+        vision_config=dict(depth=2, num_heads=4, initializer_range=initializer_range, **own.vision),
         image_token_id=token_id("<|image_pad|>"),
         video_token_id=token_id("<|video_pad|>"),
         vision_start_token_id=token_id("<|vision_start|>"),
@@ -98,16 +137,20 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
     )
 
 
-def random_model(folder: Path, sentences: list[str], seed: int) -> tuple[Qwen2VLForConditionalGeneration, Processor]:
-    """A model with random weights, and its processor, whose files are written into `folder`."""
-    tokenizer = build_tokenizer(sentences)
+def random_model(folder: Path, sentences: list[str], seed: int, family: str) -> tuple[PreTrainedModel, Processor]:
+    """A model with random weights, and its processor; all files but the weights are written into `folder`."""
+    tokenizer = build_tokenizer(sentences, family)
+    config = build_config(tokenizer, family)
+    config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessorPil().save_pretrained(folder)
+    colours = MINIATURES[family].normalisation
+    normalisation = {} if colours is None else dict(image_mean=3 * [colours], image_std=3 * [colours])
+    Qwen2VLImageProcessorPil(patch_size=config.vision_config.patch_size, **normalisation).save_pretrained(folder)
     torch.manual_seed(seed)
-    return Qwen2VLForConditionalGeneration(build_config(tokenizer)), Processor(folder)
+    return FAMILIES[family].model_class(config), Processor(folder)
 
 
-def save_model(model: Qwen2VLForConditionalGeneration, folder: Path, loss: str) -> None:
+def save_model(model: PreTrainedModel, folder: Path, loss: str) -> None:
     """Write the weights into `folder`, and say so with the words of `loss`."""
     model.save_pretrained(folder)
     parameters = sum(p.numel() for p in model.parameters())
@@ -119,7 +162,7 @@ class Example:
     """A prompt and what follows it: an answer, or alternatives of a single token, each of which is right.
 
     Attributes:
-        pixels: (36, 1176) patches for each picture of the prompt, in order.
+        pixels: (36, C) patches for each picture of the prompt, in order.
     """
 
     prompt: list[int]
@@ -148,6 +191,17 @@ def answer_tokens(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
 def grids(pixels: Tensor | None) -> Tensor | None:
     """(pictures, 3) time, rows and columns of the pictures whose patches these are."""
     return None if pixels is None else torch.tensor([GRID]).expand(len(pixels) // (GRID[1] * GRID[2]), 3)
+
+
+def padded(examples: Sequence[Example], processor: Processor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """One batch, as Backbone.hidden takes it: ids and mask (B, L), pixels (P, C) and grids (pictures, 3)."""
+    batch = processor.pad(
+        [
+            {"input_ids": example.input_ids, "pixel_values": example.pixels, "image_grid_thw": grids(example.pixels)}
+            for example in examples
+        ]
+    )
+    return batch["input_ids"], batch["attention_mask"], batch.get("pixel_values"), batch.get("image_grid_thw")
 
 
 def adamw(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:

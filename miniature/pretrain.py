@@ -1,4 +1,4 @@
-"""The base model of the miniature: what stands in for Qwen2-VL's pre-training.
+"""The base model of the miniature: what stands in for the pre-training of its family.
 
 It is next-token prediction on four tasks: caption a picture, reword a sentence, and name a detail of either. Nothing
 here compares embeddings; that is stage 1's part.
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from lamra.collators import messages
 from lamra.collators.processing import Processor
@@ -33,13 +33,14 @@ from lamra.miniature.model import (
     adamw,
     answer_tokens,
     descend,
-    grids,
+    padded,
     random_model,
     save_model,
 )
 from lamra.miniature.recipes import Recipe
-from lamra.miniature.study import build_study_world
-from lamra.miniature.world import CAPTIONS, DETAILS, build_world, read_captions
+from lamra.miniature.world import CAPTIONS, DETAILS, read_captions
+from lamra.models.backbone import Backbone
+from lamra.models.families import FAMILIES
 
 
 class Corpus:
@@ -75,26 +76,18 @@ class Corpus:
         return Example(prompt, self.tokenizer.convert_tokens_to_ids(details), alternatives=True, pixels=pixels)
 
 
-def next_token_loss(model: Qwen2VLForConditionalGeneration, examples: list[Example], pad_id: int) -> Tensor:
-    """Mean cross-entropy over all answer tokens of B examples, of which a picture's example has one picture."""
-    rows = [torch.tensor(example.input_ids) for example in examples]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)  # (B, L)
-    pixels = torch.cat([example.pixels for example in examples if example.pixels is not None])
-    hidden = model.model(
-        input_ids=ids,
-        # Plain positions, as stage 1 uses for Qwen2-VL. Right padding needs no mask under causal attention.
-        position_ids=torch.arange(ids.shape[1]).expand(3, *ids.shape),
-        pixel_values=pixels,
-        image_grid_thw=grids(pixels),
-        use_cache=False,
-    ).last_hidden_state  # (B, L, D)
+def next_token_loss(backbone: Backbone, examples: list[Example], processor: Processor) -> Tensor:
+    """Mean cross-entropy over all answer tokens of B examples, padded."""
+    hidden, _ = backbone.hidden(*padded(examples, processor))  # (B, L, D)
     row, position, target = answer_tokens(examples)
-    return F.cross_entropy(model.lm_head(hidden[row, position]), target)
+    return F.cross_entropy(backbone.stock.lm_head(hidden[row, position]), target)
 
 
-def train(model: Qwen2VLForConditionalGeneration, corpus: Corpus, recipe: Recipe) -> float:
+def train(model: PreTrainedModel, corpus: Corpus, recipe: Recipe) -> float:
     """Teach the model the four tasks; returns the mean loss of the last ten steps."""
-    rng, pad_id = random.Random(recipe.seed), corpus.tokenizer.pad_token_id
+    rng = random.Random(recipe.seed)
+    # Positions as stage 1 uses for this family.
+    backbone = Backbone(model, FAMILIES[recipe.family].position_ids, padding_free=False)
     optimizer = adamw(model, recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
@@ -102,7 +95,7 @@ def train(model: Qwen2VLForConditionalGeneration, corpus: Corpus, recipe: Recipe
     losses = []
     progress = tqdm(range(recipe.steps), desc="pre-training")
     for _ in progress:
-        loss = next_token_loss(model, corpus.sample(rng, recipe.sentences, recipe.details), pad_id)
+        loss = next_token_loss(backbone, corpus.sample(rng, recipe.sentences, recipe.details), corpus.processor)
         descend(optimizer, loss)
         schedule.step()
         losses.append(loss.item())
@@ -111,15 +104,9 @@ def train(model: Qwen2VLForConditionalGeneration, corpus: Corpus, recipe: Recipe
 
 
 def build_base(recipe: Recipe, world: Path, folder: Path) -> None:
-    """Write the world's files into `world` and the trained base model into `folder`."""
-    if recipe.study:
-        build_study_world(world, recipe.seed, gallery_pictures=recipe.gallery, rows=recipe.triplets)
-        folders = [world / "everyday", world / "studio"]
-    else:
-        sizes = dict(train_pictures=recipe.pictures, gallery_pictures=recipe.gallery, triplets=recipe.triplets)
-        build_world(world, recipe.seed, **sizes)
-        folders = [world / "train"]
+    """Write the trained base model of a family, which knows `world`, into `folder`."""
+    folders = [world / "everyday", world / "studio"] if recipe.study else [world / "train"]
     sentences = [caption for each in folders for caption in read_captions(each)]
-    model, processor = random_model(folder, sentences, recipe.seed)
+    model, processor = random_model(folder, sentences, recipe.seed, recipe.family)
     loss = train(model, Corpus(folders, processor), recipe)
     save_model(model, folder, f"pre-training loss {loss:.3f}")

@@ -29,7 +29,17 @@ from lamra.collators.processing import Processor
 from lamra.datasets.items import Item
 from lamra.miniature.comparisons import RESPECTS, Comparison, View, compare, one_shape, view
 from lamra.miniature.mbeir import INSTRUCTION_ROWS
-from lamra.miniature.model import END_OF_TURN, Example, adamw, answer_tokens, descend, grids, random_model, save_model
+from lamra.miniature.model import (
+    END_OF_TURN,
+    Example,
+    adamw,
+    answer_tokens,
+    descend,
+    grids,
+    padded,
+    random_model,
+    save_model,
+)
 from lamra.miniature.recipes import RankRecipe
 from lamra.miniature.world import NAMES, Scene, describe, descriptions, distinct_scenes, position
 from lamra.models.backbone import Backbone
@@ -131,23 +141,16 @@ class Teacher:
         return self.processor.tokenizer.encode(text)
 
 
-def encoded(example: Example) -> dict:
-    """As Processor.encode's."""
-    pixels = example.pixels
-    return {"input_ids": example.input_ids, "pixel_values": pixels, "image_grid_thw": grids(pixels)}
-
-
 def next_token_loss(backbone: Backbone, examples: list[Example], processor: Processor) -> Tensor:
     """Mean cross-entropy over all answer tokens of B examples, packed.
 
     The text that all begin with is computed once: nothing is dropped out here, so that is exact.
     """
-    inputs = processor.pad([encoded(example) for example in examples])
     shared = os.path.commonprefix([example.prompt[:-1] for example in examples])
     if backbone.config.vision_start_token_id in shared:
         shared = shared[: shared.index(backbone.config.vision_start_token_id)]
-    rows = inputs["input_ids"], inputs["attention_mask"], inputs.get("pixel_values"), inputs.get("image_grid_thw")
-    hidden, packing = backbone.hidden(*rows, prefix=backbone.prefix_of(torch.tensor(shared)))  # (1, T, D)
+    rows, prefix = padded(examples, processor), backbone.prefix_of(torch.tensor(shared))
+    hidden, packing = backbone.hidden(*rows, prefix=prefix)  # (1, T, D)
     row, position, target = answer_tokens(examples)
     predicting = hidden[0, packing.starts[row] + position - len(shared)]  # (A, D)
     return F.cross_entropy(backbone.stock.lm_head(predicting), target)
@@ -205,6 +208,6 @@ def build_rank_base(recipe: RankRecipe, folder: Path) -> None:
     """Write the trained base model into `folder`."""
     rng = random.Random(recipe.seed)
     sentences = [text for scene in distinct_scenes(rng, recipe.scenes, set()) for text in descriptions(scene, rng, 5)]
-    model, processor = random_model(folder, [*sentences, *2 * rank_words()], recipe.seed)
+    model, processor = random_model(folder, [*sentences, *2 * rank_words()], recipe.seed, recipe.family)
     loss = train(model, processor, recipe)
     save_model(model, folder, f"loss of its comparisons {loss:.3f}")

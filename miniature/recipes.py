@@ -27,6 +27,7 @@ class Recipe:
     details: int = 12  # examples of a step, of each of the two naming tasks
     learning_rate: float = 2e-3
     study: bool = False  # the world of study.py, and a base model that knows both its domains
+    family: str = "qwen2_vl"  # of the base model; the world is the same for all
 
 
 STUDY = Recipe(triplets=2000, steps=600, study=True)
@@ -47,6 +48,7 @@ class RankRecipe:
     questions: int = 9
     comparisons: int = 96
     learning_rate: float = 2e-3
+    family: str = "qwen2_vl"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class ZeroshotRecipe:
 
     seed: int = 0
     size: int = 200  # scenes that each set begins with
+
+
+def miniature_of(family: str) -> str:
+    """What the names of the miniature's folders begin with, where a model of this family is in them."""
+    return "miniature" if family == "qwen2_vl" else f"miniature_{family}"
 
 
 def ensure(

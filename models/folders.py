@@ -26,7 +26,7 @@ PUBLISHED = {
 }
 # --model_id of a training -> folder below checkpoints/hf_models/.
 MODELS = {name: hub.split("/")[1] for name, hub in PUBLISHED.items() if hub.startswith("Qwen/")}
-MODELS |= {"miniature": "miniature"}
+MODELS |= {name: name for name in ("miniature", "miniature_qwen2_5_vl", "miniature_qwen3_vl")}
 
 
 # The chat template in an export, where chat_template.jinja is for sentence-transformers (export/templates.py).
@@ -108,6 +108,9 @@ def model_folder(model_id: str, model_local_path: str | None = None) -> Path:
         raise UserError(f"{folder} is an adapter, not a whole model: MODEL_ID={folder} bash scripts/merge_lora.sh")
     if not (folder / "config.json").is_file():
         short = next((short for short, published in PUBLISHED.items() if published == model_id), model_id)
-        how = "bash scripts/quickstart.sh makes it" if short == "miniature" else f"bash scripts/download.sh {short}"
+        how = f"bash scripts/download.sh {short}"
+        if short.startswith("miniature"):
+            family = f"FAMILY={short.removeprefix('miniature_')} " * (short != "miniature")
+            how = f"{family}bash scripts/quickstart.sh makes it"
         raise UserError(f"no model in {folder} (config.json is missing): {how}, or set --model_local_path")
     return folder

@@ -40,6 +40,7 @@ expect "kinds of data: text, image, image-text, mixture" '(text|image|image-text
 expect "a level of torch's: INFO, WARNING, ERROR or FATAL" 'INFO|WARNING|ERROR|FATAL|[0-3]' TORCH_CPP_LOG_LEVEL
 expect "pointwise or listwise" 'pointwise|listwise' STYLE
 expect "bf16 or fp32" 'bf16|fp32' DTYPE
+expect "qwen2_vl, qwen2_5_vl or qwen3_vl" 'qwen2_vl|qwen2_5_vl|qwen3_vl' FAMILY
 expect "test or val" 'test|val' SPLIT
 expect "released or clean" 'released|clean' RANK_STYLE PROTOCOL
 expect "mixed or homogeneous" 'mixed|homogeneous' MIXTURE_BATCHES

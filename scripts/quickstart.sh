@@ -7,12 +7,14 @@ bash scripts/setup.sh
 source scripts/env.sh
 
 SEED=${SEED:-0}
-BASE=checkpoints/hf_models/miniature # written by miniature/build.py
+FAMILY=${FAMILY:-qwen2_vl} # of the base model: or qwen2_5_vl, qwen3_vl
+NAME=miniature_$FAMILY NAME=${NAME%_qwen2_vl}
+BASE=checkpoints/hf_models/$NAME # written by miniature/build.py
 WORLD=data/miniature
-RUN=checkpoints/miniature_LamRA_Ret_Pretrain
-RESULTS=results/quickstart
+RUN=checkpoints/${NAME}_LamRA_Ret_Pretrain
+RESULTS=results/quickstart${NAME#miniature}
 
-"$PYTHON" miniature/build.py --seed "$SEED"
+"$PYTHON" miniature/build.py --seed "$SEED" --family "$FAMILY"
 
 export NUM_GPUS=${NUM_GPUS:-1} DATASETS=flickr FLICKR_IMAGES=$WORLD/test/images FLICKR_TEXTS=$WORLD/test/captions.json
 evaluate() {
@@ -20,7 +22,7 @@ evaluate() {
 }
 evaluate "$BASE" "$RESULTS/before"
 
-MODEL_ID=miniature TRAIN_DATA_PATH=$WORLD/nli.csv EVAL_DATA_PATH=$WORLD/nli_eval.csv OUTPUT_DIR=$RUN \
+MODEL_ID=$NAME TRAIN_DATA_PATH=$WORLD/nli.csv EVAL_DATA_PATH=$WORLD/nli_eval.csv OUTPUT_DIR=$RUN \
   DS_STAGE=none PER_DEVICE_BATCH_SIZE=64 NUM_EPOCHS=1 LR=1e-3 LORA_R=16 LORA_ALPHA=32 BF16=False \
   bash scripts/lamra_ret/pretrain.sh --seed "$SEED" --force True
 

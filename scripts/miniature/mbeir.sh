@@ -7,30 +7,32 @@ bash scripts/setup.sh
 source scripts/env.sh
 
 SEED=${SEED:-0}
+FAMILY=${FAMILY:-qwen2_vl} # of the base model: or qwen2_5_vl, qwen3_vl
+NAME=miniature_$FAMILY NAME=${NAME%_qwen2_vl}
 SPLIT=${SPLIT:-test} # settings were chosen on val
-BASE=checkpoints/hf_models/miniature
-STAGE1=checkpoints/miniature_LamRA_Ret_Pretrain
+BASE=checkpoints/hf_models/$NAME
+STAGE1=checkpoints/${NAME}_LamRA_Ret_Pretrain
 MERGED=${STAGE1}_merged
-STAGE2_ALONE=checkpoints/miniature_LamRA_Ret_without_stage1
-BOTH=checkpoints/miniature_LamRA_Ret
-RESULTS=results/miniature_mbeir
+STAGE2_ALONE=checkpoints/${NAME}_LamRA_Ret_without_stage1
+BOTH=checkpoints/${NAME}_LamRA_Ret
+RESULTS=results/${NAME}_mbeir
 TASKS=mscoco_task0_test,mscoco_task3_test,nights_task4,cirr_task7,infoseek_task6
 
 export NUM_GPUS=${NUM_GPUS:-1} DS_STAGE=none BF16=False LORA_R=16 LORA_ALPHA=32 PER_DEVICE_BATCH_SIZE=64
 export DATA_PATH=data/miniature_mbeir
 
-"$PYTHON" miniature/build.py --seed "$SEED"
+"$PYTHON" miniature/build.py --seed "$SEED" --family "$FAMILY"
 "$PYTHON" miniature/build_mbeir.py --seed "$SEED"
 
 # Stage 1, as in quickstart.sh.
-MODEL_ID=miniature TRAIN_DATA_PATH=data/miniature/nli.csv OUTPUT_DIR=$STAGE1 NUM_EPOCHS=1 LR=1e-3 \
+MODEL_ID=$NAME TRAIN_DATA_PATH=data/miniature/nli.csv OUTPUT_DIR=$STAGE1 NUM_EPOCHS=1 LR=1e-3 \
   bash scripts/lamra_ret/pretrain.sh --seed "$SEED" --force True
 rm -rf "$MERGED"
 MODEL_ID=$STAGE1 SAVE_PATH=$MERGED DTYPE=fp32 bash scripts/merge_lora.sh
 
 # Stage 2, on the base model and on stage 1.
 tune() {
-  MODEL_ID=miniature MODEL_LOCAL_PATH=$1 OUTPUT_DIR=$2 NUM_EPOCHS=${NUM_EPOCHS:-1} LR=${LR:-1e-3} \
+  MODEL_ID=$NAME MODEL_LOCAL_PATH=$1 OUTPUT_DIR=$2 NUM_EPOCHS=${NUM_EPOCHS:-1} LR=${LR:-1e-3} \
     bash scripts/lamra_ret/finetune.sh --seed "$SEED" --force True
 }
 tune "$BASE" "$STAGE2_ALONE"

@@ -8,16 +8,18 @@ bash scripts/setup.sh
 source scripts/env.sh
 
 SEED=${SEED:-0}
-BASE=checkpoints/hf_models/miniature
-STAGE1=checkpoints/miniature_LamRA_Ret_Pretrain_merged
-BOTH=checkpoints/miniature_LamRA_Ret # both stages, by miniature/mbeir.sh
-RERANKER=checkpoints/miniature_LamRA_Rank # by miniature/rank.sh: where it is there, it reranks what both stages retrieve
+FAMILY=${FAMILY:-qwen2_vl} # of the base model: or qwen2_5_vl, qwen3_vl
+NAME=miniature_$FAMILY NAME=${NAME%_qwen2_vl}
+BASE=checkpoints/hf_models/$NAME
+STAGE1=checkpoints/${NAME}_LamRA_Ret_Pretrain_merged
+BOTH=checkpoints/${NAME}_LamRA_Ret # both stages, by miniature/mbeir.sh
+RERANKER=checkpoints/${NAME}_LamRA_Rank # by miniature/rank.sh: where it is there, it reranks what both stages retrieve
 PROTOCOL=${PROTOCOL:-released} # or clean
-RESULTS=results/miniature_zeroshot/$PROTOCOL
+RESULTS=results/${NAME}_zeroshot/$PROTOCOL
 DATA=data/miniature_zeroshot
 
-if ! grep -qs "^ *\"seed\": $SEED,$" $BOTH/run.json; then
-  SEED=$SEED bash scripts/miniature/mbeir.sh
+if ! grep -qs "^ *\"seed\": $SEED,$" "$BOTH/run.json"; then
+  SEED=$SEED FAMILY=$FAMILY bash scripts/miniature/mbeir.sh
 fi
 "$PYTHON" miniature/build_zeroshot.py --seed "$SEED" --folder "$DATA"
 
@@ -45,6 +47,6 @@ echo
 "$PYTHON" eval/compare_zeroshot.py --output_dir "$RESULTS" \
   "base model=$RESULTS/base" "stage 1=$RESULTS/stage1" "stages 1 and 2=$RESULTS/both"
 
-if [ -e $RERANKER/lamra.json ]; then
+if [ -e "$RERANKER/lamra.json" ]; then
   MODEL_ID=$RERANKER RETRIEVED=$RESULTS/both OUTPUT_DIR=$RESULTS/reranked bash scripts/eval/rerank_zeroshot.sh
 fi

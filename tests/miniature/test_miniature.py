@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import call
 from PIL import Image
 
 from lamra.collators.processing import Processor
@@ -20,14 +21,17 @@ from lamra.datasets.items import Item
 from lamra.datasets.pairs import load_source
 from lamra.miniature import pretrain_rank, study, world
 from lamra.miniature.comparisons import RESPECTS, compare, view
-from lamra.miniature.model import Example
+from lamra.miniature.model import Example, padded
 from lamra.miniature.pretrain import Corpus, build_base, next_token_loss
 from lamra.miniature.pretrain_rank import Teacher, build_rank_base
-from lamra.miniature.recipes import RankRecipe, Recipe, ensure
+from lamra.miniature.recipes import RankRecipe, Recipe, ensure, miniature_of
 from lamra.miniature.world import DETAILS, GRID, Shape
 from lamra.models.backbone import Backbone
 from lamra.models.embedder import Embedder
-from lamra.models.loading import load_model
+from lamra.models.families import FAMILIES, family_of
+from lamra.models.folders import MODELS
+from lamra.models.loading import load_embedder, load_model
+from lamra.train import train_nli
 
 KIND_OF = {name: kind for kind, names in world.NAMES.items() for name in names}
 
@@ -48,17 +52,27 @@ def files(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+SHORT = Recipe(pictures=10, gallery=5, triplets=20, steps=2, sentences=2, details=2)
+
+
 def ensure_base(recipe: Recipe, world, model, force: bool = False) -> bool:
-    return ensure([world, model], recipe, lambda: build_base(recipe, world, model), force)
+    return ensure([model], recipe, lambda: build_base(recipe, world, model), force)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def drawn(tmp_path_factory):
+    """The world of SHORT."""
+    folder = tmp_path_factory.mktemp("miniature") / "world"
+    world.build_world(folder, 0, train_pictures=SHORT.pictures, gallery_pictures=SHORT.gallery, triplets=SHORT.triplets)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(drawn, tmp_path_factory):
     """A whole build, pre-trained for two steps only."""
     folder = tmp_path_factory.mktemp("miniature")
-    recipe = Recipe(pictures=10, gallery=5, triplets=20, steps=2, sentences=2, details=2)
-    assert ensure_base(recipe, folder / "world", folder / "model")
-    return recipe, folder / "world", folder / "model"
+    assert ensure_base(SHORT, drawn, folder / "model")
+    return SHORT, drawn, folder / "model"
 
 
 def test_sentences_differ_and_describe_their_scene():
@@ -155,16 +169,36 @@ def test_model_loads_whole_and_embeds(built):
     assert embeddings.shape == (2, 128) and torch.isfinite(embeddings).all()
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_base_model_of_each_family_learns_embeds_and_is_trained(family, drawn, tmp_path):
+    model, run = tmp_path / "model", tmp_path / "run"
+    assert ensure_base(replace(SHORT, family=family.model_type), drawn, model)
+    assert miniature_of(family.model_type) in MODELS
+    picture = Item("p", images=(drawn / "test/images/0.png",))
+    batch = Processor(model)([picture, Item("t", text="A red disc at centre.")])
+    assert batch["image_grid_thw"].tolist() == [[1, 6, 6]]
+    embedder, settings = load_embedder(model, dtype=torch.float32)
+    assert family_of(model) is family and settings.position_ids == family.position_ids
+    assert 0.8e6 < sum(p.numel() for p in embedder.parameters()) < 1.5e6
+
+    flags = dict(model_id=miniature_of(family.model_type), model_local_path=model, data_path=drawn / "nli.csv")
+    flags |= dict(output_dir=run, max_steps=2, per_device_train_batch_size=4, lora_r=4, learning_rate=1e-2)
+    call(train_nli.main, **flags, dataloader_num_workers=0, report_to="none")
+    trained, settings = load_embedder(run, dtype=torch.float32)
+    before, after = embedder(**batch), trained(**batch)  # (2, D)
+    assert torch.isfinite(after).all() and (before - after).norm(dim=1).min() > 1e-3
+
+
 def test_loss_of_alternatives_is_the_mean_over_single_answers(built):
     _, world, folder = built
-    model, corpus = load_model(folder, dtype=torch.float32), Corpus([world / "train"], Processor(folder))
+    corpus = Corpus([world / "train"], Processor(folder))
+    backbone = Backbone(load_model(folder, dtype=torch.float32), "sequential", padding_free=False)
     example = corpus.example(random.Random(0), pictured=True, naming=True)
     assert example.alternatives and len(example.answer) >= 3
-    pad = corpus.tokenizer.pad_token_id
     with torch.no_grad():
-        together = next_token_loss(model, [example], pad)
+        together = next_token_loss(backbone, [example], corpus.processor)
         alone = [
-            next_token_loss(model, [Example(example.prompt, [word], pixels=example.pixels)], pad)
+            next_token_loss(backbone, [Example(example.prompt, [word], pixels=example.pixels)], corpus.processor)
             for word in example.answer
         ]
     torch.testing.assert_close(together, torch.stack(alone).mean())
@@ -235,16 +269,15 @@ def test_examples_with_a_shared_beginning_lose_and_learn_as_padded_ones(rank_bas
             if shared:
                 losses.append(pretrain_rank.next_token_loss(backbone, group, teacher.processor))
                 continue
-            inputs = teacher.processor.pad([pretrain_rank.encoded(example) for example in group])
-            hidden, _ = backbone.hidden(**inputs)  # (B, L, D)
+            hidden, _ = backbone.hidden(*padded(group, teacher.processor))  # (B, L, D)
             predicting = [hidden[i, example.positions] for i, example in enumerate(group)]
             wanted = torch.tensor([token for example in group for token in example.answer])
             losses.append(torch.nn.functional.cross_entropy(model.lm_head(torch.cat(predicting)), wanted))
         sum(losses).backward()
         found.append([*losses, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
     assert len(found[0]) == len(found[1]) > 50
-    for packed, padded in zip(*found):
-        assert (packed - padded).norm() <= 1e-5 * padded.norm() + 1e-9
+    for packed, plain in zip(*found):
+        assert (packed - plain).norm() <= 1e-5 * plain.norm() + 1e-9
 
 
 def test_what_the_rerankers_teacher_says_is_true_of_what_is_shown(rank_base):

@@ -30,7 +30,7 @@ TOKENS = 32  # of each item
 class StandInEmbedder(nn.Module):
     """Token n to a unit vector (D,) that is nearest to itself: one of 61 directions, and n in two numbers more."""
 
-    padding_free, device = True, torch.device("cpu")
+    padding_free, shares_prefix, device = True, False, torch.device("cpu")
 
     def __init__(self, hidden_size: int, items: int):
         super().__init__()

@@ -89,7 +89,7 @@ class PromptEncoder:
         self.device, self.padding_free = embedder.device, embedder.padding_free
         self.length = processor.length
         self.prefix_ids = torch.tensor(processor.prefix_ids)
-        shares = share_prefix and embedder.padding_free
+        shares = share_prefix and embedder.shares_prefix
         self.prefix = embedder.prefix_of(self.prefix_ids.to(embedder.device)) if shares else None
 
     def prepare(self, items: Sequence[Item]) -> tuple[dict[str, Tensor], list[tuple[str, TextNotes]]]:

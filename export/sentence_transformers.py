@@ -58,6 +58,7 @@ TEXTS = (
         "A man plays a guitar on a stage at night. " * 6,
     ),
 )
+POOLING_MODES = {"last_token": "lasttoken", "mean": "mean"}
 SIZES = ((28, 28), (1, 1), (300, 200), (200, 300), (56, 700), (640, 480), (90, 91))  # width, height
 # Of an instruction-tuned retriever, in the names that mteb looks for: what it tells the queries of its tasks.
 MTEB_PROMPTS = {
@@ -108,6 +109,12 @@ def main() -> None:
 
     base_model = base_under(args.model_id, args.original_model_id) if is_adapter(args.model_id) else None
     inspect_folder(Path(args.model_id), base_model)
+    kept = Settings.read(args.model_id)
+    if kept and kept.attention != "causal":
+        raise UserError(
+            f"{args.model_id} was trained with --attention {kept.attention}, which no stock module of "
+            "sentence-transformers computes: use it by lamra.load, or train with --attention causal"
+        )
     tuned, folder = is_instruction_tuned(args.model_id, args.instruction_tuned), Path(args.save_path)
     with folder_lock(folder, "save_path"):
         # Added in float32 and rounded once, whatever the folder is written in.
@@ -204,7 +211,11 @@ def write_library_files(
             f"{LIBRARY}sentence_transformer.modules.pooling.Pooling",
             f"{LIBRARY}base.modules.normalize.Normalize",
         ]
-        pooling = {"embedding_dimension": hidden, "pooling_mode": "lasttoken", "include_prompt": True}
+        pooling = {
+            "embedding_dimension": hidden,
+            "pooling_mode": POOLING_MODES[settings.pooling],
+            "include_prompt": True,
+        }
         write_json(folder / "1_Pooling" / "config.json", pooling)
         names = {f"module_{side}_name": "sentence_embedding" for side in ("input", "output")}
         write_json(folder / "2_Normalize" / "config.json", names)

@@ -36,6 +36,13 @@ def _keep_matrix_products() -> tuple[AbstractContextManager, AbstractContextMana
     return create_selective_checkpoint_contexts(policy)
 
 
+def _whole_prompts(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, L, L) of a right-padded (B, L) mask: 0 at tokens, at padding what softmax makes 0."""
+    length = attention_mask.shape[1]
+    added = torch.zeros_like(attention_mask, dtype=dtype).masked_fill(attention_mask == 0, torch.finfo(dtype).min)
+    return added[:, None, None].expand(-1, 1, length, -1)
+
+
 class Backbone(nn.Module):
     """Right-padded prompts to hidden states.
 
@@ -43,6 +50,7 @@ class Backbone(nn.Module):
         model: the stock model of a family (models.families), or a PeftModel around it.
         position_ids: "sequential" counts 0..L-1 on all three rotary axes, image tokens too, as LamRA's published
             Qwen2-VL embedding checkpoints were trained; "mrope" is the multimodal scheme of the base model itself.
+        causal: a token attends to those before it; False: to its whole prompt.
         padding_free: run all sequences as one row of tokens (models.packing); False pads them to a rectangle.
         selective_checkpointing: where activation checkpointing is on, keep the outputs of matrix products and
             recompute what is cheap.
@@ -53,6 +61,7 @@ class Backbone(nn.Module):
         model: PreTrainedModel | PeftModel,
         position_ids: str,
         *,
+        causal: bool = True,
         padding_free: bool = True,
         selective_checkpointing: bool = False,
     ) -> None:
@@ -61,9 +70,12 @@ class Backbone(nn.Module):
             raise ValueError(f"--position_ids {position_ids!r}: choose one of {', '.join(POSITION_IDS)}")
         self.model = model
         self.position_ids = position_ids
+        self.causal = causal
         self.padding_free = padding_free
         self.selective_checkpointing = selective_checkpointing
         fuse_norms(self.stock.model.language_model)
+        if not (padding_free or causal):  # flash-attn takes no such mask; SDPA computes the same
+            self.config.text_config._attn_implementation = "sdpa"
         if padding_free:
             self.config.text_config._attn_implementation = ATTENTION
 
@@ -161,8 +173,9 @@ class Backbone(nn.Module):
         positions = self._position_ids(input_ids, attention_mask, image_grid_thw)  # (3, B, L)
         if not self.padding_free:
             # With padding on the right, causal attention alone keeps it out of every token: no mask is needed.
+            seen = None if self.causal else _whole_prompts(attention_mask, self.stock.dtype)
             pictures = pixel_values, image_grid_thw, picture_features, run_vision
-            return self._last_hidden_state(input_ids, None, positions, *pictures), None  # (B, L, D)
+            return self._last_hidden_state(input_ids, seen, positions, *pictures), None  # (B, L, D)
         if prefix is not None:
             known = prefix_length(prefix)
             if image_grid_thw is not None:
@@ -170,7 +183,7 @@ class Backbone(nn.Module):
                 image_grid_thw = image_grid_thw if len(image_grid_thw) else None
             input_ids, attention_mask = input_ids[:, known:], attention_mask[:, known:]  # (B, L - P)
             positions = positions[..., known:]  # (3, B, L - P)
-        packing = Packing.of(attention_mask, prefix=prefix)
+        packing = Packing.of(attention_mask, causal=self.causal, prefix=prefix)
         ids = input_ids.flatten()[packing.slots].unsqueeze(0)  # (1, T)
         positions = positions.flatten(1)[:, packing.slots].unsqueeze(1)  # (3, 1, T)
         pictures = pixel_values, image_grid_thw, picture_features, run_vision
@@ -189,14 +202,18 @@ class Backbone(nn.Module):
     def _last_hidden_state(
         self,
         input_ids: Tensor,
-        packing: Packing | None,
+        seen: Packing | Tensor | None,
         position_ids: Tensor,
         pixel_values: Tensor | None,
         image_grid_thw: Tensor | None,
         picture_features: Tensor | None,
         run_vision: bool = False,
     ) -> Tensor:
-        """(B, L, D) of the stock model; of packed rows B is 1 and L is T."""
+        """(B, L, D) of the stock model; of packed rows B is 1 and L is T.
+
+        Args:
+            seen: the packing of a packed row, or what is added to attention's scores; None is causal attention.
+        """
         embeds = self.stock.get_input_embeddings()(input_ids)  # (B, L, D)
         if run_vision and pixel_values is None:  # here on every process, so that all run their modules in one order
             pixel_values, image_grid_thw = self._unseen_picture(input_ids.device)
@@ -210,8 +227,8 @@ class Backbone(nn.Module):
             embeds = embeds.masked_scatter(is_image.unsqueeze(-1), features)
             if added:  # an unseen picture's single row is broadcast to no rows
                 inputs = {"visual_pos_masks": is_image, "deepstack_visual_embeds": added}
-        if packing is not None:
-            inputs["packing"] = packing  # the layers hand it on to the attention function
+        if seen is not None:  # the layers hand a packing on to the attention function
+            inputs["packing" if isinstance(seen, Packing) else "attention_mask"] = seen
         outputs = self.stock.model.language_model(
             inputs_embeds=embeds, position_ids=position_ids, use_cache=False, **inputs
         )

@@ -20,14 +20,16 @@ from lamra.models.packing import KeysAndValues, keep_last_token
 
 
 class Embedder(Backbone):
-    """Pools the hidden state of each prompt's last token, the end of its generation prompt.
+    """Pools the hidden state of each prompt's last token, the end of its generation prompt, or the mean of all.
 
     The paper's `<emb>` token comes after that position and cannot influence it under causal attention, so it is not
     there (arXiv 2412.01720, section 3.2).
 
     Args:
         model, position_ids, padding_free, selective_checkpointing: see Backbone.
-        last_token_only: with padding_free, the last layer computes nothing but the pooled tokens.
+        attention: one of ATTENTION: "bidirectional" lets a token attend to its whole prompt.
+        pooling: one of POOLING: "last_token", or "mean" of all of the prompt's tokens, template and instruction too.
+        last_token_only: with padding_free, the last layer computes nothing but the pooled token.
         grad_cache_chunk: in training, embed so many sequences at a time and recompute them in the backward pass
             (models.grad_cache); 0 embeds all at once.
         shared_prefix: in training with padding_free, of so many tokens at every prompt's beginning those that a batch
@@ -40,6 +42,8 @@ class Embedder(Backbone):
         model: PreTrainedModel | PeftModel,
         position_ids: str,
         *,
+        attention: str = "causal",
+        pooling: str = "last_token",
         padding_free: bool = True,
         last_token_only: bool = True,
         grad_cache_chunk: int = 0,
@@ -47,13 +51,23 @@ class Embedder(Backbone):
         shared_prefix: int = 0,
     ) -> None:
         super().__init__(
-            model, position_ids, padding_free=padding_free, selective_checkpointing=selective_checkpointing
+            model,
+            position_ids,
+            causal=attention == "causal",
+            padding_free=padding_free,
+            selective_checkpointing=selective_checkpointing,
         )
-        self.last_token_only = padding_free and last_token_only
+        self.pooling = pooling
+        self.last_token_only = padding_free and last_token_only and pooling == "last_token"
         self.grad_cache_chunk = grad_cache_chunk
-        self.shared_prefix = shared_prefix if padding_free else 0
+        self.shared_prefix = shared_prefix if self.shares_prefix else 0
         if self.last_token_only:
             keep_last_token(self.stock.model.language_model.layers[-1])
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether what prompts have in common at their beginning can be computed once for all of them."""
+        return self.padding_free and self.causal and self.pooling == "last_token"
 
     def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         super().activation_checkpointing_enable()
@@ -99,7 +113,7 @@ class Embedder(Backbone):
         prefix: KeysAndValues | None = None,
         run_vision: bool = False,
     ) -> Tensor:
-        """(B, D) hidden states of the last tokens, in the model's dtype, not normalised.
+        """(B, D) pooled hidden states, not normalised; of last tokens in the model's dtype, means in float32.
 
         Args and Raises: as for forward; run_vision is from `vision_must_run`, of the whole batch.
         """
@@ -109,6 +123,11 @@ class Embedder(Backbone):
             prefix = self.prefix_of(first[0, : int(equal.cumprod(dim=0).sum())])
         pictures = (pixel_values, image_grid_thw)
         hidden, packing = self.hidden(input_ids, attention_mask, *pictures, prefix, run_vision=run_vision)
+        if self.pooling == "mean":
+            if packing is not None:
+                hidden = packing.pad(hidden[0])  # (B, L, D)
+            tokens = attention_mask.unsqueeze(-1)  # (B, L, 1)
+            return (hidden.float() * tokens).sum(dim=1) / tokens.sum(dim=1)  # (B, D)
         if packing is None:
             return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(dim=1) - 1]  # (B, D)
         return hidden[0] if self.last_token_only else hidden[0, packing.last]  # (B, D)

@@ -91,7 +91,13 @@ def load_embedder(
     Args and Raises: see `load_trained`; a reranker is refused.
     """
     model, settings = load_trained(folder, original_model, role="retriever", **options)
-    embedder = Embedder(model, settings.position_ids, padding_free=padding_free)
+    embedder = Embedder(
+        model,
+        settings.position_ids,
+        attention=settings.attention,
+        pooling=settings.pooling,
+        padding_free=padding_free,
+    )
     return embedder.eval().requires_grad_(False), settings
 
 

@@ -14,7 +14,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class Packing:
         starts: (B + 1,) int32, starts[i] is sequence i's first token in the row, starts[B] is T.
         slots: (T,) each token's index in the padded (B, L) layout, flattened.
         longest: L.
+        causal: a token attends to those before it; False: to all of its sequence.
         prefix: keys and values (1, K, P, E) of P tokens that stand before every sequence, by layer.
         seen: is filled with each layer's keys and values, to make such a prefix of this row.
     """
@@ -49,11 +50,12 @@ class Packing:
     starts: Tensor
     slots: Tensor
     longest: int
+    causal: bool = True
     prefix: KeysAndValues | None = None
     seen: KeysAndValues | None = None
 
     @classmethod
-    def of(cls, attention_mask: Tensor, **kwargs: KeysAndValues | None) -> Packing:
+    def of(cls, attention_mask: Tensor, **kwargs: Any) -> Packing:
         """From a right-padded (B, L) mask."""
         starts = F.pad(attention_mask.sum(dim=1).cumsum(dim=0), (1, 0)).int()  # (B + 1,)
         return cls(starts, attention_mask.flatten().nonzero()[:, 0], attention_mask.shape[1], **kwargs)
@@ -85,7 +87,7 @@ def padding_free_attention(
     packing: Packing,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sequence of a packed row, and to the prefix before all of them.
+    """Attention within each sequence of a packed row, and to the prefix before all of them.
 
     Args:
         module: the attention module of a layer, which knows its `layer_idx`.
@@ -106,7 +108,7 @@ def padding_free_attention(
 def _padded_attention(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, prefix: KeyAndValue | None, scaling: float
 ) -> Tensor:
-    """Pad on the right, where causal attention never looks, run PyTorch's SDPA, and pack again: (T or B, H, E)."""
+    """Pad on the right, run PyTorch's SDPA, and pack again: (T or B, H, E). Causal attention never looks at padding."""
     only_last = len(q) != len(k)
     q = q.unsqueeze(2) if only_last else packing.pad(q).transpose(1, 2)  # (B, H, 1 or L, E)
     k, v = (packing.pad(x).transpose(1, 2) for x in (k, v))  # (B, K, L, E)
@@ -115,7 +117,7 @@ def _padded_attention(
         before = prefix[0].shape[2]
         k, v = (torch.cat([p.expand(len(x), -1, -1, -1), x], dim=2) for p, x in zip(prefix, (k, v)))  # (B, K, P + L, E)
     position = torch.arange(before + packing.longest, device=q.device)  # (P + L,)
-    if only_last:
+    if only_last or not packing.causal:
         mask = (position < before + packing.starts.diff()[:, None])[:, None, None]  # (B, 1, 1, P + L)
     elif prefix is not None:
         mask = position <= position[before:, None]  # (L, P + L)
@@ -142,7 +144,8 @@ def _varlen_attention(
         longest_k += before
     kernel = _varlen_kernel(q.device.type, q.dtype)
     assert kernel is not None
-    return kernel(q, k, v, starts_q, starts_k, longest_q, longest_k, softmax_scale=scaling)  # (T or B, H, E)
+    lengths = starts_q, starts_k, longest_q, longest_k
+    return kernel(q, k, v, *lengths, softmax_scale=scaling, causal=packing.causal)  # (T or B, H, E)
 
 
 def _with_prefix(x: Tensor, prefix: Tensor, packing: Packing) -> Tensor:
@@ -164,7 +167,7 @@ def _varlen_kernel(device: str, dtype: torch.dtype) -> Callable[..., Tensor] | N
     if importlib.util.find_spec("flash_attn") is not None:
         from flash_attn import flash_attn_varlen_func
 
-        return partial(flash_attn_varlen_func, causal=True)
+        return flash_attn_varlen_func
     if importlib.util.find_spec("torch.nn.attention.varlen") is not None:
         from torch.nn.attention.varlen import varlen_attn
 
@@ -176,16 +179,18 @@ def _torch_kernel(varlen_attn: Callable[..., Any]) -> Callable[..., Tensor]:
     """PyTorch's varlen_attn with the arguments of flash-attn's; torch 2.10's has neither window_size nor scale."""
     windowed = "window_size" in inspect.signature(varlen_attn).parameters
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, *starts_and_longest: Tensor | int, softmax_scale: float) -> Tensor:
-        causal: dict[str, Any]
+    def kernel(
+        q: Tensor, k: Tensor, v: Tensor, *starts_and_longest: Tensor | int, softmax_scale: float, causal: bool
+    ) -> Tensor:
+        options: dict[str, Any]
         if k.shape[1] != q.shape[1]:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # (T, H, E)
         if windowed:
-            causal = dict(scale=softmax_scale, window_size=(-1, 0))
+            options = dict(scale=softmax_scale, window_size=(-1, 0 if causal else -1))
         else:
             q = q * (softmax_scale * q.shape[-1] ** 0.5)  # torch 2.10 divides by the root of the head size itself
-            causal = dict(is_causal=True)
-        return varlen_attn(q, k.contiguous(), v.contiguous(), *starts_and_longest, **causal)
+            options = dict(is_causal=causal)
+        return varlen_attn(q, k.contiguous(), v.contiguous(), *starts_and_longest, **options)
 
     return kernel
 

@@ -22,6 +22,8 @@ POSITION_IDS = ("sequential", "mrope")  # see backbone.Backbone
 # LamRA's rerankers were trained with the positions of their family, but all of them answer with M-RoPE: upstream calls
 # generate(), which computes it.
 RERANKER_POSITION_IDS = "mrope"
+ATTENTION = ("causal", "bidirectional")  # see embedder.Embedder
+POOLING = ("last_token", "mean")
 SPECIAL_TOKENS_IN_TEXT = ("plain", "special")
 ATTENTION_IMPLEMENTATIONS = ("flash_attention_2", "sdpa", "eager")  # transformers can also fetch others from a hub
 RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate, in training
@@ -48,6 +50,7 @@ class Settings:
         quantized: the base model's linears were in 4 bits (NF4) while the adapter was trained.
         special_tokens_in_text: a text that spells a special token is read as its letters ("plain"), or as that token
             ("special"): so LamRA's released checkpoints were trained, and those that do not say it.
+        attention, pooling: one of ATTENTION and of POOLING; a reranker is causal and pools nothing.
         exif_rotation: pictures are turned as their EXIF says; upstream shows them as they are stored.
     """
 
@@ -64,6 +67,8 @@ class Settings:
     quantized: bool = False
     special_tokens_in_text: str = limited("special", one_of=SPECIAL_TOKENS_IN_TEXT)
     exif_rotation: bool = False
+    attention: str = limited("causal", one_of=ATTENTION)
+    pooling: str = limited("last_token", one_of=POOLING)
 
     def __post_init__(self) -> None:
         check_values(self, "--")
@@ -151,8 +156,8 @@ def settings_to_train(
 
     Args:
         special_tokens_in_text: None takes the model's, or for a bare base model "plain".
-        flags: position_ids, min_pixels, max_pixels and exif_rotation; None takes the model's, or for a bare base model
-            the default.
+        flags: position_ids, min_pixels, max_pixels, exif_rotation, attention, pooling; None takes the model's, or for a
+            bare base model the default.
 
     Raises:
         UserError: a flag contradicts the model, min_pixels exceeds max_pixels, or the model is a reranker.
@@ -199,6 +204,8 @@ def settings_to_rerank(
     settings = settings_to_train(folder, text_max_tokens=text_max_tokens, temperature=temperature, **shown)
     return replace(
         settings,
+        attention=Settings.attention,
+        pooling=Settings.pooling,
         position_ids=position_ids,
         train_position_ids=None if trained == position_ids else trained,
         role="reranker",

@@ -44,6 +44,8 @@ def retriever_settings(folder: Path, model_args: ModelArguments, args: TrainingA
         max_pixels=model_args.max_pixels,
         special_tokens_in_text=model_args.special_tokens_in_text,
         exif_rotation=model_args.exif_rotation,
+        attention=model_args.attention,
+        pooling=model_args.pooling,
         text_max_tokens=args.text_max_tokens,
         temperature=args.temperature,
     )
@@ -65,12 +67,21 @@ def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -
 
 
 def build_embedder(
-    folder: Path, model_args: ModelArguments, args: TrainingArguments, position_ids: str, prefix: int = 0
+    folder: Path, model_args: ModelArguments, args: TrainingArguments, settings: Settings, prefix: int = 0
 ) -> Embedder:
-    """The Embedder that the flags ask for; every prompt begins with the same `prefix` tokens."""
+    """The Embedder that the flags ask for; every prompt begins with the same `prefix` tokens.
+
+    Raises:
+        UserError: as load_to_train, or --share_prefix True where a prefix depends on what follows.
+    """
+    for name, default in (("attention", "causal"), ("pooling", "last_token")):
+        if model_args.share_prefix and (given := getattr(settings, name)) != default:
+            raise UserError(f"--share_prefix True needs --{name} {default}, and the model has {given}")
     return Embedder(
         load_to_train(folder, model_args, args),
-        position_ids,
+        settings.position_ids,
+        attention=settings.attention,
+        pooling=settings.pooling,
         padding_free=model_args.padding_free,
         last_token_only=model_args.last_token_only,
         grad_cache_chunk=args.grad_cache_chunk,
@@ -79,10 +90,10 @@ def build_embedder(
     )
 
 
-def build_reranker(folder: Path, model_args: ModelArguments, args: TrainingArguments, position_ids: str) -> Reranker:
+def build_reranker(folder: Path, model_args: ModelArguments, args: TrainingArguments, settings: Settings) -> Reranker:
     return Reranker(
         load_to_train(folder, model_args, args, lm_head=True),
-        position_ids,
+        settings.train_position_ids or settings.position_ids,
         padding_free=model_args.padding_free,
         selective_checkpointing=args.selective_checkpointing,
     )

@@ -34,7 +34,9 @@ from lamra.datasets.mbeir.layout import DATA_PATH, GET_MBEIR, INSTRUCTIONS, TRAI
 from lamra.datasets.pairs import DATA_FORMATS
 from lamra.models.folders import local_folder
 from lamra.models.settings import (
+    ATTENTION,
     ATTENTION_IMPLEMENTATIONS,
+    POOLING,
     POSITION_IDS,
     RERANKER_TEXT_MAX_TOKENS,
     SPECIAL_TOKENS_IN_TEXT,
@@ -58,6 +60,8 @@ class ModelArguments(Flags):
     lora_alpha: int = flag(128, "divided by the rank, it multiplies what the matrices add", low=1, high=2**20)
     lora_dropout: float = flag(0.05, "of the matrices' input", low=0, below=1)
     position_ids: str | None = flag(None, "default by model kind", one_of=POSITION_IDS)
+    attention: str | None = flag(None, "default: causal, or as the model was trained", one_of=ATTENTION)
+    pooling: str | None = flag(None, "default: last_token, or as the model was trained", one_of=POOLING)
     attn_implementation: str | None = flag(
         None, "of packed text: chosen by models/packing.py", one_of=ATTENTION_IMPLEMENTATIONS
     )
@@ -288,9 +292,10 @@ class RerankDataArguments(MBEIRDataArguments):
 class RerankModelArguments(ModelArguments):
     def __post_init__(self):
         super().__post_init__()
-        for name, is_default in (("last_token_only", self.last_token_only), ("share_prefix", not self.share_prefix)):
+        defaults = {"last_token_only": True, "share_prefix": False, "attention": None, "pooling": None}
+        for name, default in defaults.items():
             given = getattr(self, name)
-            require(is_default, name, given, "no value: only the embedders of stages 1 and 2 have it")
+            require(given == default, name, given, "no value: only the embedders of stages 1 and 2 have it")
 
 
 @with_help

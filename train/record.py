@@ -70,6 +70,8 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
     before.setdefault("special_tokens_in_text", "special")  # what all did before it was a setting
     before.setdefault("exif_rotation", False)
     before.setdefault("share_prefix", False)
+    before.setdefault("attention", "causal")
+    before.setdefault("pooling", "last_token")
     unknown = [name for name in now if name not in before]
     if unknown:
         note(f"{checkpoint} is of an older version and does not say its {', '.join(unknown)}: they are not compared")

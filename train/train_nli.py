@@ -46,7 +46,7 @@ def main() -> None:
         record = run_record(settings, data, model_args, data_args, args, checkpoint=checkpoint)
 
         parts = trainer_parts(pairs, RetrievalCollator(processor, args.mask_duplicates), args, checkpoint)
-        model = build_embedder(folder, model_args, args, settings.position_ids, len(processor.prefix_ids))
+        model = build_embedder(folder, model_args, args, settings, len(processor.prefix_ids))
         trainer = ContrastiveTrainer(model=model, settings=settings, record=record, eval_dataset=eval_pairs, **parts)
         if args.dry_run:
             print_dry_run(trainer, {"query": 0, "target": args.per_device_train_batch_size})

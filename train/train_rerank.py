@@ -69,7 +69,7 @@ def main() -> None:
         record = run_record(settings, data, model_args, data_args, args, checkpoint=checkpoint)
 
         parts = trainer_parts(examples, RerankCollator(processor, data_args.rank_style), args, checkpoint)
-        model = build_reranker(folder, model_args, args, settings.train_position_ids or settings.position_ids)
+        model = build_reranker(folder, model_args, args, settings)
         trainer = RerankTrainer(model=model, settings=settings, record=record, **parts)
         if args.dry_run:
             print_dry_run(trainer, {"Yes": 0, "No": 1, "list": 2})

@@ -49,6 +49,8 @@ def provenance_of(args: RetrieverArguments, settings: Settings, model: nn.Module
         # Not where it is as it always was: caches of before it was a setting go on.
         **({"special_tokens_in_text": "plain"} if settings.special_tokens_in_text == "plain" else {}),
         **({"exif_rotation": True} if settings.exif_rotation else {}),
+        **({"attention": settings.attention} if settings.attention != "causal" else {}),
+        **({"pooling": settings.pooling} if settings.pooling != "last_token" else {}),
         "dtype": str(next(model.parameters()).dtype),
     }
 

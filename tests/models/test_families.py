@@ -93,11 +93,14 @@ def inputs_of(rows, family, seed=1):
         "input_ids": input_ids,
         "attention_mask": mask,
         "mm_token_type_ids": (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int(),
-        "image_grid_thw": grids[~clips],
-        "video_grid_thw": grids[clips],
-        "pixel_values": torch.cat([of for of, is_clip in zip(patches, clips) if not is_clip]),
-        "pixel_values_videos": torch.cat([of for of, is_clip in zip(patches, clips) if is_clip]),
     }
+    for kind, grid, pixels in (
+        (False, "image_grid_thw", "pixel_values"),
+        (True, "video_grid_thw", "pixel_values_videos"),
+    ):
+        if any(clips == kind):
+            seen[grid] = grids[clips == kind]
+            seen[pixels] = torch.cat([of for of, is_clip in zip(patches, clips) if is_clip == kind])
     ours = {"input_ids": input_ids.masked_fill(input_ids == VIDEO, IMAGE), "attention_mask": mask}
     ours |= {"pixel_values": torch.cat(patches), "image_grid_thw": grids}
     if family.frames_apart:
@@ -115,10 +118,10 @@ def loss_of(embeddings):
 
 def positions_of(stock, inputs, scheme):
     ids = inputs["input_ids"]
-    if scheme == "sequential" or "image_grid_thw" not in inputs:
+    if scheme == "sequential" or "mm_token_type_ids" not in inputs:
         return torch.arange(ids.shape[1]).expand(3, *ids.shape)
     names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
-    return stock.model.get_rope_index(ids, **{name: inputs[name].clone() for name in names})[0]
+    return stock.model.get_rope_index(ids, **{name: inputs[name].clone() for name in names if name in inputs})[0]
 
 
 @pytest.mark.parametrize("rows", [ROWS, [row for row in ROWS if len(row) == 1]], ids=["mixed", "texts"])
@@ -158,6 +161,45 @@ def test_every_path_equals_the_stock_forward(stock, scheme, rows, monkeypatch):
             difference = (found[name.removeprefix("model.")] - gradient).norm()
             assert difference <= 1e-5 * max(gradient.norm(), 1e-3 * largest), (path, name)
     assert (expected @ expected.T).fill_diagonal_(0).max() < 0.9999
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("pooling", ["last_token", "mean"])
+def test_attention_and_pooling(stock, attention, pooling):
+    """Against the stock forward of each row alone, where nothing is padded, under a mask that hides nothing."""
+    family, reference = FAMILIES[stock.config.model_type], copy.deepcopy(stock).train()
+    expected = []
+    for number, row in enumerate(ROWS):
+        inputs, _ = inputs_of([row], family, seed=number)
+        length, positions = inputs["input_ids"].shape[1], positions_of(stock, inputs, "mrope")
+        mask = torch.zeros(1, 1, length, length)
+        if attention == "causal":
+            mask = mask.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), torch.finfo(mask.dtype).min)
+        hidden = reference.model(**inputs | {"attention_mask": mask}, position_ids=positions).last_hidden_state[0]
+        expected.append(hidden[-1] if pooling == "last_token" else hidden.mean(dim=0))
+    expected = torch.nn.functional.normalize(torch.stack(expected), dim=-1)
+    loss_of(expected).backward()
+    gradients = gradients_of(reference)
+    largest = max(gradient.norm() for gradient in gradients.values())
+    alone = [inputs_of([row], family, seed=number)[1] for number, row in enumerate(ROWS)]
+    pad = torch.nn.utils.rnn.pad_sequence
+    batch = {n: pad([of[n][0] for of in alone], batch_first=True) for n in ("input_ids", "attention_mask")}
+    batch |= {n: torch.cat([of[n] for of in alone if n in of]) for n in ("pixel_values", "image_grid_thw")}
+    for path, flags in PATHS.items():
+        checkpointing = path in ("recomputed", "all")
+        flags = {name: value for name, value in flags.items() if name != "checkpointing"}
+        model = copy.deepcopy(stock)
+        embedder = Embedder(model, "mrope", attention=attention, pooling=pooling, **flags).train()
+        assert embedder.shares_prefix == (embedder.padding_free and (attention, pooling) == ("causal", "last_token"))
+        if checkpointing:
+            embedder.activation_checkpointing_enable()
+        embeddings = embedder(**batch)
+        torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=0, msg=path)
+        loss_of(embeddings).backward()
+        for name, parameter in model.named_parameters():
+            if name in gradients:
+                difference = (parameter.grad - gradients[name]).norm()
+                assert difference <= 1e-5 * max(gradients[name].norm(), 1e-3 * largest), (path, name)
 
 
 @torch.no_grad()

@@ -150,31 +150,33 @@ def test_the_last_layer_computes_pooled_tokens_only(stock):
 def test_packed_kernels_get_the_right_rows(stock, monkeypatch):
     """flash-attn's and PyTorch's varlen kernels need CUDA; here a plain loop stands in for them, with their meaning."""
 
-    def loop(q, k, v, starts_q, starts_k, longest_q, longest_k, softmax_scale):
+    def loop(q, k, v, starts_q, starts_k, longest_q, longest_k, softmax_scale, causal):
         assert longest_q == starts_q.diff().max() and longest_k == starts_k.diff().max()
         rows = []
         for i in range(len(starts_q) - 1):
             qs, ks, vs = (x[s[i] : s[i + 1]].transpose(0, 1) for x, s in ((q, starts_q), (k, starts_k), (v, starts_k)))
             n, m = qs.shape[1], ks.shape[1]
-            mask = torch.ones(n, m, dtype=torch.bool).tril(m - n)  # causal from the end
+            mask = torch.ones(n, m, dtype=torch.bool)
+            mask = mask.tril(m - n) if causal else mask  # causal from the end
             options = dict(attn_mask=mask, scale=softmax_scale, enable_gqa=True)
             rows.append(torch.nn.functional.scaled_dot_product_attention(qs, ks, vs, **options).transpose(0, 1))
         return torch.cat(rows)
 
     def torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
-        assert is_causal and query.shape[1] == key.shape[1]  # neither grouped heads nor another scale
-        return loop(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, query.shape[-1] ** -0.5)
+        assert query.shape[1] == key.shape[1]  # neither grouped heads nor another scale
+        return loop(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, query.shape[-1] ** -0.5, is_causal)
 
     def torch_2_11(
         query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
     ):
-        assert window_size == (-1, 0) and query.shape[1] == key.shape[1]
-        return loop(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale)
+        assert window_size in ((-1, 0), (-1, -1)) and query.shape[1] == key.shape[1]
+        return loop(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size[1] == 0)
 
     q, k = torch.randn(5, 4, 8), torch.randn(5, 2, 8)
     rows_of_5 = torch.tensor([0, 2, 5], dtype=torch.int32), torch.tensor([0, 2, 5], dtype=torch.int32), 3, 3
-    for version in (torch_2_10, torch_2_11):  # another scale than the root of the head size
-        close(_torch_kernel(version)(q, k, k, *rows_of_5, softmax_scale=0.7), loop(q, k, k, *rows_of_5, 0.7))
+    for version, causal in itertools.product((torch_2_10, torch_2_11), (True, False)):
+        options = dict(softmax_scale=0.7, causal=causal)  # another scale than the root of the head size
+        close(_torch_kernel(version)(q, k, k, *rows_of_5, **options), loop(q, k, k, *rows_of_5, **options))
 
     batch = batch_of([[6, (4, 6), 3], [9], [40], [7]])
     batch["input_ids"][:, :6] = torch.arange(10, 16)
@@ -186,6 +188,12 @@ def test_packed_kernels_get_the_right_rows(stock, monkeypatch):
             patch.setattr("lamra.models.packing._varlen_kernel", lambda *_, kernel=kernel: kernel)
             close(embedder(**batch), expected)
             close(embedder(**batch, prefix=embedder.prefix_of(torch.arange(10, 16))), expected)
+    whole = Embedder(copy.deepcopy(stock), "mrope", attention="bidirectional", pooling="mean").eval()
+    expected = whole(**batch).detach()
+    for kernel in kernels:
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr("lamra.models.packing._varlen_kernel", lambda *_, kernel=kernel: kernel)
+            close(whole(**batch), expected)
 
 
 def test_packing_pads_and_unpads():

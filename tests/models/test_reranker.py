@@ -18,14 +18,15 @@ def test_what_is_trained_in_full(tiny_model):
     args = training_arguments(RerankTrainingFlags(output_dir="x", use_cpu=True))
     flags = ModelArguments(use_lora=False)
     for build, trained in ((build_reranker, True), (build_embedder, False)):
-        model = build(tiny_model, flags, args, "mrope").stock
+        model = build(tiny_model, flags, args, Settings("base", "mrope")).stock
         assert model.lm_head.weight.requires_grad is trained and model.get_input_embeddings().weight.requires_grad
         assert not any(parameter.requires_grad for parameter in model.model.visual.parameters())
 
 
 def test_a_reranker_goes_its_own_way_from_a_retriever(tiny_model, tmp_path):
     merged = shutil.copytree(tiny_model, tmp_path / "merged")
-    Settings("base", "sequential", max_pixels=28 * 28 * 100, text_max_tokens=480).write(merged)
+    kept = dict(max_pixels=28 * 28 * 100, text_max_tokens=480)
+    Settings("base", "sequential", attention="bidirectional", pooling="mean", **kept).write(merged)
     flags = dict(rank_style="clean", text_max_tokens=256, min_pixels=None, max_pixels=None, train_position_ids=None)
     settings = settings_to_rerank(merged, position_ids=None, **flags)
     as_retriever = dict(text_max_tokens=256, role="reranker", rank_style="clean", max_pixels=28 * 28 * 100)

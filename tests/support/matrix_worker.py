@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lamra.models.backbone import Backbone
 from lamra.models.families import FAMILIES
 from lamra.models.losses import info_nce
+from lamra.models.settings import Settings
 from lamra.train.build import build_embedder, build_reranker
 from lamra.train.flags import ModelArguments
 
@@ -117,7 +118,7 @@ def build(
         selective_checkpointing=False,
     )
     model_args = ModelArguments(lora_r=4, lora_alpha=8, lora_dropout=0.0, share_prefix=bool(prefix), **TRAINED[trained])
-    model = builder(folder, model_args, args, "sequential", *prefix).train()
+    model = builder(folder, model_args, args, Settings("base", "sequential"), *prefix).train()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:

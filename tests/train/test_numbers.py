@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from training import batch_of
 
+import lamra
 from lamra.common.cli import run
 from lamra.datasets.items import Item, Pair
+from lamra.export import sentence_transformers
 from lamra.models.losses import info_nce
 from lamra.train import train_nli
 from lamra.train.checkpoints import checkpoint_to_resume, checkpoints, commit_checkpoint, fault
@@ -67,6 +69,30 @@ def test_a_training_tells_its_cut_texts_and_special_tokens_once(train, tmp_path)
         assert notes[0].startswith(f"note: {cut} texts are cut after --text_max_tokens: 0.sent0, 1.sent0, ")
         assert [note.rpartition(": ")[2] for note in notes[1:]] == ["1.sent1"] * (kind == "special")
         assert json.loads((tmp_path / kind / "lamra.json").read_text())["special_tokens_in_text"] == kind
+
+
+def test_a_checkpoint_remembers_attention_and_pooling(train, fails, world, tmp_path):
+    """Trained, gone on from, evaluated and merged: with what the first command said, which later ones cannot change."""
+    flags = "--max_steps 3 --save_strategy steps --save_steps 2 --grad_cache_chunk 4"
+    chosen = "--attention bidirectional --pooling mean"
+    train(tmp_path / "a", f"{flags} {chosen}")
+    ours = weights(tmp_path / "a")
+    again = train(tmp_path / "a", f"{flags} --force True --resume_from_checkpoint {tmp_path}/a/checkpoint-2")
+    assert "attention was bidirectional and is causal, pooling was mean and is last_token" in again
+    train(tmp_path / "c", f"{flags} {chosen} --resume_from_checkpoint {tmp_path}/a/checkpoint-2")
+    assert equal(weights(tmp_path / "c"), ours)
+    settings = json.loads((tmp_path / "a" / "lamra.json").read_text())
+    assert (settings["attention"], settings["pooling"]) == ("bidirectional", "mean")
+    model = lamra.load(tmp_path / "a", dtype=torch.float32, device="cpu")
+    items = [Item(str(i), text) for i, text in enumerate(["a red circle", "a blue box at the left", "x"])]
+    alone = torch.cat([model.encode([item], None) for item in items])
+    torch.testing.assert_close(model.encode(items, None), alone, atol=1e-6, rtol=0)
+    assert model.embedder.pooling == "mean" and not model.embedder.causal
+    said = train(tmp_path / "d", f"{flags} {chosen} --share_prefix True")
+    assert "--share_prefix True needs --attention causal, and the model has bidirectional" in said
+    assert "was trained with --attention bidirectional" in fails(
+        sentence_transformers.main, model_id=tmp_path / "a", save_path=tmp_path / "export"
+    )
 
 
 # Looking does not change the training.

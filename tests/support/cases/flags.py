@@ -312,7 +312,7 @@ INTERNAL = {
         "lamra.train.arguments.TrainingArguments._fit_to_one_process",
         "lamra.datasets.nli.NLIPairs.__init__",
         "lamra.train.train_nli.sha256",
-        "lamra.models.settings.architecture",
+        "lamra.models.settings.family_of",
         "lamra.collators.processing.Processor.__init__",
     ),
     "eval_mbeir": (

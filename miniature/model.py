@@ -69,7 +69,9 @@ MINIATURES = {
     ),
     "qwen2_5_vl": Miniature(
         text=dict(rope_parameters={"mrope_section": [4, 6, 6]}),
-        vision=dict(hidden_size=VISION_WIDTH, intermediate_size=168, out_hidden_size=WIDTH, fullatt_block_indexes=[1]),
+        vision=dict(hidden_size=VISION_WIDTH, intermediate_size=168, out_hidden_size=WIDTH, fullatt_block_indexes=[1])
+        # A gated MLP multiplies two small values and starts more slowly still: with 0.06 the loss ends higher.
+        | dict(initializer_range=0.12),
     ),
     "qwen3_vl": Miniature(
         text=dict(head_dim=32, rope_parameters={"mrope_section": [6, 5, 5], "mrope_interleaved": True}),
@@ -128,7 +130,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_vl") -
             pad_token_id=token_id(PADDING),
             **own.text | {"rope_parameters": rope},
         ),
-        vision_config=dict(depth=2, num_heads=4, initializer_range=initializer_range, **own.vision),
+        vision_config=dict(depth=2, num_heads=4, initializer_range=initializer_range) | own.vision,
         image_token_id=token_id("<|image_pad|>"),
         video_token_id=token_id("<|video_pad|>"),
         vision_start_token_id=token_id("<|vision_start|>"),

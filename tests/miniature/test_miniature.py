@@ -16,6 +16,7 @@ from PIL import Image
 
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import RankPrompts
+from lamra.common.errors import UserError
 from lamra.datasets.caption import load_captioned_images
 from lamra.datasets.items import Item
 from lamra.datasets.pairs import load_source
@@ -29,7 +30,7 @@ from lamra.miniature.world import DETAILS, GRID, Shape
 from lamra.models.backbone import Backbone
 from lamra.models.embedder import Embedder
 from lamra.models.families import FAMILIES, family_of
-from lamra.models.folders import MODELS
+from lamra.models.folders import MODELS, model_folder
 from lamra.models.loading import load_embedder, load_model
 from lamra.train import train_nli
 
@@ -175,7 +176,10 @@ def test_a_base_model_of_each_family_learns_embeds_and_is_trained(family, drawn,
     assert ensure_base(replace(SHORT, family=family.model_type), drawn, model)
     assert miniature_of(family.model_type) in MODELS
     picture = Item("p", images=(drawn / "test/images/0.png",))
-    batch = Processor(model)([picture, Item("t", text="A red disc at centre.")])
+    processor = Processor(model)
+    batch = processor([picture, Item("t", text="A red disc at centre.")])
+    first_role = "user" if family.model_type == "qwen3_vl" else "system"
+    assert processor.tokenizer.decode(processor.prefix_ids).startswith(f"<|im_start|>{first_role}\n")
     assert batch["image_grid_thw"].tolist() == [[1, 6, 6]]
     embedder, settings = load_embedder(model, dtype=torch.float32)
     assert family_of(model) is family and settings.position_ids == family.position_ids
@@ -187,6 +191,19 @@ def test_a_base_model_of_each_family_learns_embeds_and_is_trained(family, drawn,
     trained, settings = load_embedder(run, dtype=torch.float32)
     before, after = embedder(**batch), trained(**batch)  # (2, D)
     assert torch.isfinite(after).all() and (before - after).norm(dim=1).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("model_id", "command"),
+    [
+        ("miniature", ": bash scripts/quickstart.sh makes it"),
+        ("miniature_qwen3_vl", ": FAMILY=qwen3_vl bash scripts/quickstart.sh makes it"),
+    ],
+)
+def test_a_miniature_that_is_not_there_says_what_makes_it(model_id, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=command):
+        model_folder(model_id)
 
 
 def test_loss_of_alternatives_is_the_mean_over_single_answers(built):

@@ -57,7 +57,7 @@ def item_content(item: Item) -> list[dict]:
             case Picture():
                 content.append({"type": "image"})
             case Video():
-                content.append({"type": "video"})
+                content.append({"type": "video", "video": part})
             case Text():
                 content.append({"type": "text", "text": texts.pop(0)})
     return [part for part in content if part.get("text") != ""]

@@ -1,7 +1,6 @@
 """Items to model inputs: chat rendering, image tokens, pixels. One processor for every machine.
 
-The stock `Qwen2VLProcessor` needs torchvision for its video part and may pick another image backend because of it, with
-other pixels. This one is the tokenizer and the PIL-backed image processor, and nothing else.
+This one is the tokenizer and collators.visuals, and nothing else.
 """
 
 from __future__ import annotations
@@ -14,22 +13,20 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BatchEncoding
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from lamra.collators.messages import embedding_messages, instructed_texts
-from lamra.collators.pictures import open_image, picture_size
 from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, LONG, SPECIAL, digest_of
-from lamra.collators.videos import TOGETHER, clip_of, frames_of
+from lamra.collators.visuals import Visuals
 from lamra.common.errors import ItemError, TooLongError, UserError
-from lamra.datasets.items import Item, Picture, Video
+from lamra.datasets.items import Item, Video
+from lamra.models.families import family_of
 from lamra.models.inspect import inspect_processor
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
+VISION = "<|vision_start|>{}<|vision_end|>"
 MARK = "\ufdd0"  # stands for a text while the chat template is rendered; no letter, and in no template
 
 
@@ -38,11 +35,12 @@ class Processor:
 
     Pictures and videos are one stream, in the order of the prompt: a picture is a clip of one temporal patch. In the
     ids both are image tokens. What the vision tower makes of them replaces either's embedding, and a video token in the
-    ids is then always a text that spells it.
+    ids is then always a text that spells it. In families that show frames apart, a video stands in the prompt as the
+    time of each temporal patch in words, followed by the patch as if it were a picture.
 
     Args:
         folder: a model or checkpoint folder with tokenizer, chat template and preprocessor_config.json.
-        min_pixels, max_pixels: a picture is resized to an area between these, sides multiples of 28.
+        min_pixels, max_pixels: a picture is resized to an area between these, sides multiples of a token's (28 or 32).
         max_length: longest prompt in tokens; a longer one loses the end of its text, never its image or its frame.
         text_max_tokens: instruction and text together are cut after so many tokens, in training; None does not cut.
         special_tokens_in_text: how a text that spells a special token, such as <|im_end|>, is read: "special", as that
@@ -68,16 +66,15 @@ class Processor:
         template = inspect_processor(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.tokenizer.chat_template = template
-        # Not as size=: published folders have min_pixels and max_pixels, which override it without a word.
-        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
-            folder, local_files_only=True, min_pixels=min_pixels, max_pixels=max_pixels
+        self.visuals = Visuals(
+            folder,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            exif_rotation=exif_rotation,
+            frames_apart=(folder / "config.json").is_file() and family_of(folder).frames_apart,
         )
-        size = self.image_processor.size
-        if (size["shortest_edge"], size["longest_edge"]) != (min_pixels, max_pixels):
-            raise RuntimeError(f"pictures would be sized by {size}, not from {min_pixels} to {max_pixels} pixels")
         self.max_length, self.text_max_tokens = max_length, text_max_tokens
         self.special_tokens_in_text = special_tokens_in_text
-        self.exif_rotation = exif_rotation
 
     def for_evaluation(self, max_length: int) -> Processor:
         """The same without cuts, but for the model's own limit of `max_length` tokens, as upstream evaluates."""
@@ -88,21 +85,21 @@ class Processor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write everything that `Processor(folder)` reads."""
         self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+        self.visuals.image_processor.save_pretrained(folder)
 
     def render(self, messages: list[dict]) -> str:
         """The chat template's text, ending with the generation prompt."""
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def encode(self, item: Item) -> dict:
-        """One item to {"input_ids": list[int], "pixel_values": (P, C) or None, "image_grid_thw": (visuals, 3) or None}.
+        """One item to {"input_ids": list[int], "pixel_values": (P, C) or None, "image_grid_thw": (rows, 3) or None}.
 
         Beside them "notes": what befell its text, see collators.texts.
 
         Raises:
             ItemError: a picture or video cannot be read, or the prompt is longer than max_length even without its text.
         """
-        whole, pixels = item, self.pixels(item)
+        whole, pixels = item, self.visuals.pixels(item)
         item = kept = self.cut(whole, self.text_max_tokens)
         grids, befell = pixels["image_grid_thw"], [CUT_TEXT] * (item is not whole)
         ids = self.token_ids(embedding_messages(item), grids, item.id)
@@ -117,21 +114,9 @@ class Processor:
 
     def length(self, item: Item) -> int:
         """Tokens that `encode` makes of an item, from the headers of its pictures and the frames of its videos."""
-        visuals = sum(self._tokens_of(part, item) - 1 for part in item.visuals)  # beyond one for each
-        messages = embedding_messages(self.cut(item, self.text_max_tokens))
-        return min(len(self._token_ids(messages, [1] * len(item.visuals), item.id)) + visuals, self.max_length)
-
-    def _tokens_of(self, part: Picture | Video, item: Item) -> int:
-        factor = self.image_processor.patch_size * self.image_processor.merge_size
-        patches = 1  # temporal
-        if isinstance(part, Video):
-            clip = clip_of(part, _name_of(part, item))
-            frames = len(clip.rows(part))
-            (height, width), patches = clip.size(frames), -(-frames // TOGETHER)
-        else:
-            size = part.image.size if isinstance(part.image, Image.Image) else picture_size(part.image)
-            height, width = self._picture_size(*size)
-        return patches * height * width // factor**2
+        tokens = self.visuals.tokens(item)
+        ids = self._token_ids(embedding_messages(self.cut(item, self.text_max_tokens)), [1] * len(tokens), item.id)
+        return min(len(ids) + sum(tokens) - len(tokens), self.max_length)
 
     @cached_property
     def prefix_ids(self) -> list[int]:
@@ -157,69 +142,17 @@ class Processor:
                 batch[name] = torch.cat(parts)
         return batch
 
-    def pixels(self, item: Item) -> dict[str, Tensor | None]:
-        """{"pixel_values": (P, C), "image_grid_thw": (visuals, 3)} of pictures and videos, None each without any."""
-        if not item.visuals:
-            return {"pixel_values": None, "image_grid_thw": None}
-        found = [self._pixels_of(part, item) for part in item.visuals]
-        if len(found) == 1:  # a clip's pixels may take half a gigabyte: no copy
-            return dict(found[0])
-        return {name: torch.cat([of[name] for of in found]) for name in found[0]}
-
-    def _pixels_of(self, part: Picture | Video, item: Item) -> dict[str, Tensor]:
-        """The same of a picture or a video: of a picture the library's values, bit for bit, in 2/3 of the time."""
-        name = _name_of(part, item)
-        if isinstance(part, Picture):
-            image = open_image(part.image, name, exif_rotation=self.exif_rotation)
-            frames, count, size = iter([image]), 1, self._picture_size(*image.size)
-        else:
-            clip = clip_of(part, name)
-            rows = clip.rows(part)
-            frames, count, size = frames_of(part, rows, name), len(rows), clip.size(len(rows))
-        together, side = self.image_processor.temporal_patch_size, self.image_processor.patch_size
-        grid = -(-count // together), size[0] // side, size[1] // side
-        pixels = torch.empty(grid[0], grid[1] * grid[2], 3, together, side**2)
-        resample = Image.Resampling(self.image_processor.resample)
-        for row, frame in enumerate(frames):
-            place = row % together  # a first frame without a second is repeated
-            pixels[row // together, :, :, place:] = self._patches(frame.resize(size[::-1], resample))[:, :, None]
-        return {"pixel_values": pixels.flatten(2).flatten(0, 1), "image_grid_thw": torch.tensor([grid])}
-
-    def _picture_size(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width at which a picture is shown."""
-        limits = self.image_processor.size["shortest_edge"], self.image_processor.size["longest_edge"]
-        return smart_resize(height, width, self.image_processor.patch_size * self.image_processor.merge_size, *limits)
-
-    def _patches(self, frame: Image.Image) -> Tensor:
-        """(patches, 3, patch_size**2) of an RGB frame; the patches that become one token are neighbours."""
-        side, merged = self.image_processor.patch_size, self.image_processor.merge_size
-        height, width = frame.height // (merged * side), frame.width // (merged * side)
-        cut = np.asarray(frame).reshape(height, merged, side, width, merged, side, 3)
-        cut = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, side**2)  # bytes, a quarter of what they become
-        rows = torch.from_numpy(cut).int() + 256 * torch.arange(3, dtype=torch.int32)[:, None]
-        return self._values.index_select(0, rows.flatten()).view(rows.shape)
-
-    @cached_property
-    def _values(self) -> Tensor:
-        """(3 * 256,) float32: what the library's rescaling and normalisation make of each byte of each channel."""
-        processor = self.image_processor
-        every = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16), (3, 1, 1))
-        scaled = processor.rescale(every, processor.rescale_factor)
-        return torch.from_numpy(processor.normalize(scaled, processor.image_mean, processor.image_std)).flatten()
-
     def token_ids(self, messages: list[dict], image_grid_thw: Tensor | None, name: str) -> list[int]:
         """The rendered messages with as many image tokens as the grids of their pictures and videos ask for.
 
         Raises:
             ItemError: a text contains the image token, where it is read as such; `name` says whose.
         """
-        grids = () if image_grid_thw is None else image_grid_thw
-        return self._token_ids(
-            messages, [int(grid.prod()) // self.image_processor.merge_size**2 for grid in grids], name
-        )
+        rows = [] if image_grid_thw is None else image_grid_thw.tolist()
+        return self._token_ids(messages, [self.visuals.tokens_of(*row) for row in rows], name)
 
     def _token_ids(self, messages: list[dict], image_tokens: Sequence[int], name: str) -> list[int]:
-        """Args: image_tokens: of each picture and video."""
+        """Args: image_tokens: of each row of the grid."""
         if self.special_tokens_in_text == "plain":
             texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
             if self._special_tokens.search("".join(texts)):
@@ -237,15 +170,22 @@ class Processor:
         return self.tokenizer(text)["input_ids"]
 
     def _drawn(self, messages: list[dict]) -> str:
-        """The rendered messages, an image token for each picture and each video.
+        """The rendered messages, an image token for each row of the grid.
+
+        Where frames are apart, a video's place is taken by each time in words and a picture's place for the frames, as
+        the first processor of Qwen3-VL did, in transformers 4.57; 5.12 to 5.23 leave the video's vision tokens around.
 
         Raises:
             UserError: the chat template has nothing for videos.
         """
         text = self.render(messages)
-        videos = sum(part["type"] == "video" for message in messages for part in message["content"])
-        if text.count(VIDEO_TOKEN) < videos:
-            raise UserError(f"the chat template draws no video ({VIDEO_TOKEN}): take that of Qwen2-VL-Instruct")
+        videos = [part["video"] for message in messages for part in message["content"] if part["type"] == "video"]
+        if text.count(VIDEO_TOKEN) < len(videos):
+            raise UserError(f"the chat template draws no video ({VIDEO_TOKEN}): take that of the base model")
+        if self.visuals.frames_apart:
+            for video in videos:
+                frames = (f"<{time:.1f} seconds>{VISION.format(IMAGE_TOKEN)}" for time in self.visuals.times(video))
+                text = text.replace(VISION.format(VIDEO_TOKEN), "".join(frames), 1)
         return text.replace(VIDEO_TOKEN, IMAGE_TOKEN) if videos else text
 
     def _ids_with_plain_texts(self, messages: list[dict], image_tokens: Sequence[int]) -> list[int]:
@@ -333,9 +273,3 @@ class Processor:
             f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise --model_max_length, or "
             f"{fewer}"
         )
-
-
-def _name_of(part: Picture | Video, item: Item) -> str:
-    """What to call it where it cannot be read; a picture that is a file is called by its path."""
-    kind = f"video {part.path}" if isinstance(part, Video) else "picture"
-    return f"{kind} of item {item.id!r}"

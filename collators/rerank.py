@@ -44,7 +44,7 @@ class RankPrompts:
     style: str
 
     def prepare(self, item: Item) -> PreparedItem:
-        return PreparedItem(item, **self.processor.pixels(item))
+        return PreparedItem(item, **self.processor.visuals.pixels(item))
 
     def pointwise(self, query: PreparedItem, candidate: PreparedItem, answer: str | None = None) -> dict:
         """Whether a candidate is what the query looks for; raises as `listwise`."""

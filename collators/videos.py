@@ -24,9 +24,8 @@ from lamra.datasets.items import Video
 FORMATS = ("mov", "mp4", "avi", "matroska", "webm", "mpegts", "mpeg", "flv", "asf", "ogg")
 TOGETHER = 2  # frames of a temporal patch
 MIN_FRAMES, MAX_FRAMES = 4, 768
-SIDE = 28  # sides of a frame are its multiples: 28 x 28 pixels are a token
-MIN_PIXELS, MAX_PIXELS = 128 * SIDE**2, 768 * SIDE**2  # of a frame; whatever caps the pixels of pictures
-TOTAL_PIXELS = 24576 * SIDE**2  # of a clip's tokens
+MIN_TOKENS, MAX_TOKENS = 128, 768  # of a frame; whatever caps the pixels of pictures
+TOTAL_TOKENS = 24576  # of a clip
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,11 @@ class Clip:
         count = max(min(round(wanted / TOGETHER), self.frames // TOGETHER) * TOGETHER, min(self.frames, TOGETHER))
         return torch.linspace(0, self.frames - 1, count).round().long().tolist()
 
-    def size(self, count: int) -> tuple[int, int]:
-        """Height and width in pixels at which `count` frames are shown."""
-        largest = max(min(MAX_PIXELS, TOTAL_PIXELS / count * TOGETHER), int(1.05 * MIN_PIXELS))
-        return smart_resize(self.height, self.width, SIDE, MIN_PIXELS, largest)
+    def size(self, count: int, side: int) -> tuple[int, int]:
+        """Height and width in pixels at which `count` frames are shown, multiples of a token's `side`."""
+        least, most, total = (tokens * side**2 for tokens in (MIN_TOKENS, MAX_TOKENS, TOTAL_TOKENS))
+        largest = max(min(most, total / count * TOGETHER), int(1.05 * least))
+        return smart_resize(self.height, self.width, side, least, largest)
 
 
 def clip_of(video: Video, name: str) -> Clip:

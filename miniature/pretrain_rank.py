@@ -59,7 +59,7 @@ class Teacher:
 
         @lru_cache(maxsize=3000)
         def pixels(shown: View) -> Tensor:
-            return processor.pixels(Item("", images=(shown.picture(),)))["pixel_values"]
+            return processor.visuals.pixels(Item("", images=(shown.picture(),)))["pixel_values"]
 
         self.pixels = pixels
 

@@ -340,7 +340,7 @@ def inspect_processor(folder: str | Path) -> str:
     _check_pictures(folder, sizes)
     path, template = _chat_template(folder, config)
     if reason := template_fault(template):
-        raise UserError(f"the chat template in {path} {reason}: take Qwen2-VL's own")
+        raise UserError(f"the chat template in {path} {reason}: take that of the base model")
     return template
 
 

@@ -39,7 +39,8 @@ class Settings:
     Attributes:
         base_model: folder of the base model under an adapter; for a merged model, the folder it was merged from.
         position_ids: one of POSITION_IDS; a reranker answers with them.
-        min_pixels, max_pixels: a picture is resized to sides that are multiples of 28 with an area between these.
+        min_pixels, max_pixels: a picture is resized to sides that are multiples of 28 (Qwen3-VL: 32) with an area
+            between these.
         text_max_tokens: in training instruction and text together were cut after so many tokens; evaluation does not
             cut.
         temperature: of the contrastive loss; scales scores and changes no ranking.

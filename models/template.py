@@ -86,10 +86,11 @@ def _not_allowed(tree: nodes.Template) -> str | None:
     def grows(node: nodes.Node, most: int) -> bool:
         return sum(name.name in assigned for name in node.find_all(nodes.Name)) > most
 
-    def again(node: nodes.Node) -> bool:  # a quote in a quote takes twice the letters
-        return grows(node, 0) or any(inner.name == "tojson" for inner in node.find_all(nodes.Filter))
+    def quotes_again(node: nodes.Filter, kept: bool) -> bool:  # a quote in a quote takes twice the letters
+        quoted = [inner for inner in node.find_all(nodes.Filter) if inner.name == "tojson"]
+        return node.name == "tojson" and (bool(quoted) or (kept and grows(node, 0)))
 
-    def wrong(node: nodes.Node, depth: int) -> str | None:
+    def wrong(node: nodes.Node, depth: int, kept: bool) -> str | None:
         kind: Any = type(node).__name__
         match node:
             case nodes.For():
@@ -103,12 +104,14 @@ def _not_allowed(tree: nodes.Template) -> str | None:
                     return (
                         f"a call of {getattr(function, 'name', getattr(function, 'attr', '?'))!r} (line {node.lineno})"
                     )
-            case nodes.Filter() if node.name not in FILTERS or (node.name == "tojson" and grows(node, 0)):
+            case nodes.Assign():
+                kept = True
+            case nodes.Filter() if node.name not in FILTERS or quotes_again(node, kept):
                 return f"the filter {node.name!r} (line {node.lineno})"
             case nodes.Add() | nodes.Concat() if grows(node, 1):
                 return f"a text that grows by itself (line {node.lineno})"
         if not isinstance(node, ALLOWED):
             return f"a {kind} (line {node.lineno})"
-        return next(filter(None, (wrong(child, depth) for child in node.iter_child_nodes())), None)
+        return next(filter(None, (wrong(child, depth, kept) for child in node.iter_child_nodes())), None)
 
-    return wrong(tree, 0)
+    return wrong(tree, 0, kept=False)

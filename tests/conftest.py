@@ -158,6 +158,17 @@ def tiny_model(world, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen3(world, tmp_path_factory) -> Path:
+    """The miniature of Qwen3-VL with random weights, as a folder."""
+    from lamra.miniature.model import random_model
+
+    folder = tmp_path_factory.mktemp("tiny_qwen3")
+    model, _ = random_model(folder, (world / "nli.csv").read_text().splitlines(), seed=0, family="qwen3_vl")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def mbeir(tmp_path_factory) -> Path:
     """The miniature M-BEIR with 8 scenes to train on and 6 to evaluate on."""
     from lamra.miniature.mbeir import build_mbeir

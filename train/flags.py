@@ -70,8 +70,8 @@ class ModelArguments(Flags):
     share_prefix: bool = flag(
         False, "compute the prompts' constant beginning once a step; its dropout is then drawn once for all rows"
     )
-    min_pixels: int | None = flag(None, "smallest area of a picture; default 4*28*28", low=1)
-    max_pixels: int | None = flag(None, "largest area of a picture; default 300*28*28", low=1)
+    min_pixels: int | None = flag(None, "smallest area of a picture; default: of 4 tokens, 28*28 or 32*32 each", low=1)
+    max_pixels: int | None = flag(None, "largest area of a picture; default: of 300 tokens", low=1)
     special_tokens_in_text: str | None = flag(
         None,
         "read them as plain letters, or as special; default: plain, or as the model was trained",

@@ -26,7 +26,7 @@ from lamra.eval.rerank.pictures import DecodedPictures
 
 PIXELS_KEPT = 256 * 2**20  # bytes of each data worker: a thousand pictures of M-BEIR, whose short side is 256
 
-Joined = tuple[list[Item], Tensor | None, Tensor | None]  # items, and all their pixels and grids
+Joined = tuple[list[Item], list[int], Tensor | None, Tensor | None]  # items, rows of the grid of each, pixels and grids
 
 
 def joined(shown: Sequence[PreparedItem]) -> Joined:
@@ -36,18 +36,24 @@ def joined(shown: Sequence[PreparedItem]) -> Joined:
     """
     pixels = [item.pixel_values for item in shown if item.pixel_values is not None]
     grids = [item.image_grid_thw for item in shown if item.image_grid_thw is not None]
-    return [part.item for part in shown], torch.cat(pixels) if pixels else None, torch.cat(grids) if grids else None
+    rows = [0 if item.image_grid_thw is None else len(item.image_grid_thw) for item in shown]
+    return (
+        [part.item for part in shown],
+        rows,
+        torch.cat(pixels) if pixels else None,
+        torch.cat(grids) if grids else None,
+    )
 
 
 def divided(parts: Joined) -> list[PreparedItem]:
     """The inverse of `joined`."""
-    items, pixels, grids = parts
+    items, rows, pixels, grids = parts
     if pixels is None or grids is None:
         return [PreparedItem(item, None, None) for item in items]
-    grid_of = grids.split([len(item.visuals) for item in items])  # (visuals of the item, 3) each
+    grid_of = grids.split(rows)  # (rows of the item, 3) each
     pixels_of = pixels.split([int(grid.prod(dim=1).sum()) for grid in grid_of])
     return [
-        PreparedItem(item, pixel_values, grid) if item.visuals else PreparedItem(item, None, None)
+        PreparedItem(item, pixel_values, grid) if len(grid) else PreparedItem(item, None, None)
         for item, pixel_values, grid in zip(items, pixels_of, grid_of)
     ]
 
@@ -88,7 +94,7 @@ def answers_of(
     done = on_first_process(lambda: _read_answers(folder))
     missing = [row for row in range(len(ranking)) if row not in done]
     mine = missing[process_rank() :: world_size()]
-    pictures = DecodedPictures(PIXELS_KEPT, judge.prompts.processor.exif_rotation)  # each worker has a copy
+    pictures = DecodedPictures(PIXELS_KEPT, judge.prompts.processor.visuals.exif_rotation)  # each worker has a copy
 
     def prepare(i: int) -> tuple[int, Joined]:
         query, found, _ = ranking[mine[i]]

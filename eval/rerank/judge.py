@@ -154,7 +154,7 @@ class Judge:
         config = self.model.config
         begin = [config.vision_start_token_id, config.image_token_id]  # a text may spell the first alone
         pictures = [position for position in range(known) if ids[0][position : position + 2] == begin]
-        of_query = len(query.item.visuals)
+        of_query = 0 if query.image_grid_thw is None else len(query.image_grid_thw)
         if len(pictures) < of_query:  # never with LamRA's prompts: the query comes first
             return 0
         return pictures[of_query] if len(pictures) > of_query else known

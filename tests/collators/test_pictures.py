@@ -122,7 +122,10 @@ def test_pixels_are_those_of_the_library(tiny_model):
     for width, height in ((1, 1), (5, 9), (56, 84), (640, 480), (3, 200), (1100, 300)):
         colours = torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8)
         picture = Image.fromarray(colours.numpy())
-        found, expected = processor.pixels(Item("", images=[picture])), processor.image_processor([picture])
+        found, expected = (
+            processor.visuals.pixels(Item("", images=[picture])),
+            processor.visuals.image_processor([picture]),
+        )
         assert found["image_grid_thw"].tolist() == expected["image_grid_thw"].tolist()
         assert np.array_equal(found["pixel_values"].numpy(), expected["pixel_values"])
 
@@ -136,7 +139,7 @@ def test_a_processor_turns_pictures_where_its_settings_say_so(tiny_model, tmp_pa
     stored, upright = (Item("x", images=(tmp_path / f"{name}.png",)) for name in ("lying", "upright"))
     plain, turning = Processor(tiny_model), Processor(tiny_model, exif_rotation=True).for_evaluation(1024)
     for processor, same in ((plain, False), (turning, True)):
-        pixels = [processor.pixels(item) for item in (stored, upright)]
+        pixels = [processor.visuals.pixels(item) for item in (stored, upright)]
         assert torch.equal(pixels[0]["image_grid_thw"], pixels[1]["image_grid_thw"]) == same
         assert torch.equal(pixels[0]["pixel_values"], pixels[1]["pixel_values"]) == same
         assert processor.length(stored) == len(processor.encode(stored)["input_ids"])

@@ -52,14 +52,14 @@ def picture(width: int, height: int) -> Item:
 @pytest.mark.parametrize("form", FORMS)
 def test_pictures_are_capped_whatever_the_folder_says(folder_with, tmp_path, form):
     processor = Processor(folder_with(FORMS[form]))
-    found = processor.pixels(picture(640, 480))
+    found = processor.visuals.pixels(picture(640, 480))
     assert found["image_grid_thw"].tolist() == [[1, 30, 40]]  # 420 x 560, at most 235,200 pixels; 34 x 46 without a cap
     assert len(processor.encode(picture(640, 480))["input_ids"]) == processor.length(picture(640, 480))
     processor.save_pretrained(tmp_path / "merged")
-    again = Processor(tmp_path / "merged").pixels(picture(640, 480))
+    again = Processor(tmp_path / "merged").visuals.pixels(picture(640, 480))
     assert all(found[name].equal(again[name]) for name in found)
     larger = Processor(folder_with(FORMS[form]), max_pixels=600 * 28 * 28)
-    assert larger.pixels(picture(640, 480))["image_grid_thw"].tolist() == [[1, 34, 46]]
+    assert larger.visuals.pixels(picture(640, 480))["image_grid_thw"].tolist() == [[1, 34, 46]]
 
 
 @pytest.mark.parametrize("size", [{"longest_edge": 235200}, {"max_pixels": 235200}])
@@ -80,7 +80,7 @@ def test_real_photographs(shared, tmp_path):
     assert len(photographs) == 100 and len(known) == 50
     for path in photographs:
         item = Item(path.name, images=(path,))
-        found, again = processor.pixels(item), merged.pixels(item)
+        found, again = processor.visuals.pixels(item), merged.visuals.pixels(item)
         assert int(found["image_grid_thw"].prod()) * 14 * 14 <= 300 * 28 * 28
         assert all(found[name].equal(again[name]) for name in found)
         if path.name in known:
@@ -198,5 +198,6 @@ def test_checkpoints_of_before_are_used_as_they_remember(tiny_model, tmp_path, r
     model, settings = load(folder, dtype=torch.float32)
     assert model.position_ids == "mrope" and settings.train_position_ids is None
     assert {name: getattr(settings, name) for name in written} == written
-    found = Processor(folder, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels).pixels(picture(640, 480))
+    limits = dict(min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
+    found = Processor(folder, **limits).visuals.pixels(picture(640, 480))
     assert int(found["image_grid_thw"].prod()) * 14 * 14 <= 78400

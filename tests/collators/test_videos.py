@@ -14,6 +14,7 @@ from PIL import Image
 from lamra.collators.messages import embedding_messages
 from lamra.collators.processing import Processor
 from lamra.collators.videos import Clip, clip_of, frames_of
+from lamra.collators.visuals import Visuals
 from lamra.common.errors import ItemError, PictureError, TooLongError, UserError
 from lamra.datasets.items import Item, Picture, Text, Video
 from lamra.eval.encode import encode
@@ -54,9 +55,9 @@ def test_another_rate():
 def test_long_clips_are_shown_as_768_frames_and_smaller():
     long = Clip(100_000, 25.0, 480, 640)
     assert len(long.rows(Video(""))) == 768
-    sides = [long.size(count) for count in (2, 64, 128, 768)]
+    sides = [long.size(count, 28) for count in (2, 64, 128, 768)]
     assert [height * width // 28**2 for height, width in sides] == [391, 391, 352, 130]
-    assert [Clip(9, 25.0, 1080, 1920).size(count) for count in (64, 96)] == [(560, 1008), (448, 840)]
+    assert [Clip(9, 25.0, 1080, 1920).size(count, 28) for count in (64, 96)] == [(560, 1008), (448, 840)]
 
 
 @pytest.mark.parametrize(
@@ -180,15 +181,15 @@ def test_a_header_that_lies_is_not_believed(tmp_path, processor, says):
 def test_one_frame_is_held_at_a_time(tmp_path, processor, monkeypatch):
     frames: list[weakref.ref] = []
     alive: list[int] = []
-    stock = Processor._patches
+    stock = Visuals._patches
 
     def patches(self, frame):
         frames.append(weakref.ref(frame))
         alive.append(sum(of() is not None for of in frames))
         return stock(self, frame)
 
-    monkeypatch.setattr(Processor, "_patches", patches)
-    processor.pixels(Item("v", parts=[Video(write_clip(tmp_path / "clip.mp4", drawn(20)), nframes=12)]))
+    monkeypatch.setattr(Visuals, "_patches", patches)
+    processor.visuals.pixels(Item("v", parts=[Video(write_clip(tmp_path / "clip.mp4", drawn(20)), nframes=12)]))
     assert len(frames) == 12 and max(alive) <= 2
 
 

@@ -162,7 +162,10 @@ def test_as_the_entrypoint_embeds(retriever, tiny_model, tmp_path):
 
 def test_options_and_what_is_refused(tiny_model, retriever, tmp_path):
     small = load(str(tiny_model), max_pixels=4 * 28 * 28, dtype=torch.bfloat16, device="cpu")
-    assert small.settings.max_pixels == 4 * 28 * 28 and small.processor.image_processor.size["longest_edge"] == 3136
+    assert (
+        small.settings.max_pixels == 4 * 28 * 28
+        and small.processor.visuals.image_processor.size["longest_edge"] == 3136
+    )
     found = small.encode(["a red circle"])
     assert next(small.embedder.parameters()).dtype == torch.bfloat16 and found.dtype == torch.float32
     assert retriever.num_workers == 0 and load(tiny_model, num_workers=1).num_workers == 1

@@ -14,7 +14,7 @@ from conftest import call
 from PIL import Image
 from zeroshot_files import draw, write
 
-from lamra.collators.processing import Processor
+from lamra.collators.visuals import Visuals
 from lamra.common.errors import UserError
 from lamra.datasets.rankings import ranked_ids
 from lamra.datasets.zeroshot.genecis import SUBSETS
@@ -244,9 +244,9 @@ def test_urban1k_released_reads_larger_pictures(tiny_model, tmp_path, monkeypatc
     Image.new("RGB", (812, 616)).save(tmp_path / "image" / "1.jpg")  # 29 x 22 squares of 28; 300 by default
     flags = dict(model_id=tiny_model, num_workers=0, output_dir=tmp_path / "out")
     flags |= dict(image_data_path=tmp_path / "image", text_data_path=tmp_path / "caption")
-    grids, pixels = [], Processor.pixels
+    grids, pixels = [], Visuals.pixels
     monkeypatch.setattr(
-        Processor, "pixels", lambda self, item: (found := pixels(self, item), grids.append(found["image_grid_thw"]))[0]
+        Visuals, "pixels", lambda self, item: (found := pixels(self, item), grids.append(found["image_grid_thw"]))[0]
     )
     for protocol, squares, largest in (("released", 29 * 22, 12845056), ("clean", 19 * 15, None)):
         grids.clear()

@@ -330,7 +330,7 @@ class Stage2:
     def pictures(self) -> None:
         found = {}
         for name in self.values.json["photographs"]:
-            pixels = self.processor.pixels(Item(name, images=(self.mbeir.photographs / name,)))
+            pixels = self.processor.visuals.pixels(Item(name, images=(self.mbeir.photographs / name,)))
             digest = hashlib.sha256((pixels["pixel_values"] + 0.0).numpy().tobytes())
             found[name] = {"grid": pixels["image_grid_thw"][0].tolist(), "sha256": digest.hexdigest()}
         self.values.compare_json(self.comparison, "photographs", "Processor.pixels", found)

@@ -410,6 +410,7 @@ def base_changes() -> Iterator[tuple[str, Change, str | None]]:
             lambda t: "{% set x %}aa{% endset %}" + 99 * "{% set x %}{{ x }}{{ x }}{% endset %}" + t,
         ),
         ("doubling quotes", lambda t: "{% set x = '\"' %}" + 99 * "{% set x = x | tojson %}" + t),
+        ("quotes of quotes", lambda t: "{{ messages" + 99 * " | tojson" + " }}" + t),
         ("a wide field", lambda t: "{{ '%9999999999d' % 7 }}" + t),
         ("a format", lambda t: "{{ '{:9999999999}'.format(7) }}" + t),
         ("a filter", lambda t: "{{ 'a' | center(9999999999) }}" + t),

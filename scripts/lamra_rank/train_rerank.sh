@@ -27,7 +27,7 @@ LORA_ALPHA=${LORA_ALPHA:-256}
 DATA_PATH=${DATA_PATH:-./data/M-BEIR}
 QUERIES=${QUERIES:-query/union_train/mbeir_union_up_train.jsonl}      # below DATA_PATH, as for mine.sh
 POOL=${POOL:-cand_pool/global/mbeir_union_train_cand_pool.jsonl}
-MINED=${MINED:-./results/${MODEL_ID}_LamRA_Ret/mined/mined.jsonl} # or upstream's json; several: A,B
+MINED=${MINED:-./results/${MODEL_ID##*/}_LamRA_Ret/mined/mined.jsonl} # or upstream's json; several: A,B
 RANK_STYLE=${RANK_STYLE:-released}                                # prompts of the published weights, or clean
 TEXT_MAX_TOKENS=${TEXT_MAX_TOKENS:-256}                           # of each query and candidate; images do not count
 
@@ -42,7 +42,7 @@ BF16=${BF16:-True}
 GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-True}
 
 # Output
-RUN_ID=${RUN_ID:-${MODEL_ID}_LamRA_Rank}
+RUN_ID=${RUN_ID:-${MODEL_ID##*/}_LamRA_Rank}
 OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN_ID}
 
 train train/train_rerank.py \

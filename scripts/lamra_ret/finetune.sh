@@ -15,7 +15,9 @@ MASTER_PORT=${MASTER_PORT:-29500} # used when NNODES > 1
 
 # Model
 MODEL_ID=${MODEL_ID:-qwen2-vl-7b}
-MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-./checkpoints/${MODEL_ID}_LamRA_Ret_Pretrain_merged}
+merged=./checkpoints/${MODEL_ID}_LamRA_Ret_Pretrain_merged
+if [[ -d $MODEL_ID ]]; then merged=$MODEL_ID; fi # a folder is trained itself
+MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-$merged}
 TRAIN_VISION_ENCODER=${TRAIN_VISION_ENCODER:-False}
 USE_VISION_LORA=${USE_VISION_LORA:-False}
 TRAIN_VISION_PROJECTOR=${TRAIN_VISION_PROJECTOR:-False}
@@ -43,7 +45,7 @@ GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-True}
 GRAD_CACHE_CHUNK=${GRAD_CACHE_CHUNK:-0} # prompts embedded at a time; 0: all. Any batch in the memory of a chunk
 
 # Output
-RUN_ID=${RUN_ID:-${MODEL_ID}_LamRA_Ret}
+RUN_ID=${RUN_ID:-${MODEL_ID##*/}_LamRA_Ret}
 OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN_ID}
 
 train train/train_mbeir.py \

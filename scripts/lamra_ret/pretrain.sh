@@ -38,7 +38,7 @@ GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-True}
 GRAD_CACHE_CHUNK=${GRAD_CACHE_CHUNK:-0} # prompts embedded at a time; 0: all. Any batch in the memory of a chunk
 
 # Output
-RUN_ID=${RUN_ID:-${MODEL_ID}_LamRA_Ret_Pretrain}
+RUN_ID=${RUN_ID:-${MODEL_ID##*/}_LamRA_Ret_Pretrain}
 OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN_ID}
 
 train train/train_nli.py \

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lamra.common.cli import note, parse, run
@@ -18,19 +20,23 @@ from lamra.common.files import remove
 from lamra.common.flags import FOLDER, OUT_FOLDER, Flags, flag
 from lamra.common.lock import folder_lock
 from lamra.datasets.caption import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT_TO_IMAGE
-from lamra.datasets.items import Item
+from lamra.datasets.items import Item, Part, Picture, Text, Video
 from lamra.export import verify
 from lamra.export.card import training_arguments, write_card
 from lamra.export.merge_lora import DTYPES, write_model
+from lamra.models.families import family_of
 from lamra.models.folders import LAMRA_TEMPLATE, local_folder, read_object
 from lamra.models.saving import whole_model
 from lamra.models.settings import RUN_FILE, Settings
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lamra.collators.processing import Processor
 
 LIBRARY = "sentence_transformers."
 GOLDEN = "golden.json"  # marks an export
+VIDEO_SETTINGS = "video_preprocessor_config.json"  # in exports that take videos
 MEASURED_WITH = "6.2.0"  # of sentence-transformers
 # Read from the model's forward by sentence-transformers' first module, for each kind of input.
 EMBEDS = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -59,6 +65,7 @@ TEXTS = (
     ),
 )
 POOLING_MODES = {"last_token": "lasttoken", "mean": "mean"}
+CLIP = 364, 280, 3, 4  # width, height, number, frames; of a size at which no clip is resized
 SIZES = ((28, 28), (1, 1), (300, 200), (200, 300), (56, 700), (640, 480), (90, 91))  # width, height
 # Of an instruction-tuned retriever, in the names that mteb looks for: what it tells the queries of its tasks.
 MTEB_PROMPTS = {
@@ -125,7 +132,8 @@ def main() -> None:
             del model
             write_library_files(unfinished, Processor(unfinished), settings, hidden, instruction_tuned=tuned)
             loaded = load(unfinished, dtype=torch.float32, device="cpu")
-            write_json(unfinished / GOLDEN, golden(loaded, settings))
+            videos = (unfinished / VIDEO_SETTINGS).is_file()
+            write_json(unfinished / GOLDEN, golden(loaded, settings, golden_inputs(videos=videos)))
             name = args.push or folder.name
             write_card(unfinished, Path(args.model_id), settings, args.results, name, instruction_tuned=tuned)
             for earlier in _content(folder):  # an export of another kind has other files
@@ -176,7 +184,7 @@ def write_library_files(
 
     Not by its own save_pretrained, which drops lm_head and the choice of the PIL image processor.
     """
-    from lamra.export.templates import embedding_template, judging_template
+    from lamra.export.templates import draws_videos, embedding_template, judging_template
 
     template = folder / "chat_template.jinja"
     template.rename(folder / LAMRA_TEMPLATE)
@@ -189,6 +197,10 @@ def write_library_files(
         pictures.pop(key, None)
     pictures["size"] = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
     write_json(folder / "preprocessor_config.json", pictures)
+    # sentence-transformers' CrossEncoder reads no frames in pairs; Qwen3-VL has a processor of another kind for videos.
+    videos = settings.role == "retriever" and draws_videos(processor) and not family_of(folder).frames_apart
+    if videos:
+        write_json(folder / VIDEO_SETTINGS, video_settings(pictures, processor.visuals.side))
 
     first = f"{LIBRARY}base.modules.transformer.Transformer"
     if settings.position_ids == "sequential":
@@ -204,7 +216,7 @@ def write_library_files(
         write_json(folder / "1_LogitScore" / "config.json", score)
         config = {"activation_fn": "torch.nn.modules.activation.Sigmoid", "prompts": {}, "default_prompt_name": None}
     else:
-        template.write_text(embedding_template(processor), encoding="utf-8")
+        template.write_text(embedding_template(processor, videos=videos), encoding="utf-8")
         output, reads, task = "token_embeddings", EMBEDS, "feature-extraction"
         modules = [
             first,
@@ -229,9 +241,10 @@ def write_library_files(
         for number, (path, name) in enumerate(zip(paths, modules))
     ]
     write_json(folder / "modules.json", listed)
+    takes = ["text", "image", *(["video"] if videos else [])]
     reading = {
         "transformer_task": task,
-        "modality_config": {"text": reads, "image": reads, "message": {**reads, "format": "structured"}},
+        "modality_config": dict.fromkeys(takes, reads) | {"message": {**reads, "format": "structured"}},
         "module_output_name": output,
         "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
         "unpad_inputs": False,
@@ -256,33 +269,86 @@ def yes_no(processor: Processor, style: str) -> dict[str, int]:
     return {"true_token_id": yes, "false_token_id": no}
 
 
-def golden_inputs() -> list[dict[str, Any]]:
-    """30 inputs: texts, pictures that verify.py draws, and both, a third of them with an instruction."""
+def video_settings(pictures: dict[str, Any], side: int) -> dict[str, Any]:
+    """How transformers is to show a video: as large as collators.videos does, of a file two frames a second.
+
+    Frames that are given need the rate that they were chosen with. Which frames of a file it chooses differs, see
+    docs/export.md.
+
+    Args:
+        pictures: preprocessor_config.json, for values that are common to both.
+        side: pixels; side x side of them are a token.
+    """
+    from lamra.collators.videos import MAX_FRAMES, MAX_TOKENS, MIN_FRAMES, MIN_TOKENS, TOTAL_TOKENS
+
+    common = {key: value for key, value in pictures.items() if key != "image_processor_type"}
+    return common | {
+        "video_processor_type": "Qwen2VLVideoProcessor",
+        "size": {"shortest_edge": MIN_TOKENS * side**2, "longest_edge": MAX_TOKENS * side**2},
+        "cap_pixels_per_frame": True,
+        "max_video_tokens": TOTAL_TOKENS / 0.9,  # of which it gives a clip nine tenths
+        "do_sample_frames": True,
+        "fps": Video("").fps,
+        "min_frames": MIN_FRAMES,
+        "max_frames": MAX_FRAMES,
+    }
+
+
+def golden_inputs(*, videos: bool) -> list[dict[str, Any]]:
+    """30 inputs: texts, pictures that verify.py draws, and both, a third of them with an instruction; then 3 clips."""
     pictures: list[dict[str, Any]] = [{"picture": [*size, number]} for number, size in enumerate(SIZES)]
     both = [{**picture, "text": text} for picture, text in zip(pictures, TEXTS[1:5])]
     plain: list[dict[str, Any]] = [*({"text": text} for text in TEXTS), *pictures, *both]
     instructed = [{**entry, "instruction": INSTRUCTION_TEXT_TO_IMAGE} for entry in plain[::2]]
-    return [*plain, *instructed][:30]
+    clip: dict[str, Any] = {"clip": list(CLIP)}
+    told = {**clip, "text": TEXTS[1]}
+    clips = [clip, told, {**told, "instruction": INSTRUCTION_TEXT_TO_IMAGE}] if videos else []
+    return [*[*plain, *instructed][:30], *clips]
 
 
-def item_of(entry: dict[str, Any]) -> Item:
-    images = [verify.draw(*entry["picture"])] if "picture" in entry else []
-    return Item("", entry.get("text"), images, entry.get("instruction"))
+def item_of(entry: dict[str, Any], clip: Path) -> Item:
+    """An input of golden.json; `clip` is the file of CLIP."""
+    parts: list[Part] = []
+    if "picture" in entry:
+        parts.append(Picture(verify.draw(*entry["picture"])))
+    if "clip" in entry:
+        parts.append(Video(clip))
+    if "text" in entry:
+        parts.append(Text(entry["text"]))
+    return Item("", parts=parts, instruction=entry.get("instruction"))
 
 
-def golden(model: Any, settings: Settings) -> dict[str, Any]:
+def write_clip(path: Path, frames: Sequence[Image.Image]) -> Path:
+    """A video file of which all frames are shown, each with all its pixels."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=int(Video("").fps))
+        stream.width, stream.height = frames[0].size
+        stream.pix_fmt = "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    return path
+
+
+def golden(model: Any, settings: Settings, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of golden.json: inputs, and what `model`, the float32 export on the CPU, makes of them."""
-    inputs = golden_inputs()
-    if settings.role == "reranker":
-        plain = [entry for entry in inputs if "instruction" not in entry]
-        pairs = [{"query": query, "candidate": candidate} for query, candidate in zip(plain, plain[5:])]
-        for pair in pairs:
-            pair["score"] = model.rerank(item_of(pair["query"]), [item_of(pair["candidate"])]).item()
-        return {"kind": "reranker", "inputs": pairs}
-    vectors = model.encode([item_of(entry) for entry in inputs], None)  # (30, D)
-    for entry, vector in zip(inputs, vectors.tolist()):
-        entry["vector"] = [round(value, 8) for value in vector]
-    return {"kind": "retriever", "inputs": inputs}
+    with TemporaryDirectory() as folder:
+        clip = write_clip(Path(folder, "clip.mkv"), verify.draw_clip(*CLIP))
+        items = [item_of(entry, clip) for entry in inputs]
+        if settings.role == "reranker":
+            plain = [row for row, entry in enumerate(inputs) if "instruction" not in entry]
+            pairs = list(zip(plain, plain[5:]))
+            scores = [model.rerank(items[query], [items[candidate]]).item() for query, candidate in pairs]
+            listed = [
+                {"query": inputs[query], "candidate": inputs[candidate], "score": score}
+                for (query, candidate), score in zip(pairs, scores)
+            ]
+            return {"kind": "reranker", "inputs": listed}
+        vectors = model.encode(items, None)  # (N, D)
+    rounded = [[round(value, 8) for value in vector] for vector in vectors.tolist()]
+    return {"kind": "retriever", "inputs": [{**entry, "vector": vector} for entry, vector in zip(inputs, rounded)]}
 
 
 def push(folder: Path, repository: str, *, private: bool) -> None:

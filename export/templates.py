@@ -6,49 +6,78 @@ sentence-transformers passes an instruction as a system turn, and a pair for a r
 
 from __future__ import annotations
 
-from lamra.collators.messages import POINTWISE, SUMMARIZE_BOTH, SUMMARIZE_IMAGE, SUMMARIZE_TEXT
+import re
+
+from lamra.collators.messages import (
+    POINTWISE,
+    SUMMARIZE_BOTH,
+    SUMMARIZE_IMAGE,
+    SUMMARIZE_TEXT,
+    SUMMARIZE_VIDEO,
+    SUMMARIZE_VIDEO_AND_TEXT,
+)
 from lamra.collators.processing import Processor
 from lamra.models.template import PICTURE
 
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 SLOT = "the user's content"
 
-# Of each role what its turns hold, pictures before texts.
+# Of each role what its turns hold: what is seen, in its order, before what is read.
 COLLECT = """{%- for message in messages -%}{%- if message['content'] is string -%}
     {%- if message['role'] == ROLE -%}{%- set ns.TEXT = ns.TEXT + message['content'] -%}{%- endif -%}
   {%- elif message['role'] == ROLE -%}{%- for part in message['content'] -%}
-    {%- if part['type'] in ('image', 'image_url') -%}{%- set ns.COUNT = ns.COUNT + 1 -%}
+    {%- if part['type'] in ('image', 'image_url') -%}{%- set ns.SEEN = ns.SEEN + PICTURE -%}
+    {%- elif part['type'] in ('video', 'video_url') -%}VIDEO_PART
     {%- elif 'text' in part -%}{%- set ns.TEXT = ns.TEXT + part['text'] -%}{%- endif -%}
   {%- endfor -%}{%- endif -%}{%- endfor -%}
 """
-EMBED = """{%- set ns = namespace(instruction='', text='', images=0, none=0) -%}
+SHOW_VIDEO = "{%- set ns.SEEN = ns.SEEN + VIDEO -%}"
+NO_VIDEO = "{{- raise_exception('this model takes texts and pictures here, no videos') -}}"
+EMBED = """{%- set ns = namespace(instruction='', text='', seen='', none='', ready=false) -%}
 INSTRUCTION_TURNS
 USER_TURNS
+{%- for end in (
+  SUMMARIZE_TEXT, SUMMARIZE_IMAGE, SUMMARIZE_BOTH, SUMMARIZE_VIDEO, SUMMARIZE_VIDEO_AND_TEXT
+) -%}{%- if ns.text.endswith(end) -%}{%- set ns.ready = true -%}{%- endif -%}{%- endfor -%}
 {%- set whole = ns.text -%}
-{%- if not (whole.endswith(SUMMARIZE_TEXT) or whole.endswith(SUMMARIZE_BOTH) or whole.endswith(SUMMARIZE_IMAGE)) -%}
+{%- if not ns.ready -%}
   {%- set whole = ns.instruction + (' ' if ns.instruction and ns.text else '') + ns.text -%}
-  {%- set whole = whole + (SUMMARIZE_TEXT if not ns.images else SUMMARIZE_BOTH if whole else SUMMARIZE_IMAGE) -%}
+  {%- if VIDEO in ns.seen -%}{%- set whole = whole + (SUMMARIZE_VIDEO_AND_TEXT if whole else SUMMARIZE_VIDEO) -%}
+  {%- elif ns.seen -%}{%- set whole = whole + (SUMMARIZE_BOTH if whole else SUMMARIZE_IMAGE) -%}
+  {%- else -%}{%- set whole = whole + SUMMARIZE_TEXT -%}{%- endif -%}
 {%- endif -%}
-{{- HEAD + PICTURE * ns.images + whole + TAIL -}}"""
-JUDGE = """{%- set ns = namespace(instruction='', query='', images=0, document='', shown=0, none=0) -%}
+{{- HEAD + ns.seen + whole + TAIL -}}"""
+JUDGE = """{%- set ns = namespace(instruction='', query='', images='', document='', shown='', none='') -%}
 INSTRUCTION_TURNS
 QUERY_TURNS
 DOCUMENT_TURNS
 {%- set query = ns.instruction + (' ' if ns.instruction and ns.query else '') + ns.query -%}
-{{- HEAD + QUESTION + PICTURE * ns.images + query + 'Candidate:' + PICTURE * ns.shown + ns.document + TAIL -}}"""
+{{- HEAD + QUESTION + ns.images + query + 'Candidate:' + ns.shown + ns.document + TAIL -}}"""
 
 
-def embedding_template(processor: Processor) -> str:
-    """For a retriever: prompts that are ready, with their SUMMARIZE_ at the end, are let through."""
+def embedding_template(processor: Processor, *, videos: bool) -> str:
+    """For a retriever: prompts that are ready, with their SUMMARIZE_ at the end, are let through.
+
+    Args:
+        videos: False refuses them.
+    """
     turns = {
         "INSTRUCTION_TURNS": _collect("system", "instruction", "none"),
-        "USER_TURNS": _collect("user", "text", "images"),
+        "USER_TURNS": _collect("user", "text", "seen", videos=videos),
     }
     words = {
         "SUMMARIZE_TEXT": SUMMARIZE_TEXT,
-        "SUMMARIZE_BOTH": SUMMARIZE_BOTH,
         "SUMMARIZE_IMAGE": SUMMARIZE_IMAGE,
+        "SUMMARIZE_BOTH": SUMMARIZE_BOTH,
+        "SUMMARIZE_VIDEO": SUMMARIZE_VIDEO,
+        "SUMMARIZE_VIDEO_AND_TEXT": SUMMARIZE_VIDEO_AND_TEXT,
     }
-    return _filled(EMBED, turns, words | _frame(processor))
+    return _filled(_filled(EMBED, turns), _literals(words | _frame(processor)))
+
+
+def draws_videos(processor: Processor) -> bool:
+    """Whether the model's own template has something for a video."""
+    return VIDEO in processor.render([{"role": "user", "content": [{"type": "video"}]}])
 
 
 def judging_template(processor: Processor, style: str) -> str:
@@ -58,23 +87,27 @@ def judging_template(processor: Processor, style: str) -> str:
         "QUERY_TURNS": _collect("query", "query", "images"),
         "DOCUMENT_TURNS": _collect("document", "document", "shown"),
     }
-    return _filled(JUDGE, turns, {"QUESTION": POINTWISE[style] + "Query:"} | _frame(processor))
+    return _filled(_filled(JUDGE, turns), _literals({"QUESTION": POINTWISE[style] + "Query:"} | _frame(processor)))
 
 
 def _frame(processor: Processor) -> dict[str, str]:
-    """What the model's own template writes around a user turn's content, and for a picture."""
+    """What the model's own template writes around a user turn's content, and for a picture or a video."""
     head, tail = processor.render([{"role": "user", "content": [{"type": "text", "text": SLOT}]}]).split(SLOT)
-    return {"HEAD": head, "TAIL": tail, "PICTURE": PICTURE}
+    return {"HEAD": head, "TAIL": tail, "PICTURE": PICTURE, "VIDEO": VIDEO}
 
 
-def _collect(role: str, text: str, count: str) -> str:
-    return COLLECT.replace("ROLE", repr(role)).replace("TEXT", text).replace("COUNT", count)
+def _collect(role: str, text: str, seen: str, *, videos: bool = False) -> str:
+    with_videos = _filled(COLLECT, {"VIDEO_PART": SHOW_VIDEO if videos else NO_VIDEO})
+    return _filled(with_videos, {"ROLE": repr(role), "TEXT": text, "SEEN": seen})
 
 
-def _filled(template: str, turns: dict[str, str], words: dict[str, str]) -> str:
-    for name, turn in turns.items():
-        template = template.replace(f"{name}\n", turn)
-    for name, word in words.items():
-        literal = "'" + word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
-        template = template.replace(name, literal)
-    return template
+def _literals(words: dict[str, str]) -> dict[str, str]:
+    def quoted(word: str) -> str:
+        return "'" + word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+    return {name: quoted(word) for name, word in words.items()}
+
+
+def _filled(template: str, words: dict[str, str]) -> str:
+    """The template with its names in capitals replaced, once."""
+    return re.sub(r"\b[A-Z_]{4,}\b", lambda name: words.get(name[0], name[0]), template)

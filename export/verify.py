@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 # Of the largest difference. Measured on a CPU: 2.4e-7 and 4e-3; GPUs round their products otherwise.
@@ -17,6 +18,7 @@ LIMITS = {"float32": 1e-4, "bfloat16": 0.03}
 NEEDS = 'it needs sentence-transformers with its parts for pictures: pip install "sentence-transformers[image]"'
 
 
+@cache
 def draw(width: int, height: int, number: int):
     """A picture of rectangles, stripes and a gradient: the same bytes on every machine."""
     from PIL import Image
@@ -30,12 +32,20 @@ def draw(width: int, height: int, number: int):
     return Image.frombytes("RGB", (width, height), bytes(pixels))
 
 
+def draw_clip(width: int, height: int, number: int, count: int) -> list:
+    """Frames of a clip, different ones."""
+    return [draw(width, height, number + frame) for frame in range(count)]
+
+
 def shown(entry: dict):
-    """An input of golden.json as sentence-transformers takes it."""
-    if "picture" not in entry:
-        return entry["text"]
-    picture = draw(*entry["picture"])
-    return {"image": picture, "text": entry["text"]} if "text" in entry else picture
+    """An input of golden.json as sentence-transformers takes it; of a clip the chosen frames, at their size."""
+    parts = {"text": entry["text"]} if "text" in entry else {}
+    if "picture" in entry:
+        parts["image"] = draw(*entry["picture"])
+    if "clip" in entry:
+        frames = draw_clip(*entry["clip"])
+        parts["video"] = {"array": frames, "video_metadata": {"fps": 2, "total_num_frames": len(frames)}}
+    return parts["text"] if parts.keys() == {"text"} else parts
 
 
 def measure(folder: Path, dtype: str, trust_remote_code: bool, device: str | None) -> list[float]:

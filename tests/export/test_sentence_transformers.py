@@ -11,14 +11,18 @@ import sys
 
 import pytest
 import torch
+from clips import noise, write_clip
 from conftest import call
+from jinja2 import TemplateError
+from PIL import Image
 from transformers import AutoTokenizer
 
 from lamra import load
 from lamra.collators.messages import embedding_messages, pointwise_messages
 from lamra.collators.processing import Processor
+from lamra.collators.videos import clip_of, frames_of
 from lamra.common.errors import UserError
-from lamra.datasets.items import Item
+from lamra.datasets.items import Item, Picture, Text, Video
 from lamra.eval.zeroshot import evaluate_captions
 from lamra.export import sentence_transformers as export
 from lamra.export import verify
@@ -49,11 +53,13 @@ def adapter(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sources(adapter, stage1, tmp_path_factory):
+def sources(adapter, stage1, tiny_qwen3, tmp_path_factory):
     reranker = tmp_path_factory.mktemp("reranker") / "reranker"
     shutil.copytree(stage1, reranker)
     Settings("elsewhere", "mrope", role="reranker", rank_style="released").write(reranker)
-    return {"sequential": adapter, "mrope": stage1, "reranker": reranker}
+    qwen3 = shutil.copytree(tiny_qwen3, tmp_path_factory.mktemp("qwen3") / "qwen3")
+    Settings("elsewhere", "mrope", min_pixels=4 * 32 * 32, max_pixels=300 * 32 * 32).write(qwen3)
+    return {"sequential": adapter, "mrope": stage1, "reranker": reranker, "qwen3": qwen3}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def turns(*roles):
     """Messages as sentence-transformers makes them of what it is given."""
     messages = []
     for role, item in roles:
-        pictures = [{"type": "image", "image": image} for image in item.images]
+        pictures = [{"type": "video" if isinstance(part, Video) else "image"} for part in item.visuals]
         if item.instruction:
             messages.append({"role": "system", "content": [{"type": "text", "text": item.instruction}]})
         texts = [{"type": "text", "text": item.text}] if item.text is not None else []
@@ -82,21 +88,32 @@ def items():
             yield Item("", text, [verify.draw(30, 20, 0)] * pictures, instruction)
 
 
+def videos():
+    for text, pictures, instruction in itertools.product([None, *TEXTS[1:]], (0, 1), INSTRUCTIONS):
+        parts = [Picture("not read")] * pictures + [Video("not read")]
+        yield Item("", parts=[*parts, *([Text(text)] if text else [])], instruction=instruction)
+
+
 def render(folder, messages):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-@pytest.mark.parametrize("name", ["sequential", "mrope"])
+@pytest.mark.parametrize("name", ["sequential", "mrope", "qwen3"])
 def test_the_template_writes_this_projects_prompts(exports, name):
     processor = Processor(exports[name])
-    found = 0
-    for item in items():
+    found, apart = 0, name == "qwen3"  # which shows no videos there
+    for item in items() if apart else (*items(), *videos()):
         assert render(exports[name], turns(("user", item))) == processor.render(embedding_messages(item)), item
         found += 1
-    assert found == 78
-    ready = embedding_messages(Item("", "ready", instruction="Find."))
-    assert render(exports[name], ready) == processor.render(ready)
+    assert found == 78 + 48 * (not apart)
+    clip = Item("", parts=[Video("not read")], instruction="Find.")
+    if apart:
+        with pytest.raises(TemplateError, match="no videos"):
+            render(exports[name], turns(("user", clip)))
+    for item in (Item("", "ready", instruction="Find."), *([] if apart else [clip])):
+        ready = embedding_messages(item)
+        assert render(exports[name], ready) == processor.render(ready)
 
 
 def test_the_rerankers_template_writes_its_question(exports):
@@ -106,6 +123,8 @@ def test_the_rerankers_template_writes_its_question(exports):
         candidate = candidates[number % len(candidates)]
         expected = processor.render(pointwise_messages("released", query, candidate))
         assert render(exports["reranker"], turns(("query", query), ("document", candidate))) == expected
+    with pytest.raises(TemplateError, match="no videos"):
+        render(exports["reranker"], turns(("query", query), ("document", next(videos()))))
 
 
 def test_this_project_loads_the_export_as_the_same_model(sources, exports, world, tmp_path):
@@ -118,16 +137,16 @@ def test_this_project_loads_the_export_as_the_same_model(sources, exports, world
         found[name] = (out / "metrics.json").read_bytes()
     assert found["adapter"] == found["export"]
     options = dict(dtype=torch.float32, device="cpu")
-    for name in ("mrope", "sequential"):
+    for name in ("mrope", "sequential", "qwen3"):
         vectors = [load(of[name], **options).encode(list(items()), None) for of in (sources, exports)]
         assert torch.equal(*vectors)
     pair = Item("", "a query"), [Item("", "a candidate"), Item("", images=[verify.draw(30, 20, 1)])]
     assert torch.equal(*(load(of["reranker"], **options).rerank(*pair) for of in (sources, exports)))
 
 
-def test_golden_inputs_are_30_of_all_kinds(exports):
+def test_golden_inputs_are_of_all_kinds(exports):
     inputs = json.loads((exports["mrope"] / "golden.json").read_text())["inputs"]
-    assert len(inputs) == 30 and {len(entry["vector"]) for entry in inputs} == {128}
+    assert {len(entry["vector"]) for entry in inputs} == {128}
     kinds = [tuple(sorted(entry.keys() - {"vector"})) for entry in inputs]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         ("text",): 9,
@@ -136,11 +155,14 @@ def test_golden_inputs_are_30_of_all_kinds(exports):
         ("instruction", "text"): 5,
         ("instruction", "picture"): 3,
         ("instruction", "picture", "text"): 2,
+        ("clip",): 1,
+        ("clip", "text"): 1,
+        ("clip", "instruction", "text"): 1,
     }
 
 
 @has_library
-@pytest.mark.parametrize("name", ["sequential", "mrope", "reranker"])
+@pytest.mark.parametrize("name", ["sequential", "mrope", "reranker", "qwen3"])
 def test_verify_tells_the_same_model_from_another(exports, name, tmp_path, monkeypatch, capsys):
     from safetensors.torch import load_file, save_file
 
@@ -158,10 +180,17 @@ def test_verify_tells_the_same_model_from_another(exports, name, tmp_path, monke
 
 @has_library
 @pytest.mark.parametrize("name", ["sequential", "mrope"])
-def test_the_library_gives_the_same_vectors(exports, name):
-    """One at a time and in padded batches of 32, texts and pictures mixed."""
+def test_the_library_gives_the_same_vectors(exports, name, tmp_path):
+    """One at a time and in padded batches of 32, texts, pictures and frames of clips mixed."""
     from sentence_transformers import SentenceTransformer
 
+    clip = write_clip(tmp_path / "clip.mkv", [noise(80, 60, number) for number in range(30)], rate=10, codec="ffv1")
+    read = clip_of(Video(clip), "clip")
+    rows = read.rows(Video(clip))
+    height, width = read.size(len(rows), 28)
+    sized = [frame.resize((width, height), Image.Resampling.BICUBIC) for frame in frames_of(Video(clip), rows, "clip")]
+    assert len(sized) == 6
+    frames = {"array": sized, "video_metadata": {"fps": 2, "total_num_frames": 6}}
     library = SentenceTransformer(str(exports[name]), device="cpu", trust_remote_code=name == "sequential")
     own = load(exports[name], dtype=torch.float32, device="cpu")
     for instruction in INSTRUCTIONS:
@@ -169,10 +198,14 @@ def test_the_library_gives_the_same_vectors(exports, name):
         shown = [{"image": item.images[0], "text": item.text} if item.images else item.text for item in chosen]
         pictures = [Item("", None, [verify.draw(*size, 3)], instruction) for size in ((30, 20), (300, 200), (1, 1))]
         chosen, shown = chosen + pictures, shown + [item.images[0] for item in pictures]
+        clips = [Item("", parts=[Video(clip), *text], instruction=instruction) for text in ([], [Text("a dog")])]
+        chosen, shown = chosen + clips, [*shown, {"video": frames}, {"text": "a dog", "video": frames}]
         expected = own.encode(chosen, None)
         for size in (1, 32):
             found = library.encode(shown, prompt=instruction, batch_size=size, convert_to_tensor=True)
             assert (found - expected).abs().max() < 1e-6
+    with pytest.raises(ValueError, match="no video metadata was provided"):  # else a rate of 24 would be taken
+        library.encode([{"video": sized}])
 
 
 @has_library

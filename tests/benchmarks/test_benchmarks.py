@@ -11,6 +11,7 @@ from conftest import ROOT, run_script
 
 SMALL = {
     "train_flops": ("--size", "tiny", "--steps", 1),
+    "backbones": ("--pairs", 2, "--only", "Qwen3-VL-2B"),
     "train_step": ("--pairs", 1, "--sentences", 4, "--loss-batch", 64, "--cached", 16),
     "eval_encode": ("--pictures", 2, "--rounds", 1),
     "suite_memory": ("--pairs", 4000, "--shard_size", 512),
@@ -38,6 +39,22 @@ def test_on_this_machine(name, monkeypatch, capsys):
     assert found.get("grad_rel_error", 0) < 1e-5 and found.get("max_abs_difference", 0) < 1e-5
     assert found.get("flops_ratio_mean", 2) > 1 and found.get("right_answer_first", 1) == 1
     assert found.get("peak_to_embeddings", 0) < 0.8 and found.get("accuracy", 0.75) == 0.75
+
+
+def test_the_shapes_of_published_models(monkeypatch):
+    """Their parameters in all, as transformers makes them, are those in their names; FLOPs are those of the linears."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    backbones = importlib.import_module("backbones")
+    shape = backbones.PUBLISHED["Qwen3-VL-2B"]
+    found = backbones.cost(shape, [40, 60], ranks=1, r=64)
+    assert 2.1e9 < found["parameters"] - found["trained"] < 2.2e9  # 2.13 B
+    hidden, inner, layers, heads, kv, _ = shape.text
+    products = hidden * 128 * (2 * heads + 2 * kv) + 3 * hidden * inner
+    lora = 64 * (4 * hidden + 128 * (2 * heads + 2 * kv) + 3 * (hidden + inner))
+    assert found["trained"] == layers * lora
+    last = 2 * hidden * 128 * kv + 64 * 2 * (hidden + 128 * kv)  # of the last layer keys and values alone, about
+    whole = 100 * ((layers - 1) * (4 * products + 6 * lora) + 4 * last)
+    assert found["flops"] == pytest.approx(whole, rel=0.03)
 
 
 def test_what_is_for_a_gpu_runs_in_a_small_size(tmp_path):

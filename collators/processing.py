@@ -82,8 +82,8 @@ class Processor:
         self.end_ids: list[int] = self.tokenizer("")["input_ids"]  # what the tokenizer adds to each text
         if self.end_ids and prompt_style == "lamra":
             raise UserError(
-                f"the tokenizer in {folder} adds {self.tokenizer.decode(self.end_ids)} to each text, which is in no prompt "
-                "of LamRA: take the tokenizer of the base model, or --prompt_style qwen3_embedding for an embedder"
+                f"the tokenizer in {folder} adds {self.tokenizer.decode(self.end_ids)} to each text, which is in no "
+                "prompt of LamRA's: take the tokenizer of the base model, or --prompt_style qwen3_embedding for an embedder"
             )
 
     def for_evaluation(self, max_length: int) -> Processor:

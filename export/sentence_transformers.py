@@ -124,8 +124,8 @@ def main() -> None:
         )
     if kept and kept.prompt_style != "lamra":
         raise UserError(
-            f"{args.model_id} was trained with --prompt_style {kept.prompt_style}, and only LamRA's prompts are exported: "
-            "use it by lamra.load, or merged with the modules of the embedder it was trained from"
+            f"{args.model_id} was trained with --prompt_style {kept.prompt_style}, and only LamRA's prompts are "
+            "exported: use it by lamra.load"
         )
     tuned, folder = is_instruction_tuned(args.model_id, args.instruction_tuned), Path(args.save_path)
     with folder_lock(folder, "save_path"):

@@ -156,8 +156,8 @@ def default_settings(folder: str | Path, role: str | None = None, **flags: Any) 
     family = family_of(folder)
     if "prompt_style" not in given and is_published_embedder(folder):
         raise UserError(
-            f"{folder} is a published embedder, which has prompts of its own: --prompt_style qwen3_embedding keeps those "
-            "of Qwen3-VL-Embedding, lamra begins with LamRA's"
+            f"{folder} is a published embedder, which has prompts of its own: --prompt_style qwen3_embedding keeps "
+            "those of Qwen3-VL-Embedding, lamra begins with LamRA's"
         )
     defaults = {name: getattr(family, name) for name in ("position_ids", "min_pixels", "max_pixels")}
     return Settings(str(folder), **defaults | given)

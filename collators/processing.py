@@ -83,7 +83,7 @@ class Processor:
         if self.end_ids and prompt_style == "lamra":
             raise UserError(
                 f"the tokenizer in {folder} adds {self.tokenizer.decode(self.end_ids)} to each text, which is in no "
-                "prompt of LamRA's: take the tokenizer of the base model, or --prompt_style qwen3_embedding for an embedder"
+                "prompt of LamRA's: take that of the base model, or --prompt_style qwen3_embedding for an embedder"
             )
 
     def for_evaluation(self, max_length: int) -> Processor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lamra.datasets.items import Item, Picture, Text, Video
 
@@ -36,6 +38,10 @@ LISTWISE = {
     "number corresponding to the candidate that best meets the requirements of the query.",
 }
 YES, NO = "Yes", "No"
+
+# Qwen3-VL-Embedding (arXiv 2601.04720), as in the maker's qwen3_vl_embedding.py.
+REPRESENT = "Represent the user's input."
+NOTHING = "NULL"
 MOST_CANDIDATES = 5  # of a list; LamRA-Rank is trained on 2 to 5
 
 
@@ -63,8 +69,18 @@ def item_content(item: Item) -> list[dict]:
     return [part for part in content if part.get("text") != ""]
 
 
-def embedding_messages(item: Item) -> list[dict]:
-    """The user turn whose generation prompt ends at the token that becomes the item's embedding."""
+def embedding_messages(item: Item, style: str = "lamra") -> list[dict]:
+    """The prompt whose last token becomes the item's embedding.
+
+    Args:
+        style: "lamra" asks for one word in the user turn. "qwen3_embedding" has the instruction, or REPRESENT, as the
+            system turn and the item alone as the user turn; items of several texts keep the order of their parts, of
+            which the maker's script says nothing.
+    """
+    if style == "qwen3_embedding":
+        content = item_content(replace(item, instruction=None)) or [{"type": "text", "text": NOTHING}]
+        system = {"type": "text", "text": _punctuated(item.instruction or "") or REPRESENT}
+        return [{"role": "system", "content": [system]}, {"role": "user", "content": content}]
     content = item_content(item)
     kinds = {part["type"] for part in content}
     if "video" in kinds:
@@ -76,6 +92,12 @@ def embedding_messages(item: Item) -> list[dict]:
     if content and content[-1]["type"] == "text":
         request = content.pop()["text"] + request
     return [{"role": "user", "content": [*content, {"type": "text", "text": request}]}]
+
+
+def _punctuated(instruction: str) -> str:
+    instruction = instruction.strip()
+    ends = not instruction or unicodedata.category(instruction[-1]).startswith("P")
+    return instruction if ends else instruction + "."
 
 
 def pointwise_messages(style: str, query: Item, candidate: Item) -> list[dict]:

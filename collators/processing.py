@@ -46,9 +46,12 @@ class Processor:
         special_tokens_in_text: how a text that spells a special token, such as <|im_end|>, is read: "special", as that
             token, or "plain", as the letters that it is spelt with.
         exif_rotation: turn pictures as their EXIF says.
+        prompt_style: see messages.embedding_messages. Where the folder's tokenizer ends each text with <|endoftext|>,
+            as Qwen3-VL-Embedding's does, that token follows the generation prompt and is the last.
 
     Raises:
-        UserError: a file of the folder is missing, cannot be read, or contradicts itself.
+        UserError: a file of the folder is missing, cannot be read, or contradicts itself; or its tokenizer adds a token
+            that the prompts of LamRA do not have.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Processor:
         text_max_tokens: int | None = None,
         special_tokens_in_text: str = "special",
         exif_rotation: bool = False,
+        prompt_style: str = "lamra",
     ):
         folder = Path(folder)
         template = inspect_processor(folder)
@@ -74,7 +78,13 @@ class Processor:
             frames_apart=(folder / "config.json").is_file() and family_of(folder).frames_apart,
         )
         self.max_length, self.text_max_tokens = max_length, text_max_tokens
-        self.special_tokens_in_text = special_tokens_in_text
+        self.special_tokens_in_text, self.prompt_style = special_tokens_in_text, prompt_style
+        self.end_ids: list[int] = self.tokenizer("")["input_ids"]  # what the tokenizer adds to each text
+        if self.end_ids and prompt_style == "lamra":
+            raise UserError(
+                f"the tokenizer in {folder} adds {self.tokenizer.decode(self.end_ids)} to each text, which is in no "
+                "prompt of LamRA's: take that of the base model, or --prompt_style qwen3_embedding for an embedder"
+            )
 
     def for_evaluation(self, max_length: int) -> Processor:
         """The same without cuts, but for the model's own limit of `max_length` tokens, as upstream evaluates."""
@@ -102,11 +112,12 @@ class Processor:
         whole, pixels = item, self.visuals.pixels(item)
         item = kept = self.cut(whole, self.text_max_tokens)
         grids, befell = pixels["image_grid_thw"], [CUT_TEXT] * (item is not whole)
-        ids = self.token_ids(embedding_messages(item), grids, item.id)
+        ids = self.token_ids(embedding_messages(item, self.prompt_style), grids, item.id)
         excess = len(ids) - self.max_length
         while len(ids) > self.max_length:  # more than once where the cut leaves a letter of several tokens whole
             kept = self._shortened(item, excess)
-            ids, excess = self.token_ids(embedding_messages(kept), grids, item.id), excess + 1
+            ids = self.token_ids(embedding_messages(kept, self.prompt_style), grids, item.id)
+            excess += 1
         befell += [CUT_PROMPT] * (kept is not item) + [LONG] * (len(ids) > self.max_length - 16)
         befell += [SPECIAL] * self.reads_special_tokens_in(kept.texts)
         seen = (digest_of(ids, *map(str, item.visuals)), digest_of(whole.content)) if befell else (0, 0)
@@ -115,7 +126,8 @@ class Processor:
     def length(self, item: Item) -> int:
         """Tokens that `encode` makes of an item, from the headers of its pictures and the frames of its videos."""
         tokens = self.visuals.tokens(item)
-        ids = self._token_ids(embedding_messages(self.cut(item, self.text_max_tokens)), [1] * len(tokens), item.id)
+        messages = embedding_messages(self.cut(item, self.text_max_tokens), self.prompt_style)
+        ids = self._token_ids(messages, [1] * len(tokens), item.id)
         return min(len(ids) + sum(tokens) - len(tokens), self.max_length)
 
     @cached_property
@@ -211,7 +223,7 @@ class Processor:
             else:
                 whole = re.sub(f"{MARK}([0-9]+){MARK}", lambda mark: texts[int(mark[1])], piece)
                 ids += self._text_ids(whole)["input_ids"]
-        return ids
+        return ids + self.end_ids
 
     @cached_property
     def _special_tokens(self) -> re.Pattern[str]:
@@ -232,7 +244,8 @@ class Processor:
         """`item` with at most so many tokens of instruction and text, which are its text then; None does not cut.
 
         Encoded, cut and decoded, as the published checkpoints were trained: a character of several tokens that the cut
-        splits leaves U+FFFD. `whole_characters` drops it.
+        splits leaves U+FFFD. `whole_characters` drops it. An instruction that is the system turn is neither counted nor
+        cut.
 
         Raises:
             ItemError: a text has half of a letter (a lone surrogate), which is no text.
@@ -245,13 +258,15 @@ class Processor:
             raise ItemError(f"the text of item {item.id!r} has {half}, half of a letter: write it whole") from None
         if most is None or size <= most:
             return item  # a token is a byte or more
-        left, kept = most, []
+        left, kept, system = most, [], None
+        if self.prompt_style == "qwen3_embedding":
+            texts, system = list(item.texts), item.instruction
         for text in texts:
             ids = self._text_ids(text)["input_ids"]
             if len(ids) > left:
                 text = self.tokenizer.decode(ids[:left], clean_up_tokenization_spaces=False)
                 kept.append(text.rstrip("\ufffd") if whole_characters else text)
-                return item.with_texts(kept)
+                return item.with_texts(kept, system)
             left -= len(ids)
             kept.append(text)
         return item

@@ -97,7 +97,10 @@ class PromptEncoder:
         return self.processor.pad(encoded), [(item.id, of["notes"]) for item, of in zip(items, encoded)]
 
     def embed(self, inputs: dict[str, Tensor]) -> Tensor:
-        begins = (inputs["input_ids"][:, : len(self.prefix_ids)] == self.prefix_ids).all()
+        first = inputs["input_ids"][
+            :, : len(self.prefix_ids)
+        ]  # narrower where a system turn is an instruction of its own
+        begins = first.shape[1] == len(self.prefix_ids) and (first == self.prefix_ids).all()
         inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
         return self.embedder(**inputs, prefix=self.prefix if begins else None)
 

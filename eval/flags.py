@@ -14,13 +14,19 @@ from lamra.common.errors import UserError
 from lamra.common.flags import FOLDER, MOST_WORKERS, OUT_FOLDER, Flags, flag, require, require_path
 from lamra.models.base_model import base_under
 from lamra.models.folders import is_adapter, local_folder
-from lamra.models.settings import ATTENTION_IMPLEMENTATIONS, POSITION_IDS, SPECIAL_TOKENS_IN_TEXT, Settings
+from lamra.models.settings import (
+    ATTENTION_IMPLEMENTATIONS,
+    POSITION_IDS,
+    PROMPT_STYLES,
+    SPECIAL_TOKENS_IN_TEXT,
+    Settings,
+)
 
 LIBRARY = "sentence-transformers"
 GET_LIBRARY = 'it installed: pip install "sentence-transformers[image]"'
 # Flags that decide what a model of LamRA's computes, and nothing of another library's.
 OURS_ALONE = ["original_model_id", "padding_free", "share_prefix", "position_ids", "max_pixels"]
-OURS_ALONE += ["special_tokens_in_text", "attn_implementation"]
+OURS_ALONE += ["special_tokens_in_text", "attn_implementation", "prompt_style"]
 
 
 @dataclass
@@ -44,6 +50,7 @@ class RetrieverArguments(Flags):
     exif_rotation: bool | None = flag(
         None, "turn pictures as EXIF says; default: as the checkpoint was trained, else False"
     )
+    prompt_style: str | None = flag(None, "of a published embedder; a checkpoint remembers it", one_of=PROMPT_STYLES)
     attn_implementation: str | None = flag(
         None, "of packed text: chosen by models/packing.py", one_of=ATTENTION_IMPLEMENTATIONS
     )

@@ -227,6 +227,7 @@ def load_with_processor(
         max_pixels=None if max_pixels else args.max_pixels,
         special_tokens_in_text=args.special_tokens_in_text,
         exif_rotation=args.exif_rotation,
+        prompt_style=args.prompt_style,
         padding_free=args.padding_free,
     )
     if max_pixels:
@@ -237,6 +238,7 @@ def load_with_processor(
         max_pixels=settings.max_pixels,
         special_tokens_in_text=settings.special_tokens_in_text,
         exif_rotation=settings.exif_rotation,
+        prompt_style=settings.prompt_style,
     ).for_evaluation(model.context_length)
     return model, processor, settings, *budget_of(args, device)
 

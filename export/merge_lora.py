@@ -62,7 +62,10 @@ def write_model(folder: Path, model: PreTrainedModel, settings: Settings, base: 
 
     settings.write(folder)
     model.save_pretrained(folder)
-    Processor(base, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels).save_pretrained(folder)
+    processor = Processor(
+        base, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels, prompt_style=settings.prompt_style
+    )
+    processor.save_pretrained(folder)
 
 
 if __name__ == "__main__":

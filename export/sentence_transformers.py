@@ -122,6 +122,11 @@ def main() -> None:
             f"{args.model_id} was trained with --attention {kept.attention}, which no stock module of "
             "sentence-transformers computes: use it by lamra.load, or train with --attention causal"
         )
+    if kept and kept.prompt_style != "lamra":
+        raise UserError(
+            f"{args.model_id} was trained with --prompt_style {kept.prompt_style}, and only LamRA's prompts are "
+            "exported: use it by lamra.load"
+        )
     tuned, folder = is_instruction_tuned(args.model_id, args.instruction_tuned), Path(args.save_path)
     with folder_lock(folder, "save_path"):
         # Added in float32 and rounded once, whatever the folder is written in.

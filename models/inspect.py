@@ -21,7 +21,16 @@ from lamra.common.errors import UserError
 from lamra.common.flags import Flags, flag, shown
 from lamra.models.base_model import base_under, require_base_there, require_model
 from lamra.models.families import family_of
-from lamra.models.folders import AGAIN, LAMRA_TEMPLATE, LFS_POINTER, is_adapter, local_folder, read_object
+from lamra.models.folders import (
+    AGAIN,
+    ENDING,
+    LAMRA_TEMPLATE,
+    LFS_POINTER,
+    ending_id,
+    is_adapter,
+    local_folder,
+    read_object,
+)
 from lamra.models.settings import Settings
 from lamra.models.shapes import DTYPES, Shape, Sizes, is_number, is_whole, todays_name
 from lamra.models.template import template_fault
@@ -426,7 +435,11 @@ def _tokenizer_ids(path: Path) -> dict[str, int]:
         and all(_merges_tokens_of(vocabulary, merge) for merge in merges)
         and _is_kind(tokenizer.get("normalizer"), "NFC")
         and _is_kind(tokenizer.get("decoder"), "ByteLevel")
-        and (_is_kind(tokenizer.get("post_processor"), "ByteLevel") or tokenizer["post_processor"] == NOTHING_ADDED)
+        and (
+            _is_kind(tokenizer.get("post_processor"), "ByteLevel")
+            or tokenizer["post_processor"] == NOTHING_ADDED
+            or {"content": ENDING, "id": ending_id(tokenizer)}.items() <= _added_token(added, ENDING).items()
+        )
         and isinstance(splits, list)
         and all(_is_kind(split, "ByteLevel") or _is_tame_split(split) for split in splits)
         and isinstance(added, list)
@@ -437,6 +450,11 @@ def _tokenizer_ids(path: Path) -> dict[str, int]:
             f"{path} is damaged, or no tokenizer of Qwen2's kind (pairs of bytes): take the tokenizer of the base model"
         )
     return {**vocabulary, **{token["content"]: token["id"] for token in added}}
+
+
+def _added_token(added: object, content: str) -> dict[str, Any]:
+    found = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    return next((token for token in found if token.get("content") == content), {})
 
 
 def _merges_tokens_of(vocabulary: dict[str, int], merge: object) -> bool:

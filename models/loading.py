@@ -122,6 +122,7 @@ def load_trained(
     max_pixels: int | None = None,
     special_tokens_in_text: str | None = None,
     exif_rotation: bool | None = None,
+    prompt_style: str | None = None,
     merge: bool = True,
 ) -> tuple[PreTrainedModel | PeftModel, Settings]:
     """The stock or PEFT model of an adapter folder, a merged folder or a bare base model, and its settings.
@@ -130,8 +131,8 @@ def load_trained(
         role: what it must be, "retriever" or "reranker"; None takes either.
         original_model: the base model under an adapter, see base_under.
         merge: add an adapter to the weights in memory, which then cost nothing more; False keeps it apart.
-        position_ids, max_pixels, special_tokens_in_text, exif_rotation: None takes the checkpoint's, or for a bare
-            base model the default of its kind.
+        position_ids, max_pixels, special_tokens_in_text, exif_rotation, prompt_style: None takes the checkpoint's, or
+            for a bare base model the default of its kind.
 
     Raises:
         UserError: a folder is not there or does not fit, an adapter's base model is no base of it, or a flag
@@ -142,7 +143,7 @@ def load_trained(
     base = folder
     settings = Settings.read(folder)
     flags = {"position_ids": position_ids, "max_pixels": max_pixels, "exif_rotation": exif_rotation}
-    flags |= {"special_tokens_in_text": special_tokens_in_text}
+    flags |= {"special_tokens_in_text": special_tokens_in_text, "prompt_style": prompt_style}
     if is_adapter(folder):
         base = Path(base_under(folder, original_model))
         require_base_there(folder, base)

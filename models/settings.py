@@ -14,6 +14,7 @@ from lamra.common.errors import UserError
 from lamra.common.flags import check_values, limited
 from lamra.models.digests import model_sha256
 from lamra.models.families import family_of
+from lamra.models.folders import is_published_embedder
 
 FILE_NAME = "lamra.json"
 RUN_FILE = "run.json"  # what a training writes before its first step
@@ -25,6 +26,7 @@ RERANKER_POSITION_IDS = "mrope"
 ATTENTION = ("causal", "bidirectional")  # see embedder.Embedder
 POOLING = ("last_token", "mean")
 SPECIAL_TOKENS_IN_TEXT = ("plain", "special")
+PROMPT_STYLES = ("lamra", "qwen3_embedding")  # see collators.messages
 ATTENTION_IMPLEMENTATIONS = ("flash_attention_2", "sdpa", "eager")  # transformers can also fetch others from a hub
 RERANKER_TEXT_MAX_TOKENS = 256  # of each query and each candidate, in training
 
@@ -34,7 +36,8 @@ class Settings:
     """Settings that training fixes and evaluation reads back.
 
     Raises:
-        UserError: a value is of another type or outside of its limits, or min_pixels exceeds max_pixels.
+        UserError: a value is of another type or outside of its limits, min_pixels exceeds max_pixels, or a reranker has
+            an embedder's prompts.
 
     Attributes:
         base_model: folder of the base model under an adapter; for a merged model, the folder it was merged from.
@@ -53,6 +56,7 @@ class Settings:
             ("special"): so LamRA's released checkpoints were trained, and those that do not say it.
         attention, pooling: one of ATTENTION and of POOLING; a reranker is causal and pools nothing.
         exif_rotation: pictures are turned as their EXIF says; upstream shows them as they are stored.
+        prompt_style: a retriever's prompts, one of PROMPT_STYLES.
     """
 
     base_model: str
@@ -70,11 +74,17 @@ class Settings:
     exif_rotation: bool = False
     attention: str = limited("causal", one_of=ATTENTION)
     pooling: str = limited("last_token", one_of=POOLING)
+    prompt_style: str = limited("lamra", one_of=PROMPT_STYLES)
 
     def __post_init__(self) -> None:
         check_values(self, "--")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise UserError(f"--min_pixels {self.min_pixels}: expected 1 to --max_pixels ({self.max_pixels})")
+        if self.role == "reranker" and self.prompt_style != "lamra":
+            raise UserError(
+                f"--prompt_style {self.prompt_style}: {self.base_model} is an embedder, which answers nothing; start a "
+                "reranker from its base model"
+            )
 
     def write(self, folder: str | Path) -> None:
         (Path(folder) / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -136,11 +146,19 @@ def default_settings(folder: str | Path, role: str | None = None, **flags: Any) 
     Args:
         role: "reranker"; anything else is a retriever.
         flags: values of the command line; None takes the default.
+
+    Raises:
+        UserError: it is an embedder, and no flag says with which prompts.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     if role == "reranker":
         given = {"position_ids": RERANKER_POSITION_IDS, "role": role, "rank_style": "released"} | given
     family = family_of(folder)
+    if "prompt_style" not in given and is_published_embedder(folder):
+        raise UserError(
+            f"{folder} is a published embedder, which has prompts of its own: --prompt_style qwen3_embedding keeps "
+            "those of Qwen3-VL-Embedding, lamra begins with LamRA's"
+        )
     defaults = {name: getattr(family, name) for name in ("position_ids", "min_pixels", "max_pixels")}
     return Settings(str(folder), **defaults | given)
 
@@ -157,8 +175,8 @@ def settings_to_train(
 
     Args:
         special_tokens_in_text: None takes the model's, or for a bare base model "plain".
-        flags: position_ids, min_pixels, max_pixels, exif_rotation, attention, pooling; None takes the model's, or for a
-            bare base model the default.
+        flags: position_ids, min_pixels, max_pixels, exif_rotation, attention, pooling, prompt_style; None takes the
+            model's, or for a bare base model the default.
 
     Raises:
         UserError: a flag contradicts the model, min_pixels exceeds max_pixels, or the model is a reranker.
@@ -194,7 +212,7 @@ def settings_to_rerank(
 
     Args:
         position_ids, train_position_ids: to answer and to train with; None takes upstream's.
-        shown: min_pixels, max_pixels, exif_rotation and special_tokens_in_text, as for settings_to_train.
+        shown: min_pixels, max_pixels, exif_rotation, special_tokens_in_text and prompt_style, as for settings_to_train.
 
     Raises:
         UserError: a flag contradicts the model, or min_pixels exceeds max_pixels.

@@ -46,6 +46,7 @@ def retriever_settings(folder: Path, model_args: ModelArguments, args: TrainingA
         exif_rotation=model_args.exif_rotation,
         attention=model_args.attention,
         pooling=model_args.pooling,
+        prompt_style=model_args.prompt_style,
         text_max_tokens=args.text_max_tokens,
         temperature=args.temperature,
     )
@@ -63,6 +64,7 @@ def build_processor(folder: Path, settings: Settings, args: TrainingArguments) -
         text_max_tokens=settings.text_max_tokens,
         special_tokens_in_text=settings.special_tokens_in_text,
         exif_rotation=settings.exif_rotation,
+        prompt_style=settings.prompt_style,
     )
 
 
@@ -74,7 +76,7 @@ def build_embedder(
     Raises:
         UserError: as load_to_train, or --share_prefix True where a prefix depends on what follows.
     """
-    for name, default in (("attention", "causal"), ("pooling", "last_token")):
+    for name, default in (("attention", "causal"), ("pooling", "last_token"), ("prompt_style", "lamra")):
         if model_args.share_prefix and (given := getattr(settings, name)) != default:
             raise UserError(f"--share_prefix True needs --{name} {default}, and the model has {given}")
     return Embedder(

@@ -38,6 +38,7 @@ from lamra.models.settings import (
     ATTENTION_IMPLEMENTATIONS,
     POOLING,
     POSITION_IDS,
+    PROMPT_STYLES,
     RERANKER_TEXT_MAX_TOKENS,
     SPECIAL_TOKENS_IN_TEXT,
 )
@@ -62,6 +63,7 @@ class ModelArguments(Flags):
     position_ids: str | None = flag(None, "default by model kind", one_of=POSITION_IDS)
     attention: str | None = flag(None, "default: causal, or as the model was trained", one_of=ATTENTION)
     pooling: str | None = flag(None, "default: last_token, or as the model was trained", one_of=POOLING)
+    prompt_style: str | None = flag(None, "default: lamra, or as the model was trained", one_of=PROMPT_STYLES)
     attn_implementation: str | None = flag(
         None, "of packed text: chosen by models/packing.py", one_of=ATTENTION_IMPLEMENTATIONS
     )

@@ -51,6 +51,7 @@ def main() -> None:
             max_pixels=model_args.max_pixels,
             special_tokens_in_text=model_args.special_tokens_in_text,
             exif_rotation=model_args.exif_rotation,
+            prompt_style=model_args.prompt_style,
         )
         settings = replace(settings, quantized=model_args.q_lora)
         processor = build_processor(folder, settings, args)

@@ -43,7 +43,7 @@ def provenance_of(args: RetrieverArguments, settings: Settings, model: nn.Module
         "version": VERSION,
         "model": model_sha256(args.model_id),
         "base": base and model_sha256(base),
-        "prompts": prompts_sha256(),
+        "prompts": prompts_sha256(settings.prompt_style),
         "protocol": protocol,
         **{name: getattr(settings, name) for name in SETTINGS},
         # Not where it is as it always was: caches of before it was a setting go on.
@@ -55,11 +55,12 @@ def provenance_of(args: RetrieverArguments, settings: Settings, model: nn.Module
     }
 
 
-def prompts_sha256() -> str:
+def prompts_sha256(prompt_style: str = "lamra") -> str:
     """Of the prompts of every kind of item, so that a changed word in collators.messages is another digest."""
     text, picture = Item("", "text", instruction="instruction"), Item("", None, ("picture",))
     both = Item("", "text", ("picture",), "instruction")
-    prompts = [messages.embedding_messages(item) for item in (replace(text, instruction=None), text, picture, both)]
+    items = (replace(text, instruction=None), text, picture, both)
+    prompts = [messages.embedding_messages(item, prompt_style) for item in items]
     for style in messages.RANK_STYLES:
         prompts.append(messages.pointwise_messages(style, both, picture))
         prompts.append(messages.listwise_messages(style, both, [picture, text]))

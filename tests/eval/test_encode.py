@@ -74,7 +74,7 @@ def test_no_embedding_that_is_not_finite_leaves_the_model(tiny_model, processor,
             if value or "norm" in part:
                 assert "items t0, t1, t2, p0, p1, p2, p3, cut and" in found_of(embedder)
     embedder, _ = load_embedder(tiny_model, dtype=torch.float32)
-    monkeypatch.setattr(processor, "_values", processor._values * torch.nan)
+    monkeypatch.setattr(processor.visuals, "_values", processor.visuals._values * torch.nan)
     assert found_of(embedder, items[:4] + items[-1:]).split(" of ")[-1].startswith("item p0: its weights")
     assert encode(embedder, processor, items[:3], max_tokens_per_batch=10_000).isfinite().all()
 

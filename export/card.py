@@ -24,6 +24,7 @@ LICENCES = {
     "Qwen2-VL-7B-Instruct": "apache-2.0",
     "Qwen2.5-VL-7B-Instruct": "apache-2.0",
     "Qwen2.5-VL-3B-Instruct": "other",
+    **dict.fromkeys(("Qwen3-VL-2B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3-VL-8B-Instruct"), "apache-2.0"),
 }
 EMBED = """```python
 from PIL import Image
@@ -40,8 +41,8 @@ Needs `pip install "sentence-transformers[image]"`. An instruction is passed as 
 
 - **LamRA**: `from lamra import load; load("{name}").encode(["two dogs in the snow"])`, and every script of the project
   with `MODEL_ID={name}`.
-- **transformers**: `Qwen2VLForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`, as config.json says; the
-  embedding is the normalised last hidden state at the prompt's last token.
+- **transformers**: the class that config.json names under `architectures`; the embedding is the normalised last hidden
+  state at the prompt's last token.
 - **mteb**: through sentence-transformers; give its wrapper the modalities image and text.{prompts}
 - **vLLM**: `vllm serve {name} --runner pooling`, messages and not `input`; from its source, not run.
 """

@@ -491,7 +491,11 @@ def _check_pictures(folder: Path, sizes: Sizes | None) -> None:
 
     require(isinstance(config, dict), "image_processor", "an object")
     kind = config.get("image_processor_type", "Qwen2VLImageProcessor")
-    require(isinstance(kind, str) and bool(IMAGE_PROCESSORS.fullmatch(kind)), "image_processor_type", "Qwen2VL's")
+    require(
+        isinstance(kind, str) and bool(IMAGE_PROCESSORS.fullmatch(kind)),
+        "image_processor_type",
+        "Qwen2VLImageProcessor",
+    )
     for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         require(config.get(key, True) is True, key, "true: the models see pictures so")
     for key, default, attribute in (

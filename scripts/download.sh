@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Download what training and evaluation need; skips what is there, resumes what is not complete.
 #
-#   bash scripts/download.sh [qwen2-vl-7b | qwen2-vl-2b | qwen2.5-vl-3b | qwen2.5-vl-7b] [nli] [flickr] [coco]
+#   bash scripts/download.sh [qwen2-vl-7b | qwen2-vl-2b | qwen2.5-vl-3b | qwen2.5-vl-7b | qwen3-vl-2b | -4b | -8b] [nli] [flickr] [coco]
 #     [lamra-ret | lamra-rank | lamra-ret-pretrained] [mbeir | mbeir:train,cirr_task7,...]
 #     [sugarcrepe] [coco-val2017] [circo] [coco-unlabeled2017] [genecis] [fashioniq] [urban1k]
 #

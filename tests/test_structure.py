@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,22 @@ def test_an_upward_import_is_found(tmp_path):
 def test_every_room_is_in_the_table():
     rooms = {path.parent.relative_to(ROOT).parts[0] for path in ROOT.glob("*/*.py")}
     assert rooms - {"tests", "scripts", "benchmarks", "merge_lora"} == set(BELOW)
+
+
+# Beside the table: names of published models, and their licences. All families share the first's image processor.
+NAMES_FAMILIES = {"models/families.py", "models/folders.py", "export/card.py"}
+FAMILY = re.compile(r"qwen\d(_\d)?_vl|Qwen\d(_\d)?VL(?!ImageProcessor)(?!VideoProcessor)", re.IGNORECASE)
+
+
+def test_no_family_is_asked_for_by_name():
+    rooms = ("common", "models", "collators", "datasets", "train", "eval", "export")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
+    wrong = []
+    for path in files:
+        if str(path.relative_to(ROOT)) in NAMES_FAMILIES:
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            code = line.split("#")[0]
+            if FAMILY.search(re.sub(r"transformers\.models\.qwen2_vl\S*", "", code)):
+                wrong.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not wrong

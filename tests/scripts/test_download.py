@@ -435,9 +435,9 @@ class Free(NamedTuple):
 def test_errors_are_one_sentence_and_a_status(hub, run, tmp_path, monkeypatch):
     assert run("qwen9") == (
         2,
-        "error: 'qwen9' is unknown: choose from qwen2-vl-2b qwen2-vl-7b qwen2.5-vl-3b qwen2.5-vl-7b "
-        "lamra-ret-pretrained lamra-ret lamra-rank nli flickr coco mbeir sugarcrepe coco-val2017 circo "
-        "coco-unlabeled2017 genecis fashioniq urban1k\n",
+        "error: 'qwen9' is unknown: choose from qwen2-vl-2b qwen2-vl-7b qwen2.5-vl-3b qwen2.5-vl-7b qwen3-vl-2b "
+        "qwen3-vl-4b qwen3-vl-8b lamra-ret-pretrained lamra-ret lamra-rank nli flickr coco mbeir sugarcrepe "
+        "coco-val2017 circo coco-unlabeled2017 genecis fashioniq urban1k\n",
     )
     assert hub.log == []
 

@@ -4,6 +4,8 @@
 
 FLOPs are PyTorch's count of a forward and backward pass of one process's batch, nothing computed again. Memory is the
 estimate of --dry_run True (train/dry_run.py) with activation checkpointing, bf16 and ZeRO-2. No GPU is needed.
+
+Stage 2 has pictures too: of each, the forward pass of the vision tower and its projectors, which it does not train.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ from typing import Any
 import torch
 from shapes import add_length_flags, batches, sentence_lengths
 from train_flops import step_flops
+from transformers import PreTrainedModel
 
 from lamra.models.embedder import Embedder
-from lamra.models.families import FAMILIES
+from lamra.models.families import FAMILIES, Family
 from lamra.models.lora import add_lora
 from lamra.train.dry_run import GIB, memory_estimate
+
+PICTURE = 300  # tokens of the largest picture in training
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,28 @@ PUBLISHED = {
 }
 
 
+def picture_flops(stock: PreTrainedModel, family: Family, tokens: int) -> int:
+    """Of a picture's forward pass through the vision tower and its projectors, DeepStack's among them.
+
+    Products with weights, and attention in whole windows: an edge of a picture that fills no window costs less.
+    """
+    config = stock.model.visual.config
+    merged = config.spatial_merge_size**2
+    patches = tokens * merged
+    flops = 0
+    for modules, rows in ((family.vision.encoder, patches), (family.vision.projectors, tokens)):
+        for name in modules:
+            products = (torch.nn.Linear, torch.nn.Conv3d)  # the latter has a patch for its kernel
+            found = (part for part in stock.model.get_submodule(name).modules() if isinstance(part, products))
+            flops += sum(2 * rows * part.weight.numel() for part in found)
+    window = (config.window_size // config.patch_size) ** 2 if family.vision.window else patches
+    full = len(config.fullatt_block_indexes) if family.vision.window else config.depth
+    seen = full * patches + (config.depth - full) * min(window, patches)
+    return flops + 4 * patches * seen * getattr(config, family.vision.width)
+
+
 def cost(shape: Shape, lengths: list[int], ranks: int, r: int) -> dict[str, float]:
-    """Of a process: parameters in all and trained, FLOPs of a step, GiB.
+    """Of a process: parameters in all and trained, FLOPs of a step and of a picture of PICTURE tokens, GiB.
 
     Args:
         lengths: tokens of each prompt of a batch.
@@ -85,6 +110,7 @@ def cost(shape: Shape, lengths: list[int], ranks: int, r: int) -> dict[str, floa
         "parameters": sum(size.values()),
         "trained": sum(count for parameter, count in size.items() if parameter.requires_grad),
         "flops": step_flops(embedder, lengths),
+        "picture_flops": picture_flops(stock, FAMILIES[shape.family], PICTURE),
         "gib": memory_estimate(embedder, sum(lengths), size=size, shards=ranks, recomputed=True) / GIB,
     }
 
@@ -101,13 +127,16 @@ def main() -> None:
     (lengths,) = batches(sentence_lengths(args), 2 * args.pairs, 1, args.seed)
     batch = f"{2 * args.pairs} prompts of {sum(lengths)} tokens a process"
     print(f"{batch}, {args.ranks} processes, LoRA of rank {args.lora_r}")
-    print(f"{'':<16}{'parameters':>12}{'trained':>10}{'TFLOP a step':>14}{'GFLOP a token':>15}{'GiB':>7}")
+    print(
+        f"{'':<16}{'parameters':>12}{'trained':>10}{'TFLOP a step':>14}{'GFLOP a token':>15}{'GiB':>7}"
+        f"{'TFLOP a picture':>17}"
+    )
     found = {}
     for name in [args.only] if args.only else PUBLISHED:
         of = found[name] = cost(PUBLISHED[name], lengths, args.ranks, args.lora_r)
         print(
             f"{name:<16}{of['parameters'] / 1e9:>10.2f} B{of['trained'] / 1e6:>8.0f} M{of['flops'] / 1e12:>14.1f}"
-            f"{of['flops'] / sum(lengths) / 1e9:>15.1f}{of['gib']:>7.1f}"
+            f"{of['flops'] / sum(lengths) / 1e9:>15.1f}{of['gib']:>7.1f}{of['picture_flops'] / 1e12:>17.2f}"
         )
     print(json.dumps(found))
 

@@ -7,7 +7,12 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, run_script
+from support.families import random_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from lamra.models.families import FAMILIES
 
 SMALL = {
     "train_flops": ("--size", "tiny", "--steps", 1),
@@ -55,6 +60,19 @@ def test_the_shapes_of_published_models(monkeypatch):
     last = 2 * hidden * 128 * kv + 64 * 2 * (hidden + 128 * kv)  # of the last layer keys and values alone, about
     whole = 100 * ((layers - 1) * (4 * products + 6 * lora) + 4 * last)
     assert found["flops"] == pytest.approx(whole, rel=0.03)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_picture_costs(family, monkeypatch):
+    """The count without weights is PyTorch's of a real forward pass: 8 x 8 tokens, whole windows."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    model, patch = random_model(family), FAMILIES[family].token_side // 2
+    model.set_attn_implementation("eager")  # PyTorch does not count the fused one on CPUs
+    pixels = torch.zeros(256, 3 * 2 * patch**2)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.model.visual(pixels, grid_thw=torch.tensor([[1, 16, 16]]))
+    found = importlib.import_module("backbones").picture_flops(model, FAMILIES[family], 64)
+    assert found == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def test_what_is_for_a_gpu_runs_in_a_small_size(tmp_path):

@@ -97,9 +97,8 @@ class PromptEncoder:
         return self.processor.pad(encoded), [(item.id, of["notes"]) for item, of in zip(items, encoded)]
 
     def embed(self, inputs: dict[str, Tensor]) -> Tensor:
-        first = inputs["input_ids"][
-            :, : len(self.prefix_ids)
-        ]  # narrower where a system turn is an instruction of its own
+        # Narrower than the prefix where the system turn is an instruction of its own.
+        first = inputs["input_ids"][:, : len(self.prefix_ids)]  # (b, P or less)
         begins = first.shape[1] == len(self.prefix_ids) and (first == self.prefix_ids).all()
         inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
         return self.embedder(**inputs, prefix=self.prefix if begins else None)

@@ -76,7 +76,8 @@ class Visuals:
         clip = clip_of(video, f"video {video.path}")
         rows = clip.rows(video)
         rows += rows[-1:] * (len(rows) % TOGETHER)
-        return [(first + last) / 2 / clip.rate for first, last in zip(rows[::TOGETHER], rows[1::TOGETHER])]
+        # In this order of operations, as the library: a tie rounds to another tenth of a second otherwise.
+        return [(first / clip.rate + last / clip.rate) / 2 for first, last in zip(rows[::TOGETHER], rows[1::TOGETHER])]
 
     def _grid(self, part: Picture | Video, name: str) -> Grid:
         if isinstance(part, Video):

@@ -127,6 +127,12 @@ def test_a_video_stands_as_times_and_frames(folder, clip, special_tokens_in_text
             assert block[:, 0, i].mean().item() == pytest.approx(red, abs=1e-3)
 
 
+def test_a_time_between_two_tenths_is_rounded_as_the_library_does(processor, tmp_path):
+    video = Video(write_clip(tmp_path / "clip.mkv", drawn(17), rate=30, codec="ffv1"))
+    assert clip_of(video, "clip").rows(video)[2:] == [11, 16]
+    assert [f"{time:.1f}" for time in processor.visuals.times(video)] == ["0.1", "0.4"]  # (11 + 16) / 2 / 30 gives 0.5
+
+
 def test_times_of_an_odd_number_of_frames(processor, tmp_path):
     one = Video(write_clip(tmp_path / "one.mkv", drawn(1), codec="ffv1"))
     assert processor.visuals.times(one) == [0.0]

@@ -5,7 +5,7 @@ A new family is an entry here and a run of tests/models/test_families.py (docs/b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,8 @@ class Vision:
         patch_bias: the embedding of patches has a bias.
         window: some blocks attend within windows (keys window_size and fullatt_block_indexes).
         position_table: patches also have a learned embedding for each position (key num_position_embeddings).
-        deepstack: key of the blocks whose features go through projectors of their own to the language model's first
-            layers (DeepStack, arXiv 2406.04334), or None.
+        deepstack: features of some blocks (key deepstack_visual_indexes) go through projectors of their own to the
+            language model's first layers (DeepStack, arXiv 2406.04334).
         encoder, projectors: modules of the tower itself, and those between it and the language model.
     """
 
@@ -49,7 +49,7 @@ class Vision:
     patch_bias: bool = False
     window: bool = False
     position_table: bool = False
-    deepstack: str | None = None
+    deepstack: bool = False
     encoder: tuple[str, ...] = ("visual.patch_embed", "visual.blocks")
     projectors: tuple[str, ...] = ("visual.merger",)
 
@@ -61,12 +61,11 @@ class Family:
     Attributes:
         name: as its makers write it.
         model_type: of config.json; the key of FAMILIES.
-        parts: model types that config.json may state for text_config and vision_config.
         architecture: class in transformers.
         position_ids: with which a retriever of this family is trained, unless a flag or the checkpoint says otherwise
             (see backbone.Backbone).
         flat: config.json may have the language model's values outside of text_config, as transformers 4 wrote them.
-        text_defaults: of the language model's keys that a published config may lack.
+        head_dim: size of an attention head where config.json does not say it; None: always hidden_size / heads.
         qkv_bias: the projections to queries, keys and values have a bias.
         qk_norm: queries and keys are normalised in every head.
         token_side: pixels; a square of this side is a token, and a picture's sides are its multiples.
@@ -79,9 +78,8 @@ class Family:
     architecture: str
     position_ids: str
     vision: Vision
-    parts: tuple[str, ...]
     flat: bool = False
-    text_defaults: dict[str, Any] = field(default_factory=dict)
+    head_dim: int | None = None
     qkv_bias: bool = True
     qk_norm: bool = False
     token_side: int = 28
@@ -92,6 +90,11 @@ class Family:
         import transformers
 
         return getattr(transformers, self.architecture)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Model types that config.json may state for text_config and vision_config; published ones repeat its own."""
+        return (self.model_type, f"{self.model_type}_text", f"{self.model_type}_vision")
 
     @property
     def vision_linears(self) -> str:
@@ -116,7 +119,6 @@ QWEN2_VL = Family(
     model_type="qwen2_vl",
     architecture="Qwen2VLForConditionalGeneration",
     position_ids="sequential",
-    parts=("qwen2_vl", "qwen2_vl_text", "qwen2_vl_vision"),
     flat=True,
     vision=Vision(
         width="embed_dim",
@@ -133,7 +135,6 @@ QWEN2_5_VL = Family(
     model_type="qwen2_5_vl",
     architecture="Qwen2_5_VLForConditionalGeneration",
     position_ids="mrope",
-    parts=("qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_vl_vision"),
     flat=True,
     vision=Vision(
         width="hidden_size",
@@ -151,8 +152,7 @@ QWEN3_VL = Family(
     model_type="qwen3_vl",
     architecture="Qwen3VLForConditionalGeneration",
     position_ids="mrope",
-    parts=("qwen3_vl", "qwen3_vl_text", "qwen3_vl_vision"),  # published files call their vision tower qwen3_vl
-    text_defaults={"head_dim": 128},
+    head_dim=128,
     qkv_bias=False,
     qk_norm=True,
     token_side=32,
@@ -169,7 +169,7 @@ QWEN3_VL = Family(
         merger=("norm", "linear_fc1", "linear_fc2"),
         patch_bias=True,
         position_table=True,
-        deepstack="deepstack_visual_indexes",
+        deepstack=True,
         encoder=("visual.patch_embed", "visual.pos_embed", "visual.blocks"),
         projectors=("visual.merger", "visual.deepstack_merger_list"),
     ),

@@ -36,8 +36,6 @@ MODELS |= {name: name for name in ("miniature", "miniature_qwen2_5_vl", "miniatu
 LAMRA_TEMPLATE = "lamra_chat_template.jinja"
 AGAIN = "download or copy it again"
 LFS_POINTER = b"version https://git-lfs"
-ENDING = "<|endoftext|>"  # what the tokenizers of Qwen's embedders put after each text
-EMBEDDER_MARKS = ("modules.json", "config_sentence_transformers.json")
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
@@ -59,32 +57,6 @@ def read_object(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no json object: {AGAIN}")
     return value
-
-
-def ending_id(tokenizer: dict[str, Any]) -> int | None:
-    """The id of ENDING where a tokenizer.json's post-processor puts it after each text and adds nothing else."""
-    post = tokenizer.get("post_processor")
-    steps = post.get("processors") if isinstance(post, dict) and post.get("type") == "Sequence" else [post]
-    if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
-        return None
-    *before, last = steps
-    template = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": ENDING, "type_id": 0}}]
-    if any(step.get("type") != "ByteLevel" for step in before) or last.get("single") != template:
-        return None
-    match last.get("special_tokens"):
-        case {"<|endoftext|>": {"ids": [int(number)]}}:
-            return number
-    return None
-
-
-def is_published_embedder(folder: str | Path) -> bool:
-    """Whether a published folder is an embedder, with prompts of its own: it is one of sentence-transformers, or its
-    tokenizer puts ENDING after each text."""
-    folder = Path(folder)
-    if any((folder / mark).is_file() for mark in EMBEDDER_MARKS):
-        return True
-    path = folder / "tokenizer.json"
-    return path.is_file() and ending_id(read_object(path)) is not None
 
 
 def is_adapter(folder: str | Path) -> bool:

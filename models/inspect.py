@@ -23,14 +23,13 @@ from lamra.models.base_model import base_under, require_base_there, require_mode
 from lamra.models.families import family_of
 from lamra.models.folders import (
     AGAIN,
-    ENDING,
     LAMRA_TEMPLATE,
     LFS_POINTER,
-    ending_id,
     is_adapter,
     local_folder,
     read_object,
 )
+from lamra.models.published_embedder import ENDING, ending_id
 from lamra.models.settings import Settings
 from lamra.models.shapes import DTYPES, Shape, Sizes, is_number, is_whole, todays_name
 from lamra.models.template import template_fault

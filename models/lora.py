@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -131,9 +130,8 @@ def vision_projector_modules(model: PreTrainedModel) -> tuple[str, ...]:
 
 def _without_lists(model: PreTrainedModel, names: Sequence[str]) -> tuple[str, ...]:
     """Module names, of a list the names of its modules: PEFT takes no list."""
-    modules = [(name, model.model.get_submodule(name)) for name in names]
-    of_lists = (
-        [f"{name}.{i}" for i in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
-        for name, module in modules
-    )
-    return tuple(chain.from_iterable(of_lists))
+    found: list[str] = []
+    for name in names:
+        module = model.model.get_submodule(name)
+        found += [f"{name}.{i}" for i in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
+    return tuple(found)

@@ -14,7 +14,7 @@ from lamra.common.errors import UserError
 from lamra.common.flags import check_values, limited
 from lamra.models.digests import model_sha256
 from lamra.models.families import family_of
-from lamra.models.folders import is_published_embedder
+from lamra.models.published_embedder import is_published_embedder
 
 FILE_NAME = "lamra.json"
 RUN_FILE = "run.json"  # what a training writes before its first step

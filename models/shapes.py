@@ -76,19 +76,21 @@ class Sizes:
         reader.refuse_unsupported(config)
         family = FAMILIES[config["model_type"]]
         flat = family.flat and config.get("text_config") is None
-        text = family.text_defaults | (config if flat else reader.object(config, "text_config"))
+        text = config if flat else reader.object(config, "text_config")
         vision = VISION_DEFAULTS | family.vision.defaults | reader.object(config, "vision_config")
         for part in (vision,) if flat else (text, vision):
             kind = part.get("model_type")
             reader.require(kind is None or kind in family.parts, f"a part that is a {kind!r} in a {family.model_type}")
         heads = reader.number(text, "num_attention_heads")
         hidden = reader.number(text, "hidden_size")
-        head = text.get("head_dim") or hidden // heads
         kv_heads = heads if text.get("num_key_value_heads", 8) is None else reader.number(text, "num_key_value_heads")
         vocabulary = reader.number(text, "vocab_size")
         layers = reader.number(text, "num_hidden_layers", most=MOST_LAYERS)
-        if not family.text_defaults:
-            reader.require(hidden % heads == 0 and hidden // heads % 2 == 0, f"{hidden} hidden for {heads} heads")
+        if family.head_dim:
+            head = reader.number({"head_dim": family.head_dim} | text, "head_dim")
+        else:
+            head = hidden // heads
+            reader.require(hidden % heads == 0 and head % 2 == 0, f"{hidden} hidden for {heads} heads")
         reader.require(heads % kv_heads == 0, f"{heads} attention heads for {kv_heads} key-value heads")
         reader.require(family.qkv_bias or text.get("attention_bias") in (None, False), "attention_bias True")
         reader.check_text(text, layers, head, vocabulary)
@@ -105,11 +107,11 @@ class Sizes:
             reader.require(_whole_numbers(blocks), f"fullatt_block_indexes {blocks!r}")
         positions = reader.number(vision, "num_position_embeddings") if family.vision.position_table else 0
         reader.require(math.isqrt(positions) ** 2 == positions, f"num_position_embeddings {positions}, no square")
-        deepstack = vision[family.vision.deepstack] if family.vision.deepstack else []
+        deepstack = vision["deepstack_visual_indexes"] if family.vision.deepstack else []
         fits = _whole_numbers(deepstack) and all(block < depth for block in deepstack)
         # The last layer computes the pooled tokens alone.
         fits = fits and len(set(deepstack)) == len(deepstack) < layers
-        reader.require(fits, f"{family.vision.deepstack} {deepstack!r} for {depth} blocks and {layers} layers")
+        reader.require(fits, f"deepstack_visual_indexes {deepstack!r} for {depth} blocks and {layers} layers")
         tied = [part.get("tie_word_embeddings", False) for part in (config, text)]
         reader.require(all(isinstance(of, bool) for of in tied), f"tie_word_embeddings {tied[0]!r}")
         ids = {

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Download what training and evaluation need; skips what is there, resumes what is not complete.
 #
-#   bash scripts/download.sh [qwen2-vl-7b | qwen2-vl-2b | qwen2.5-vl-3b | qwen2.5-vl-7b | qwen3-vl-2b | -4b | -8b] [nli] [flickr] [coco]
+#   bash scripts/download.sh [qwen2-vl-7b | qwen2-vl-2b | qwen2.5-vl-3b | qwen2.5-vl-7b]
+#     [qwen3-vl-2b | qwen3-vl-4b | qwen3-vl-8b] [nli] [flickr] [coco]
 #     [lamra-ret | lamra-rank | lamra-ret-pretrained] [mbeir | mbeir:train,cirr_task7,...]
 #     [sugarcrepe] [coco-val2017] [circo] [coco-unlabeled2017] [genecis] [fashioniq] [urban1k]
 #
-# Without names: qwen2-vl-7b nli flickr coco. The last line's are of the zero-shot suite: docs/zeroshot.md. mbeir is all of M-BEIR; with names, the files and pictures of the training
-# and of tasks (val and test). Its pictures come as one archive of 169 GB, whatever is named.
+# Without names: qwen2-vl-7b nli flickr coco. The last line's are of the zero-shot suite: docs/zeroshot.md. mbeir is all
+# of M-BEIR; with names, the files and pictures of the training and of tasks (val and test). Its pictures come as one
+# archive of 169 GB, whatever is named.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 

@@ -22,7 +22,7 @@ from lamra.common.errors import UserError
 from lamra.datasets.items import Item
 from lamra.eval import eval_mbeir
 from lamra.export import merge_lora, sentence_transformers
-from lamra.models.folders import ENDING, ending_id, is_published_embedder
+from lamra.models.published_embedder import ENDING, ending_id, is_published_embedder
 from lamra.models.settings import Settings, default_settings, settings_to_rerank, settings_to_train
 from lamra.train import train_mbeir
 

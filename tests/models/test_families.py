@@ -287,6 +287,8 @@ CHANGES = {
     "deepstack beyond": ("vision_config", dict(deepstack_visual_indexes=[3]), "[3] for 3 blocks"),
     "projectors": ("vision_config", dict(deepstack_visual_indexes=[0]), "no place for"),
     "heads": ("text_config", dict(num_attention_heads=8), "q_proj.weight as [96, 64], and config.json asks for [192"),
+    "head": ("text_config", dict(head_dim="x"), "has head_dim 'x': expected a whole number"),
+    "no head": ("text_config", dict(head_dim=None), "has head_dim None: expected a whole number"),
     "layers": ("text_config", dict(num_hidden_layers=4), "lacks 11 weights"),
     "biases": ("text_config", dict(attention_bias=True), "attention_bias True"),
     "flat": ("text_config", None, "text_config None"),

@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the language m
 def config_of(family: str) -> PreTrainedConfig:
     rope, vision = PARTS[family]
     text = dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6, **rope})
-    if FAMILIES[family].text_defaults:
+    if FAMILIES[family].head_dim:
         text["head_dim"] = 2 * sum(rope["mrope_section"])
     return FAMILIES[family].model_class.config_class(
         text_config=TEXT | text,

@@ -18,7 +18,7 @@ SUMMARIZE_VIDEO_AND_TEXT = "\nSummarize above video and sentence in one word: " 
 
 # LamRA-Rank. "released" is what the published weights were trained with: a backslash in upstream's source continued its
 # strings over a line's indentation, 24 blanks, and "responed" is spelt so. "clean" is the same without.
-RANK_STYLES = ("released", "clean")
+RANK_STYLES = ("released", "clean", "qwen3_reranker")
 POINTWISE = {
     "released": "I will provide you with a query and a candidate. Please evaluate whether the candidate"
     + 24 * " "
@@ -37,7 +37,16 @@ LISTWISE = {
     "Each candidate is independent of the others. Evaluate each candidate against the query, and respond with the "
     "number corresponding to the candidate that best meets the requirements of the query.",
 }
+LISTWISE["qwen3_reranker"] = LISTWISE["clean"]  # its maker has no lists
 YES, NO = "Yes", "No"
+YES_NO = {"released": (YES, NO), "clean": (YES, NO), "qwen3_reranker": ("yes", "no")}
+
+# Qwen3-VL-Reranker (arXiv 2601.04720), as in the maker's qwen3_vl_reranker.py.
+JUDGE = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the "
+    'answer can only be "yes" or "no".'
+)
+RETRIEVE = "Given a search query, retrieve relevant candidates that answer the query."  # of a query without instruction
 
 # Qwen3-VL-Embedding (arXiv 2601.04720), as in the maker's qwen3_vl_embedding.py.
 REPRESENT = "Represent the user's input."
@@ -78,9 +87,7 @@ def embedding_messages(item: Item, style: str = "lamra") -> list[dict]:
             which the maker's script says nothing.
     """
     if style == "qwen3_embedding":
-        content = item_content(replace(item, instruction=None)) or [{"type": "text", "text": NOTHING}]
-        system = {"type": "text", "text": _punctuated(item.instruction or "") or REPRESENT}
-        return [{"role": "system", "content": [system]}, {"role": "user", "content": content}]
+        return _two_turns(_punctuated(item.instruction or "") or REPRESENT, uninstructed_content(item))
     content = item_content(item)
     kinds = {part["type"] for part in content}
     if "video" in kinds:
@@ -94,6 +101,16 @@ def embedding_messages(item: Item, style: str = "lamra") -> list[dict]:
     return [{"role": "user", "content": [*content, {"type": "text", "text": request}]}]
 
 
+def uninstructed_content(item: Item) -> list[dict]:
+    """An item alone, in the prompts of Qwen3-VL-Embedding and Qwen3-VL-Reranker; NOTHING where it is empty."""
+    return item_content(replace(item, instruction=None)) or [{"type": "text", "text": NOTHING}]
+
+
+def _two_turns(system: str, user: list[dict]) -> list[dict]:
+    told = {"type": "text", "text": system}
+    return [{"role": "system", "content": [told]}, {"role": "user", "content": user}]
+
+
 def _punctuated(instruction: str) -> str:
     instruction = instruction.strip()
     ends = not instruction or unicodedata.category(instruction[-1]).startswith("P")
@@ -101,9 +118,21 @@ def _punctuated(instruction: str) -> str:
 
 
 def pointwise_messages(style: str, query: Item, candidate: Item) -> list[dict]:
-    """The user turn that asks whether `candidate` is what `query` looks for; the answers are YES and NO."""
+    """The prompt that asks whether `candidate` is what `query` looks for; the answers are those of YES_NO.
+
+    "qwen3_reranker" has the instruction, or RETRIEVE, before the query; a candidate's own is not shown.
+    """
+    if style == "qwen3_reranker":
+        instruct, found = ({"type": "text", "text": text} for text in (instructed(query), "\n<Document>:"))
+        asked = [instruct, *uninstructed_content(query), found, *uninstructed_content(candidate)]
+        return _two_turns(JUDGE, asked)
     head, middle = {"type": "text", "text": POINTWISE[style] + "Query:"}, {"type": "text", "text": "Candidate:"}
     return [{"role": "user", "content": [head, *item_content(query), middle, *item_content(candidate)]}]
+
+
+def instructed(query: Item) -> str:
+    """What Qwen3-VL-Reranker reads before a query's content."""
+    return f"<Instruct>: {query.instruction or RETRIEVE}<Query>:"
 
 
 def listwise_messages(style: str, query: Item, candidates: Sequence[Item]) -> list[dict]:

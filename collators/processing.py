@@ -240,12 +240,14 @@ class Processor:
         plain = self.special_tokens_in_text == "plain"
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain, **options)
 
-    def cut(self, item: Item, most: int | None, *, whole_characters: bool = False) -> Item:
+    def cut(
+        self, item: Item, most: int | None, *, whole_characters: bool = False, instruction_apart: bool = False
+    ) -> Item:
         """`item` with at most so many tokens of instruction and text, which are its text then; None does not cut.
 
         Encoded, cut and decoded, as the published checkpoints were trained: a character of several tokens that the cut
-        splits leaves U+FFFD. `whole_characters` drops it. An instruction that is the system turn is neither counted nor
-        cut.
+        splits leaves U+FFFD. `whole_characters` drops it. An instruction that does not stand in the text, as that of a
+        system turn, is neither counted nor cut.
 
         Raises:
             ItemError: a text has half of a letter (a lone surrogate), which is no text.
@@ -258,15 +260,15 @@ class Processor:
             raise ItemError(f"the text of item {item.id!r} has {half}, half of a letter: write it whole") from None
         if most is None or size <= most:
             return item  # a token is a byte or more
-        left, kept, system = most, [], None
-        if self.prompt_style == "qwen3_embedding":
-            texts, system = list(item.texts), item.instruction
+        left, kept, apart = most, [], None
+        if instruction_apart or self.prompt_style == "qwen3_embedding":
+            texts, apart = list(item.texts), item.instruction
         for text in texts:
             ids = self._text_ids(text)["input_ids"]
             if len(ids) > left:
                 text = self.tokenizer.decode(ids[:left], clean_up_tokenization_spaces=False)
                 kept.append(text.rstrip("\ufffd") if whole_characters else text)
-                return item.with_texts(kept, system)
+                return item.with_texts(kept, apart)
             left -= len(ids)
             kept.append(text)
         return item

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from lamra.collators.messages import NO, YES, listwise_answer, listwise_messages, pointwise_messages
+from lamra.collators.messages import YES_NO, listwise_answer, listwise_messages, pointwise_messages
 from lamra.collators.processing import Processor
 from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, SPECIAL, digest_of
 from lamra.common.errors import TooLongError, UserError
@@ -89,9 +89,14 @@ class RankPrompts:
         grids = _joined([part.image_grid_thw for part in parts])
         query = parts[0].item.id
         name = f"query {query} with {', '.join(part.item.id for part in parts[1:])}"
-        most, whole_characters = self.processor.text_max_tokens, self.style != "released"
+        most = self.processor.text_max_tokens
+        cut = partial(
+            self.processor.cut,
+            whole_characters=self.style != "released",
+            instruction_apart=self.style == "qwen3_reranker",
+        )
         while True:
-            items = [self.processor.cut(part.item, most, whole_characters=whole_characters) for part in parts]
+            items = [cut(part.item, most) for part in parts]
             messages = messages_of(*items)
             answer_ids = self.answer_ids(answer, messages) if answer else []
             ids = self.processor.token_ids(messages, grids, query) + answer_ids
@@ -133,13 +138,13 @@ class RerankCollator:
 
     def encode(self, example: RerankExample) -> list[dict]:
         """The three prompts with their answers; raises as RankPrompts does."""
-        prompts = RankPrompts(self.processor, self.style)
+        prompts, (yes, no) = RankPrompts(self.processor, self.style), YES_NO[self.style]
         query, positive, negative = map(prompts.prepare, (example.query, example.positive, example.negative))
         others = [prompts.prepare(item) for item in example.others]
         listed = [*others[: example.position], positive, *others[example.position :]]
         return [
-            prompts.pointwise(query, positive, YES),
-            prompts.pointwise(query, negative, NO),
+            prompts.pointwise(query, positive, yes),
+            prompts.pointwise(query, negative, no),
             prompts.listwise(query, listed, listwise_answer(example.position + 1)),
         ]
 

@@ -265,10 +265,10 @@ def yes_no(processor: Processor, style: str) -> dict[str, int]:
     Raises:
         UserError: the tokenizer writes something before both of them.
     """
-    from lamra.collators.messages import NO, YES
+    from lamra.collators.messages import YES_NO
     from lamra.collators.rerank import RankPrompts
 
-    common, (yes, no) = RankPrompts(processor, style).choices([YES, NO])
+    common, (yes, no) = RankPrompts(processor, style).choices(YES_NO[style])
     if common:
         raise UserError("the tokenizer spells Yes and No by several tokens: such a reranker cannot be a CrossEncoder")
     return {"true_token_id": yes, "false_token_id": no}

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 
+from lamra.collators.messages import JUDGE as JUDGE_TURN
 from lamra.collators.messages import (
+    NOTHING,
     POINTWISE,
+    RETRIEVE,
     SUMMARIZE_BOTH,
     SUMMARIZE_IMAGE,
     SUMMARIZE_TEXT,
@@ -53,6 +56,13 @@ QUERY_TURNS
 DOCUMENT_TURNS
 {%- set query = ns.instruction + (' ' if ns.instruction and ns.query else '') + ns.query -%}
 {{- HEAD + QUESTION + ns.images + query + 'Candidate:' + ns.shown + ns.document + TAIL -}}"""
+# Of the style "qwen3_reranker"; HEAD holds the system turn.
+JUDGE_APART = (
+    JUDGE[: JUDGE.index("{%- set query")]
+    + """{{- HEAD + '<Instruct>: ' + (ns.instruction or RETRIEVE)
+  + '<Query>:' + (ns.images + ns.query or NOTHING)
+  + '\\n<Document>:' + (ns.shown + ns.document or NOTHING) + TAIL -}}"""
+)
 
 
 def embedding_template(processor: Processor, *, videos: bool) -> str:
@@ -87,12 +97,18 @@ def judging_template(processor: Processor, style: str) -> str:
         "QUERY_TURNS": _collect("query", "query", "images"),
         "DOCUMENT_TURNS": _collect("document", "document", "shown"),
     }
+    if style == "qwen3_reranker":
+        words = {"RETRIEVE": RETRIEVE, "NOTHING": NOTHING} | _frame(processor, system=JUDGE_TURN)
+        return _filled(_filled(JUDGE_APART, turns), _literals(words))
     return _filled(_filled(JUDGE, turns), _literals({"QUESTION": POINTWISE[style] + "Query:"} | _frame(processor)))
 
 
-def _frame(processor: Processor) -> dict[str, str]:
+def _frame(processor: Processor, system: str | None = None) -> dict[str, str]:
     """What the model's own template writes around a user turn's content, and for a picture or a video."""
-    head, tail = processor.render([{"role": "user", "content": [{"type": "text", "text": SLOT}]}]).split(SLOT)
+    turns = [{"role": "user", "content": [{"type": "text", "text": SLOT}]}]
+    if system:
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    head, tail = processor.render(turns).split(SLOT)
     return {"HEAD": head, "TAIL": tail, "PICTURE": PICTURE, "VIDEO": VIDEO}
 
 

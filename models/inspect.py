@@ -29,7 +29,7 @@ from lamra.models.folders import (
     local_folder,
     read_object,
 )
-from lamra.models.published_embedder import ENDING, ending_id
+from lamra.models.published import ENDING, ending_id, is_published_embedder
 from lamra.models.settings import Settings
 from lamra.models.shapes import DTYPES, Shape, Sizes, is_number, is_whole, todays_name
 from lamra.models.template import template_fault
@@ -186,7 +186,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _require_fit(folder: Path, sizes: Sizes, tensors: dict[str, Stored]) -> None:
     expected = sizes.shapes()
-    optional = {"lm_head.weight"} if sizes.tied else set()
+    # Published embedders leave out what embeds nothing, though a config may not say so.
+    optional = {"lm_head.weight"} if sizes.tied or is_published_embedder(folder) else set()
     if missing := sorted(expected.keys() - tensors.keys() - optional):
         raise UserError(
             f"{folder} lacks {len(missing)} weights that its config.json asks for, for example {missing[0]}: it is "

@@ -48,7 +48,9 @@ def load_model(
     """
     weights = inspect_weights(folder)
     model_class = weights.sizes.family.model_class
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
+    if "lm_head.weight" not in weights.tensors:
+        kwargs["tie_word_embeddings"] = True  # also where the config of an embedder asks for one
     if quantize:
         if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
             raise UserError("--q_lora True needs a CUDA GPU and `pip install bitsandbytes`; set Q_LORA=False here")

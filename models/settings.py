@@ -14,7 +14,7 @@ from lamra.common.errors import UserError
 from lamra.common.flags import check_values, limited
 from lamra.models.digests import model_sha256
 from lamra.models.families import family_of
-from lamra.models.published_embedder import is_published_embedder
+from lamra.models.published import is_published_embedder, is_published_reranker
 
 FILE_NAME = "lamra.json"
 RUN_FILE = "run.json"  # what a training writes before its first step
@@ -152,7 +152,7 @@ def default_settings(folder: str | Path, role: str | None = None, **flags: Any) 
     """
     given = {name: value for name, value in flags.items() if value is not None}
     if role == "reranker":
-        given = {"position_ids": RERANKER_POSITION_IDS, "role": role, "rank_style": "released"} | given
+        given = {"position_ids": RERANKER_POSITION_IDS, "role": role, "rank_style": own_rank_style(folder)} | given
     family = family_of(folder)
     if "prompt_style" not in given and is_published_embedder(folder):
         raise UserError(
@@ -161,6 +161,11 @@ def default_settings(folder: str | Path, role: str | None = None, **flags: Any) 
         )
     defaults = {name: getattr(family, name) for name in ("position_ids", "min_pixels", "max_pixels")}
     return Settings(str(folder), **defaults | given)
+
+
+def own_rank_style(folder: str | Path) -> str:
+    """The prompts of a published model that answers: its maker's of a reranker, else those of LamRA-Rank's weights."""
+    return "qwen3_reranker" if is_published_reranker(folder) else "released"
 
 
 def settings_to_train(
@@ -199,7 +204,7 @@ def settings_to_train(
 def settings_to_rerank(
     folder: str | Path,
     *,
-    rank_style: str,
+    rank_style: str | None,
     position_ids: str | None,
     train_position_ids: str | None,
     text_max_tokens: int | None,
@@ -211,6 +216,7 @@ def settings_to_rerank(
     Qwen2-VL), and LamRA-Rank answers with M-RoPE.
 
     Args:
+        rank_style: of the prompts; None takes the model's own.
         position_ids, train_position_ids: to answer and to train with; None takes upstream's.
         shown: min_pixels, max_pixels, exif_rotation, special_tokens_in_text and prompt_style, as for settings_to_train.
 
@@ -228,5 +234,5 @@ def settings_to_rerank(
         position_ids=position_ids,
         train_position_ids=None if trained == position_ids else trained,
         role="reranker",
-        rank_style=rank_style,
+        rank_style=rank_style or own_rank_style(folder),
     )

@@ -272,7 +272,11 @@ class TrainingFlags(InheritedFlags):
 class RerankDataArguments(MBEIRDataArguments):
     mined: str = flag("", "files of mine.sh, or upstream's json; several: A,B,C", path=FILE, several=True)
     init: str = flag("base", "start from the base model, or from a merged model's folder", path=FOLDER)
-    rank_style: str = flag("released", "released: the prompts of the published weights", one_of=RANK_STYLES)
+    rank_style: str | None = flag(
+        None,
+        "default: released, the prompts of the published weights, or a published reranker's own",
+        one_of=RANK_STYLES,
+    )
     train_position_ids: str | None = flag(
         None,
         "to train with; default, as upstream: sequential for Qwen2-VL; --position_ids: to ask with",

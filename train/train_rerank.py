@@ -69,7 +69,7 @@ def main() -> None:
         check_evaluation(None, args)
         record = run_record(settings, data, model_args, data_args, args, checkpoint=checkpoint)
 
-        parts = trainer_parts(examples, RerankCollator(processor, data_args.rank_style), args, checkpoint)
+        parts = trainer_parts(examples, RerankCollator(processor, settings.rank_style), args, checkpoint)
         model = build_reranker(folder, model_args, args, settings)
         trainer = RerankTrainer(model=model, settings=settings, record=record, **parts)
         if args.dry_run:

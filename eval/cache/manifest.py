@@ -43,7 +43,7 @@ def provenance_of(args: RetrieverArguments, settings: Settings, model: nn.Module
         "version": VERSION,
         "model": model_sha256(args.model_id),
         "base": base and model_sha256(base),
-        "prompts": prompts_sha256(settings.prompt_style),
+        "prompts": prompts_sha256(settings.prompt_style, settings.rank_style),
         "protocol": protocol,
         **{name: getattr(settings, name) for name in SETTINGS},
         # Not where it is as it always was: caches of before it was a setting go on.
@@ -55,13 +55,13 @@ def provenance_of(args: RetrieverArguments, settings: Settings, model: nn.Module
     }
 
 
-def prompts_sha256(prompt_style: str = "lamra") -> str:
+def prompts_sha256(prompt_style: str = "lamra", rank_style: str | None = None) -> str:
     """Of the prompts of every kind of item, so that a changed word in collators.messages is another digest."""
     text, picture = Item("", "text", instruction="instruction"), Item("", None, ("picture",))
     both = Item("", "text", ("picture",), "instruction")
     items = (replace(text, instruction=None), text, picture, both)
     prompts = [messages.embedding_messages(item, prompt_style) for item in items]
-    for style in messages.RANK_STYLES:
+    for style in dict.fromkeys(("released", "clean", rank_style or "clean")):
         prompts.append(messages.pointwise_messages(style, both, picture))
         prompts.append(messages.listwise_messages(style, both, [picture, text]))
     return digest(json.dumps([*prompts, messages.YES, messages.NO, messages.listwise_answer(1)]))

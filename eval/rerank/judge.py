@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lamra.collators.messages import MOST_CANDIDATES, NO, YES, listwise_answer
+from lamra.collators.messages import MOST_CANDIDATES, YES_NO, listwise_answer
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import PreparedItem, RankPrompts
 from lamra.collators.texts import ToldTexts
@@ -42,7 +42,7 @@ class Judge:
     def __post_init__(self):
         self.features = PictureFeatures(self.model, self.picture_memory * 2**30)
         self.prompts = RankPrompts(self.processor, self.settings.rank_style)
-        self.yes_no = self.prompts.choices([YES, NO])
+        self.yes_no = self.prompts.choices(YES_NO[self.settings.rank_style])
         self.numbers = self.prompts.choices([listwise_answer(n + 1) for n in range(MOST_CANDIDATES)])
         self.texts = ToldTexts()
         self.tokens = self.queries = 0  # computed and answered so far

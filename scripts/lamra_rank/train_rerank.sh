@@ -28,7 +28,7 @@ DATA_PATH=${DATA_PATH:-./data/M-BEIR}
 QUERIES=${QUERIES:-query/union_train/mbeir_union_up_train.jsonl}      # below DATA_PATH, as for mine.sh
 POOL=${POOL:-cand_pool/global/mbeir_union_train_cand_pool.jsonl}
 MINED=${MINED:-./results/${MODEL_ID##*/}_LamRA_Ret/mined/mined.jsonl} # or upstream's json; several: A,B
-RANK_STYLE=${RANK_STYLE:-released}                                # prompts of the published weights, or clean
+RANK_STYLE=${RANK_STYLE:-} # released, clean or qwen3_reranker; by default the model's own
 TEXT_MAX_TOKENS=${TEXT_MAX_TOKENS:-256}                           # of each query and candidate; images do not count
 
 # Optimisation. 16 GPUs x 2 x 4 accumulated = 128 queries, each with a Yes, a No and a list.
@@ -52,6 +52,6 @@ train train/train_rerank.py \
   --queries "$QUERIES" \
   --pool "$POOL" \
   --mined "$MINED" \
-  --rank_style "$RANK_STYLE" \
+  ${RANK_STYLE:+--rank_style "$RANK_STYLE"} \
   --text_max_tokens "$TEXT_MAX_TOKENS" \
   -- "$@"

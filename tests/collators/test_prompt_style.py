@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import call
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from training import stage2_flags
 
 from lamra import load
@@ -22,7 +23,7 @@ from lamra.common.errors import UserError
 from lamra.datasets.items import Item
 from lamra.eval import eval_mbeir
 from lamra.export import merge_lora, sentence_transformers
-from lamra.models.published_embedder import ENDING, ending_id, is_published_embedder
+from lamra.models.published import ENDING, ending_id, is_published_embedder
 from lamra.models.settings import Settings, default_settings, settings_to_rerank, settings_to_train
 from lamra.train import train_mbeir
 
@@ -46,6 +47,19 @@ def embedder(tiny_qwen3, tmp_path_factory):
     ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     tokenizer["post_processor"] = ending(ids[ENDING])
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def headless(embedder):
+    """Without lm_head, though the config asks for one, as users report of the published 8B."""
+    folder = shutil.copytree(embedder, embedder.parent / "headless")
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("lm_head.weight", None)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -109,9 +123,9 @@ def test_the_last_token_is_pooled(embedder):
         torch.testing.assert_close(found, torch.nn.functional.normalize(hidden, dim=0), atol=2e-6, rtol=0)
 
 
-def test_stage_2_goes_on_from_an_embedder(embedder, mbeir, tmp_path, fails, capsys):
+def test_stage_2_goes_on_from_an_embedder(headless, mbeir, tmp_path, fails, capsys):
     """Trained two steps, merged and evaluated: each with the prompts that the first command named."""
-    run = stage2_flags(mbeir, embedder, tmp_path / "run") | dict(per_device_train_batch_size=8, num_train_epochs=1)
+    run = stage2_flags(mbeir, headless, tmp_path / "run") | dict(per_device_train_batch_size=8, num_train_epochs=1)
     run |= dict(max_steps=2, save_strategy="no")
     assert "is a published embedder, which has prompts of its own: --prompt_style" in fails(train_mbeir.main, **run)
     run |= dict(prompt_style=STYLE)
@@ -155,3 +169,8 @@ def test_what_contradicts_is_refused(embedder, tiny_qwen3, tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="is damaged, or no tokenizer of Qwen2's kind"):
         Processor(other, prompt_style=STYLE)
+
+
+def test_an_embedder_needs_no_lm_head(embedder, headless):
+    item, options = Item("q", "a red circle", (), "Find it"), dict(prompt_style=STYLE, device="cpu")
+    assert torch.equal(*(load(of, **options).encode([item]) for of in (embedder, headless)))

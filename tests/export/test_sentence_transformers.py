@@ -58,8 +58,11 @@ def sources(adapter, stage1, tiny_qwen3, tmp_path_factory):
     shutil.copytree(stage1, reranker)
     Settings("elsewhere", "mrope", role="reranker", rank_style="released").write(reranker)
     qwen3 = shutil.copytree(tiny_qwen3, tmp_path_factory.mktemp("qwen3") / "qwen3")
-    Settings("elsewhere", "mrope", min_pixels=4 * 32 * 32, max_pixels=300 * 32 * 32).write(qwen3)
-    return {"sequential": adapter, "mrope": stage1, "reranker": reranker, "qwen3": qwen3}
+    limits = dict(min_pixels=4 * 32 * 32, max_pixels=300 * 32 * 32)
+    Settings("elsewhere", "mrope", **limits).write(qwen3)
+    reranker3 = shutil.copytree(tiny_qwen3, tmp_path_factory.mktemp("reranker3") / "reranker3")
+    Settings("elsewhere", "mrope", role="reranker", rank_style="qwen3_reranker", **limits).write(reranker3)
+    return {"sequential": adapter, "mrope": stage1, "reranker": reranker, "qwen3": qwen3, "reranker3": reranker3}
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +119,16 @@ def test_the_template_writes_this_projects_prompts(exports, name):
         assert render(exports[name], ready) == processor.render(ready)
 
 
-def test_the_rerankers_template_writes_its_question(exports):
-    processor = Processor(exports["reranker"])
+@pytest.mark.parametrize(("name", "style"), [("reranker", "released"), ("reranker3", "qwen3_reranker")])
+def test_the_rerankers_template_writes_its_question(exports, name, style):
+    processor = Processor(exports[name])
     candidates = [item for item in items() if not item.instruction]
     for number, query in enumerate(items()):
         candidate = candidates[number % len(candidates)]
-        expected = processor.render(pointwise_messages("released", query, candidate))
-        assert render(exports["reranker"], turns(("query", query), ("document", candidate))) == expected
+        expected = processor.render(pointwise_messages(style, query, candidate))
+        assert render(exports[name], turns(("query", query), ("document", candidate))) == expected
     with pytest.raises(TemplateError, match="no videos"):
-        render(exports["reranker"], turns(("query", query), ("document", next(videos()))))
+        render(exports[name], turns(("query", query), ("document", next(videos()))))
 
 
 def test_this_project_loads_the_export_as_the_same_model(sources, exports, world, tmp_path):
@@ -162,7 +166,7 @@ def test_golden_inputs_are_of_all_kinds(exports):
 
 
 @has_library
-@pytest.mark.parametrize("name", ["sequential", "mrope", "reranker", "qwen3"])
+@pytest.mark.parametrize("name", ["sequential", "mrope", "reranker", "qwen3", "reranker3"])
 def test_verify_tells_the_same_model_from_another(exports, name, tmp_path, monkeypatch, capsys):
     from safetensors.torch import load_file, save_file
 

@@ -1,4 +1,4 @@
-"""Published embedders, whose prompts and tokenizers are not LamRA's. Imports nothing slow."""
+"""Published embedders and rerankers, whose prompts and tokenizers are not LamRA's. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from lamra.models.folders import read_object
 
 ENDING = "<|endoftext|>"  # what the tokenizers of Qwen's embedders put after each text
-EMBEDDER_MARKS = ("modules.json", "config_sentence_transformers.json")
+LIBRARY_MARKS = ("modules.json", "config_sentence_transformers.json")  # of sentence-transformers
+RERANKER_SCRIPT = "scripts/*_reranker.py"  # what Qwen's rerankers have beside their weights, older ones without marks
 
 
 def ending_id(tokenizer: dict[str, Any]) -> int | None:
@@ -31,7 +32,16 @@ def is_published_embedder(folder: str | Path) -> bool:
     """Whether a published folder is an embedder, with prompts of its own: it is one of sentence-transformers, or its
     tokenizer puts ENDING after each text."""
     folder = Path(folder)
-    if any((folder / mark).is_file() for mark in EMBEDDER_MARKS):
+    if is_published_reranker(folder):
+        return False
+    if any((folder / mark).is_file() for mark in LIBRARY_MARKS):
         return True
     path = folder / "tokenizer.json"
     return path.is_file() and ending_id(read_object(path)) is not None
+
+
+def is_published_reranker(folder: str | Path) -> bool:
+    """Whether a published folder is a reranker that answers yes or no to prompts of its own: Qwen3-VL-Reranker."""
+    library = Path(folder, LIBRARY_MARKS[1])
+    kind = read_object(library).get("model_type") if library.is_file() else None
+    return kind == "CrossEncoder" or any(Path(folder).glob(RERANKER_SCRIPT))

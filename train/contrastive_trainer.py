@@ -74,7 +74,7 @@ class ContrastiveTrainer(LamRATrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save and (temperature := self.model.temperature) is not None:
             # ZeRO-3 leaves an empty tensor in the model.
-            offset = float(temperature.offset if state_dict is None else state_dict.pop(OFFSET))
+            offset = (temperature.offset if state_dict is None else state_dict.pop(OFFSET)).item()
             self.learnt[OFFSET] = offset
             self.settings = replace(self.settings, temperature=temperature.at(offset))
         super()._save(output_dir, state_dict)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from lamra.common.gather import all_gather_with_grad
+from lamra.models import losses
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
 from lamra.models.lora import freeze
-from lamra.models import losses
 from lamra.models.losses import info_nce
 from lamra.models.temperature import Temperature
 

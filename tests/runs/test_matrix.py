@@ -23,7 +23,8 @@ from matrix_worker import CELLS, OTHERS, PARALLEL, QUERIES, TRAINED, WORLD
 from safetensors.torch import save_file
 
 LIMIT = 400  # seconds for all cells, which take 60; an exchange that the other process does not join ends after 100
-NAMES = [*map(str, CELLS), *(f"{p}, {part}" for p in PARALLEL for part in ("temperature", "evaluation", "reranker"))]
+APART = ("temperature, cache off", "temperature, cache on", "evaluation", "reranker")
+NAMES = [*map(str, CELLS), *(f"{p}, {part}" for p in PARALLEL for part in APART)]
 
 
 def global_batch(data: str, hard_negatives: int, family: str) -> list[dict]:

@@ -243,9 +243,10 @@ def measured(folder: Path, parallel: str, wanted: list[str]) -> Iterator[tuple[s
             loss = contrastive_loss(model.engine, rows(cell.data, cell.hard_negatives, family)[rank], QUERIES)
             yield errors(str(cell), cell.reference, loss, model)
 
-    if (name := f"{parallel}, temperature") in wanted:
+    learnt = {f"{parallel}, temperature, cache off": 0, f"{parallel}, temperature, cache on": CHUNK}
+    if learnt.keys() <= set(wanted):
         model = Parallel(folder / "qwen2_vl", parallel, "projector", learn_temperature=True)
-        for chunk in (0, CHUNK):  # twice: what a step leaves behind must not be in the next
+        for name, chunk in learnt.items():
             model.model.grad_cache_chunk = chunk
             loss = loss_with_options(model.engine, rows("mixed", 2)[rank], QUERIES)
             yield errors(name, "temperature", loss, model)

@@ -248,7 +248,7 @@ def test_a_learnt_temperature_is_kept_and_gone_on_with(train, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(whole, f"--max_steps 4 {EVERY_STEP} {LEARNT}")
     seen = temperatures(whole / "checkpoint-4")
-    assert 0.05 == pytest.approx(seen[0], rel=1e-7) and seen[0] > seen[1] > seen[2] and seen[3] >= 0.03
+    assert pytest.approx(seen[0], rel=1e-7) == 0.05 and seen[0] > seen[1] > seen[2] and seen[3] >= 0.03
     for step in (1, 2, 3):  # what a checkpoint says is what the next step computes with
         learnt = json.loads((whole / f"checkpoint-{step}" / "lamra.json").read_text())["temperature"]
         assert learnt == pytest.approx(seen[step], rel=1e-6)

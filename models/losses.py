@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -114,11 +115,18 @@ def _one_direction(
     labels = torch.arange(len(row), device=row.device) + process_rank() * len(candidate)  # (B,)
     item_ids, hit_ids = (ids if ids is None else all_gather_with_grad(ids) for ids in (item_ids, hit_ids))
     blocks = list(zip(row.float().split(QUERIES_PER_BLOCK), labels.split(QUERIES_PER_BLOCK)))
-    rest = candidates, item_ids, hit_ids, temperature, options
+    block_loss = partial(
+        _block_loss,
+        candidates=candidates,
+        item_ids=item_ids,
+        hit_ids=hit_ids,
+        temperature=temperature,
+        options=options,
+    )
     if len(blocks) == 1:
-        sums = [_block_loss(*blocks[0], *rest)]
+        sums = [block_loss(*blocks[0])]
     else:
-        sums = [checkpoint(_block_loss, *block, *rest, use_reentrant=False) for block in blocks]
+        sums = [checkpoint(block_loss, *block, use_reentrant=False) for block in blocks]
     loss, hits, dropped = (torch.stack(column).sum() / len(row) for column in zip(*sums))
     negatives = max(1, len(candidates) - 1)
     return InfoNCE(loss, hits.detach(), dropped.detach() / negatives)

@@ -38,10 +38,9 @@ class ContrastiveTrainer(LamRATrainer):
         self.texts.add(inputs.pop("notes"))
         num_queries, self.nonfinite.rows = inputs.pop("num_queries"), inputs.pop("ids")
         item_ids, hit_ids = inputs.pop("item_ids"), inputs.pop("hit_ids")  # (B + M,) each
-        temperature: float | Tensor = self.settings.temperature
         more = {}  # measures to log
         if self.model.temperature is None:
-            embeddings = model(**inputs)  # (B + M, D): queries, then targets
+            embeddings, temperature = model(**inputs), self.settings.temperature  # (B + M, D): queries, then targets
         else:
             embeddings, temperature = model(**inputs, with_temperature=True)
             more["temperature"] = temperature.detach()

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lamra.models.backbone import Backbone
 from lamra.models.grad_cache import embed_in_chunks
 from lamra.models.packing import KeysAndValues, keep_last_token
+from lamra.models.temperature import Temperature
 
 
 class Embedder(Backbone):
@@ -35,6 +36,7 @@ class Embedder(Backbone):
         shared_prefix: in training with padding_free, of so many tokens at every prompt's beginning those that a batch
             has in common are computed once. Embeddings and gradients stay the same but where the model drops out: the
             prefix then has one dropout mask for all rows.
+        temperature: of the loss, where it is trained: here, data parallelism and DeepSpeed reduce its gradient.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Embedder(Backbone):
         grad_cache_chunk: int = 0,
         selective_checkpointing: bool = False,
         shared_prefix: int = 0,
+        temperature: Temperature | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -61,6 +64,7 @@ class Embedder(Backbone):
         self.last_token_only = padding_free and last_token_only and pooling == "last_token"
         self.grad_cache_chunk = grad_cache_chunk
         self.shared_prefix = shared_prefix if self.shares_prefix else 0
+        self.temperature = temperature
         if self.last_token_only:
             keep_last_token(self.stock.model.language_model.layers[-1])
 
@@ -81,7 +85,8 @@ class Embedder(Backbone):
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         prefix: KeysAndValues | None = None,
-    ) -> Tensor:
+        with_temperature: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Embed right-padded prompts.
 
         Args:
@@ -90,9 +95,10 @@ class Embedder(Backbone):
             pixel_values: (P, channels * temporal * 14 * 14) patches of all images in order, or None.
             image_grid_thw: (images, 3) patches in time, height and width, or None.
             prefix: from `prefix_of`, of tokens that every row begins with; they are then not computed again.
+            with_temperature: where one is trained, give it too: only what a forward returns is known to be trained.
 
         Returns:
-            (B, D) float32 embeddings of unit norm.
+            (B, D) float32 embeddings of unit norm; with_temperature beside them the temperature, ().
         """
         inputs = (input_ids, attention_mask, pixel_values, image_grid_thw)
         run_vision = self.vision_must_run(input_ids, pixel_values)
@@ -102,7 +108,11 @@ class Embedder(Backbone):
             hidden = embed_in_chunks(embed, self.grad_cache_chunk, *inputs, images_per_row)
         else:
             hidden = self.hidden_state(*inputs, prefix, run_vision)
-        return F.normalize(hidden.float(), dim=-1)  # (B, D)
+        embeddings = F.normalize(hidden.float(), dim=-1)  # (B, D)
+        if with_temperature:
+            assert self.temperature is not None
+            return embeddings, self.temperature()
+        return embeddings
 
     def hidden_state(
         self,

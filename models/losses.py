@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,14 +21,43 @@ QUERIES_PER_BLOCK = 1024
 class InfoNCE(NamedTuple):
     loss: Tensor  # (), mean over this rank's queries
     accuracy: Tensor  # (), share of queries whose own target, or an equal item, scores highest of all ranks' targets
+    false_negatives: Tensor  # (), share of all negatives that LossOptions drop for their score
+
+
+class LossOptions(NamedTuple):
+    """What may be added to InfoNCE. Scores are cosines; masks and weights are constants to the gradient.
+
+    Attributes:
+        symmetric: the mean of both directions, as CLIP's (arXiv 2103.00020): also each positive against all queries. A
+            hard negative belongs to no query and is no row of the second direction.
+        false_negative_margin: a negative that scores more than so much above the row's own positive is dropped
+            (Qwen3-Embedding, arXiv 2506.05176: 0.1).
+        false_negative_above: so is one that scores more than this.
+        hardness_weight: alpha of LLaVE (arXiv 2503.04812): in the denominator a negative of score s counts
+            exp(alpha * s) times; 9 there, at a temperature of 0.02.
+    """
+
+    symmetric: bool = False
+    false_negative_margin: float | None = None
+    false_negative_above: float | None = None
+    hardness_weight: float = 0.0
+
+    @property
+    def drop(self) -> bool:
+        """Whether negatives are dropped for their score."""
+        return self.false_negative_margin is not None or self.false_negative_above is not None
+
+
+PLAIN = LossOptions()
 
 
 def info_nce(
     query: Tensor,
     target: Tensor,
-    temperature: float,
+    temperature: float | Tensor,
     item_ids: Tensor | None = None,
     hit_ids: Tensor | None = None,
+    options: LossOptions = PLAIN,
 ) -> InfoNCE:
     """InfoNCE (van den Oord et al., arXiv 1807.03748) of local queries against the targets of all ranks.
 
@@ -38,7 +68,7 @@ def info_nce(
         query: (B, D) unit embeddings.
         target: (M, D) unit embeddings, M >= B: row i < B is query i's positive, later rows are hard negatives.
             All ranks hold the same B and M.
-        temperature: divides the cosine similarities; 0.05 in LamRA.
+        temperature: divides the cosine similarities; 0.05 in LamRA. A tensor () takes a gradient.
         item_ids: (B + M,) int64 of query and target rows, equal where two items are. A target is no negative of a query
             that it equals, whose positive it equals, or whose equal it is the positive of.
         hit_ids: (B + M,) int64 likewise, for the accuracy alone: a target that equals the positive, or that is an equal
@@ -49,27 +79,57 @@ def info_nce(
     """
     if several_processes():
         _check_equal_sizes(query, target)
-    targets = all_gather_with_grad(target).float()  # (W * M, D)
-    labels = torch.arange(len(query), device=query.device) + process_rank() * len(target)  # (B,)
+    size = len(query)
     if item_ids is not None:
-        of_query, of_target = item_ids.split([len(query), len(target)])
+        of_query, of_target = item_ids.split([size, len(target)])
         # Beside each target the query that it is the positive of; a hard negative stands for itself.
-        item_ids = torch.stack([of_target, torch.cat([of_query, of_target[len(query) :]])], dim=1)  # (M, 2)
-        item_ids = all_gather_with_grad(item_ids)  # (W * M, 2)
+        item_ids = torch.stack([of_target, torch.cat([of_query, of_target[size:]])], dim=1)  # (M, 2)
     if hit_ids is not None:
-        of_query, of_target = hit_ids.split([len(query), len(target)])
-        of_query = F.pad(of_query, (0, len(target) - len(query)), value=-1)  # (M,): a hard negative has none
-        hit_ids = all_gather_with_grad(torch.stack([of_target, of_query], dim=1))  # (W * M, 2)
-    blocks = list(zip(query.float().split(QUERIES_PER_BLOCK), labels.split(QUERIES_PER_BLOCK)))
+        of_query, of_target = hit_ids.split([size, len(target)])
+        of_query = F.pad(of_query, (0, len(target) - size), value=-1)  # (M,): a hard negative has none
+        hit_ids = torch.stack([of_target, of_query], dim=1)  # (M, 2)
+    forth = _one_direction(query, target, item_ids, hit_ids, temperature, options)
+    if not options.symmetric:
+        return forth
+    if item_ids is not None:
+        item_ids = item_ids[:size].flip(dims=[1])  # (B, 2): beside each query its positive
+    back = _one_direction(target[:size], query, item_ids, None, temperature, options)
+    return InfoNCE((forth.loss + back.loss) / 2, forth.accuracy, (forth.false_negatives + back.false_negatives) / 2)
+
+
+def _one_direction(
+    row: Tensor,
+    candidate: Tensor,
+    item_ids: Tensor | None,
+    hit_ids: Tensor | None,
+    temperature: float | Tensor,
+    options: LossOptions,
+) -> InfoNCE:
+    """InfoNCE of local rows (B, D), of which row i belongs to the local candidate i, against all ranks' candidates.
+
+    Args:
+        candidate: (N, D), N >= B.
+        item_ids, hit_ids: (N, 2) of each candidate, and of the row that it belongs to.
+    """
+    candidates = all_gather_with_grad(candidate).float()  # (W * N, D)
+    labels = torch.arange(len(row), device=row.device) + process_rank() * len(candidate)  # (B,)
+    item_ids, hit_ids = (ids if ids is None else all_gather_with_grad(ids) for ids in (item_ids, hit_ids))
+    blocks = list(zip(row.float().split(QUERIES_PER_BLOCK), labels.split(QUERIES_PER_BLOCK)))
+    block_loss = partial(
+        _block_loss,
+        candidates=candidates,
+        item_ids=item_ids,
+        hit_ids=hit_ids,
+        temperature=temperature,
+        options=options,
+    )
     if len(blocks) == 1:
-        losses = [_block_loss(*blocks[0], targets, item_ids, hit_ids, temperature)]
+        sums = [block_loss(*blocks[0])]
     else:
-        losses = [
-            checkpoint(_block_loss, *block, targets, item_ids, hit_ids, temperature, use_reentrant=False)
-            for block in blocks
-        ]
-    loss, hits = (torch.stack(column).sum() / len(query) for column in zip(*losses))
-    return InfoNCE(loss, hits.detach())
+        sums = [checkpoint(block_loss, *block, use_reentrant=False) for block in blocks]
+    loss, hits, dropped = (torch.stack(column).sum() / len(row) for column in zip(*sums))
+    negatives = max(1, len(candidates) - 1)
+    return InfoNCE(loss, hits.detach(), dropped.detach() / negatives)
 
 
 def _check_equal_sizes(query: Tensor, target: Tensor) -> None:
@@ -85,28 +145,55 @@ def _check_equal_sizes(query: Tensor, target: Tensor) -> None:
 
 
 def _block_loss(
-    query: Tensor, labels: Tensor, targets: Tensor, item_ids: Tensor | None, hit_ids: Tensor | None, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Sums over a block of queries (b, D): the loss, and how often the own target or an equal item scores highest."""
-    scores = inner_products(query, targets) / temperature  # (b, W * M), float32 also when the model is bf16
+    row: Tensor,
+    labels: Tensor,
+    candidates: Tensor,
+    item_ids: Tensor | None,
+    hit_ids: Tensor | None,
+    temperature: float | Tensor,
+    options: LossOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over a block of rows (b, D): the loss, hits (the own candidate or an equal item scores highest), and how
+    many negatives are dropped for their score.
+    """
+    cosines = inner_products(row, candidates)  # (b, W * N), float32 also when the model is bf16
+    scores = cosines / temperature
     if item_ids is not None:
-        scores = scores.masked_fill(_false_negatives(labels, item_ids), -torch.inf)
+        scores = scores.masked_fill(_equal_items(labels, item_ids), -torch.inf)
     best = scores.argmax(dim=1)  # (b,)
     hits = best == labels
     if hit_ids is not None:
-        target, query_of = hit_ids.unbind(dim=1)  # (W * M,)
-        hits |= (target[best] == target[labels]) | (query_of[best] == query_of[labels])
-    return F.cross_entropy(scores, labels, reduction="sum"), hits.float().sum()
+        candidate, row_of = hit_ids.unbind(dim=1)  # (W * N,)
+        hits |= (candidate[best] == candidate[labels]) | (row_of[best] == row_of[labels])
+    dropped = scores.new_zeros(())
+    if options.drop:
+        false = _false_negatives(cosines.detach(), labels, options)
+        dropped = (false & scores.isfinite()).float().sum()
+        scores = scores.masked_fill(false, -torch.inf)
+    if options.hardness_weight:
+        hardness = options.hardness_weight * cosines.detach()
+        scores = scores + hardness.scatter(1, labels.unsqueeze(1), 0.0)
+    return F.cross_entropy(scores, labels, reduction="sum"), hits.float().sum(), dropped
 
 
-def _false_negatives(labels: Tensor, item_ids: Tensor) -> Tensor:
-    """(b, W * M): which targets, other than the own, equal the query, equal its target, or belong to an equal query.
+def _false_negatives(cosines: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+    """(b, W * N): which candidates, other than the own, score so high that they may well be right."""
+    false = torch.zeros_like(cosines, dtype=torch.bool)
+    if options.false_negative_margin is not None:
+        false |= cosines > cosines.gather(1, labels.unsqueeze(1)) + options.false_negative_margin
+    if options.false_negative_above is not None:
+        false |= cosines > options.false_negative_above
+    return false.scatter(1, labels.unsqueeze(1), False)
+
+
+def _equal_items(labels: Tensor, item_ids: Tensor) -> Tensor:
+    """(b, W * N): which candidates, other than the own, equal the row, equal its candidate, or belong to an equal row.
 
     Args:
-        labels: (b,) each query's own target.
-        item_ids: (W * M, 2) of each target, and of the query that it is the positive of.
+        labels: (b,) each row's own candidate.
+        item_ids: (W * N, 2) of each candidate, and of the row that it belongs to.
     """
-    target, query = item_ids.unbind(dim=1)  # (W * M,)
-    own_target, own_query = item_ids[labels].unsqueeze(1).unbind(dim=2)  # (b, 1)
-    equal = (target == own_query) | (target == own_target) | (query == own_query)  # (b, W * M)
+    candidate, row = item_ids.unbind(dim=1)  # (W * N,)
+    own_candidate, own_row = item_ids[labels].unsqueeze(1).unbind(dim=2)  # (b, 1)
+    equal = (candidate == own_row) | (candidate == own_candidate) | (row == own_row)  # (b, W * N)
     return equal.scatter(1, labels.unsqueeze(1), False)

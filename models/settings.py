@@ -46,7 +46,7 @@ class Settings:
             between these.
         text_max_tokens: in training instruction and text together were cut after so many tokens; evaluation does not
             cut.
-        temperature: of the contrastive loss; scales scores and changes no ranking.
+        temperature: of the contrastive loss, if it was trained the learnt one; scales scores and changes no ranking.
         role: "retriever" embeds (models.embedder), "reranker" answers (models.reranker).
         rank_style: a reranker's prompts, see collators.messages.RANK_STYLES; None for a retriever.
         train_position_ids: a reranker was trained with these where they differ from position_ids; else None.

@@ -13,6 +13,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import RerankCollator
 from lamra.collators.retrieval import RetrievalCollator
+from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.datasets.items import Indexed
 from lamra.datasets.usable import UsablePairs
@@ -28,6 +29,7 @@ from lamra.models.lora import (
 )
 from lamra.models.reranker import Reranker
 from lamra.models.settings import Settings, settings_to_train
+from lamra.models.temperature import Temperature
 from lamra.train.arguments import TrainingArguments
 from lamra.train.flags import ModelArguments
 from lamra.train.guards.skipped import SkippedPairs
@@ -50,6 +52,9 @@ def retriever_settings(folder: Path, model_args: ModelArguments, args: TrainingA
         text_max_tokens=args.text_max_tokens,
         temperature=args.temperature,
     )
+    before = Settings.read(folder)
+    if before and before.temperature != args.temperature:
+        note(f"{folder} was trained to a temperature of {before.temperature:.4g}, here it is {args.temperature:.4g}")
     return replace(settings, quantized=model_args.q_lora)
 
 
@@ -79,6 +84,9 @@ def build_embedder(
     for name, default in (("attention", "causal"), ("pooling", "last_token"), ("prompt_style", "lamra")):
         if model_args.share_prefix and (given := getattr(settings, name)) != default:
             raise UserError(f"--share_prefix True needs --{name} {default}, and the model has {given}")
+    temperature = None
+    if args.learn_temperature:
+        temperature = Temperature(settings.temperature, args.temperature_min, args.temperature_max)
     return Embedder(
         load_to_train(folder, model_args, args),
         settings.position_ids,
@@ -89,6 +97,7 @@ def build_embedder(
         grad_cache_chunk=args.grad_cache_chunk,
         selective_checkpointing=args.selective_checkpointing,
         shared_prefix=prefix if model_args.share_prefix else 0,
+        temperature=temperature,
     )
 
 

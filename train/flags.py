@@ -46,6 +46,12 @@ from lamra.train.inherited import REFUSED, InheritedFlags, with_help
 
 MEASURES = ("recall@1", "accuracy")  # what an evaluation during training gives
 FOLLOW_A_FALLING_MEASURE = ("reduce_lr_on_plateau", "greedy")
+OF_A_LEARNT_TEMPERATURE = ("temperature_min", "temperature_max", "temperature_lr")
+# Of the loss of stages 1 and 2, beside the temperature.
+CONTRASTIVE = (
+    *("learn_temperature", *OF_A_LEARNT_TEMPERATURE, "symmetric_loss"),
+    *("false_negative_margin", "false_negative_above", "hardness_weight"),
+)
 
 
 @dataclass
@@ -153,6 +159,18 @@ class TrainingFlags(InheritedFlags):
         None, "cut instruction and text after so many tokens (LamRA: 480 in stage 2)", low=1
     )
     temperature: float = flag(0.05, "divides the similarities", low=1e-4, high=1e4)
+    learn_temperature: bool = flag(False, "train it, from --temperature on; lamra.json then has what was learnt")
+    temperature_min: float = flag(0.01, "--learn_temperature True goes no lower", low=1e-4, high=1e4)
+    temperature_max: float = flag(1.0, "and no higher", low=1e-4, high=1e4)
+    temperature_lr: float | None = flag(None, "its learning rate; default: --learning_rate", above=0, high=100)
+    symmetric_loss: bool = flag(False, "mean of queries against targets and targets against queries (LamRA: no)")
+    false_negative_margin: float | None = flag(
+        None, "drop negatives that score so much above the positive (Qwen3-Embedding: 0.1)", low=0, high=2
+    )
+    false_negative_above: float | None = flag(None, "drop negatives whose cosine is more", above=0, below=1)
+    hardness_weight: float = flag(
+        0.0, "alpha: a negative of cosine s counts exp(alpha * s) times (LLaVE: 9)", low=0, high=100
+    )
     mixture_weights: str | None = flag(None, "share of each of several data sources, 1,1,2; default: their sizes")
     mixture_batches: str = flag(
         "mixed", "homogeneous: every step's rows come from one source", one_of=("mixed", "homogeneous")
@@ -228,6 +246,7 @@ class TrainingFlags(InheritedFlags):
             self.lr_scheduler_kwargs = json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         self._check_best_checkpoint()
         config = deepspeed_config(self.deepspeed)
+        self._check_temperature(has_optimizer="optimizer" in (config or {}))
         for section in ("bf16", "fp16", "zero_optimization", "optimizer", "scheduler"):
             given = (config or {}).get(section, {})
             require(isinstance(given, dict), "deepspeed", self.deepspeed, f'an object for "{section}", not {given}')
@@ -239,6 +258,22 @@ class TrainingFlags(InheritedFlags):
 
     def unread(self) -> Collection[str]:
         return ["resume"] if self.resume == "auto" else []
+
+    def _check_temperature(self, has_optimizer: bool) -> None:
+        """A temperature that is trained begins between its bounds; has_optimizer: the one of --deepspeed is used."""
+        low, start, high = self.temperature_min, self.temperature, self.temperature_max
+        if not self.learn_temperature:
+            for name in OF_A_LEARNT_TEMPERATURE:
+                if (given := getattr(self, name)) != getattr(TrainingFlags, name):
+                    raise UserError(f"--{name} {given} needs --learn_temperature True")
+            return
+        require(low < high, "temperature_min", low, f"less than --temperature_max {high}")
+        require(low <= start <= high, "temperature", start, f"{low} to {high}, --temperature_min and --temperature_max")
+        if has_optimizer:
+            raise UserError(
+                f'--learn_temperature True: --deepspeed {self.deepspeed} has an "optimizer" of its own, which knows no '
+                "--temperature_lr; take it out of that file"
+            )
 
     def _measure(self) -> str | None:
         return self.metric_for_best_model and self.metric_for_best_model.removeprefix("eval_")
@@ -321,6 +356,9 @@ class RerankTrainingFlags(TrainingFlags):
     def __post_init__(self):
         for name in ("grad_cache_chunk", "mask_duplicates"):
             require(not getattr(self, name), name, getattr(self, name), "no value: it is for in-batch negatives")
+        for name in CONTRASTIVE:
+            same = getattr(self, name) == getattr(TrainingFlags, name)
+            require(same, name, getattr(self, name), "no value: only the loss of stages 1 and 2 has it")
         same = self.temperature == TrainingFlags.temperature
         require(same, "temperature", self.temperature, "no value: a reranker's loss has none")
         super().__post_init__()

@@ -17,7 +17,7 @@ from lamra.common.files import whole_file
 from lamra.common.secrets import without_secrets
 from lamra.models.settings import RUN_FILE, Settings
 from lamra.train.checkpoints import MANIFEST
-from lamra.train.flags import deepspeed_config
+from lamra.train.flags import CONTRASTIVE, TrainingFlags, deepspeed_config
 
 # Flags that decide a run's result. Others (logging, saving, workers, padding, recomputing) do not.
 DECISIVE = {
@@ -27,12 +27,12 @@ DECISIVE = {
     "adam_beta2", "adam_epsilon", "bf16", "fp16", "deepspeed", "grad_cache_chunk", "mask_duplicates",
     "model_max_length", "data_format", "max_train_samples", "mixture_weights", "mixture_batches", "use_hard_negatives",
     "hard_negatives", "use_lora", "q_lora", "use_vision_lora", "lora_r", "lora_alpha", "lora_dropout",
-    "train_vision_encoder", "train_vision_projector", "share_prefix",
+    "train_vision_encoder", "train_vision_projector", "share_prefix", *CONTRASTIVE,
 }  # fmt: skip
 
 # What the tensors of a checkpoint, or their division among processes, are made of.
 CANNOT_CHANGE = {"world_size", "base_model", "base_sha256", "deepspeed", "use_lora", "lora_r", "use_vision_lora"}
-CANNOT_CHANGE |= {"train_vision_encoder", "train_vision_projector"}
+CANNOT_CHANGE |= {"train_vision_encoder", "train_vision_projector", "learn_temperature"}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "flash-attn", "numpy", "pillow")
 
 
@@ -73,6 +73,8 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
     before.setdefault("attention", "causal")
     before.setdefault("pooling", "last_token")
     before.setdefault("prompt_style", "lamra")
+    for name in CONTRASTIVE:  # before they were there, the loss was as it is without them
+        before.setdefault(name, getattr(TrainingFlags, name))
     unknown = [name for name in now if name not in before]
     if unknown:
         note(f"{checkpoint} is of an older version and does not say its {', '.join(unknown)}: they are not compared")

@@ -45,9 +45,10 @@ class Throughput:
         self.device, self.peak, self.flops_per_token = device, peak_flops(device), flops_per_token(model)
         self._begin()
 
-    def count(self, accuracy: Tensor, tokens: Tensor, pairs: int) -> None:
-        """Add a batch."""
-        self._accuracy += accuracy
+    def count(self, accuracy: Tensor, tokens: Tensor, pairs: int, **more: Tensor) -> None:
+        """Add a batch; `more` are measures of it, the same in every batch, of which the means are reported too."""
+        for name, value in {"accuracy": accuracy, **more}.items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value
         self._tokens += tokens
         self._pairs += pairs
         self._batches += 1
@@ -61,10 +62,11 @@ class Throughput:
         if not self._batches:
             return {}
         seconds = time.perf_counter() - self._since
-        totals = torch.stack([self._accuracy, self._tokens.float(), torch.ones_like(self._accuracy)])
-        accuracy, tokens, ranks = sum_over_processes(totals).tolist()
+        tokens = self._tokens.float()
+        totals = torch.stack([*self._sums.values(), tokens, torch.ones_like(tokens)])
+        *sums, tokens, ranks = sum_over_processes(totals).tolist()
         found = {
-            "accuracy": accuracy / (self._batches * ranks),
+            **{name: total / (self._batches * ranks) for name, total in zip(self._sums, sums)},
             "samples_per_second": self._pairs * ranks / seconds,
             "useful_tokens_per_second": tokens / seconds,
         }
@@ -74,7 +76,7 @@ class Throughput:
         return found
 
     def _begin(self) -> None:
-        self._accuracy = torch.zeros((), device=self.device)
+        self._sums: dict[str, Tensor] = {}
         self._tokens = torch.zeros((), dtype=torch.long, device=self.device)
         self._pairs = self._batches = 0
         self._since = time.perf_counter()

@@ -58,6 +58,7 @@ class LamRATrainer(Trainer):
         self._sampler = sampler
         super().__init__(**rest)
         self.settings, self.record, self.preemption, self.skipped_pairs = settings, record, preemption, skipped
+        self.learnt: dict[str, float] = {}  # beside the weights, for the manifest; a subclass fills it as it saves
         self.texts = ToldTexts()
         self.disk, self.nonfinite = DiskGuard(), NonFinite(self.args)
         self.throughput = Throughput(self.args.device, self.model)
@@ -151,6 +152,7 @@ class LamRATrainer(Trainer):
             self.state.best_model_checkpoint = str(best)  # the Trainer noted where it was written, not where it will be
         if is_first_process():
             more = {"updates_skipped": self.nonfinite.skipped, "save_only_model": self.args.save_only_model}
+            more |= self.learnt
             with self.disk():
                 self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
                 commit_checkpoint(partial, final, record=self.record | more, keep=self.args.save_total_limit, best=best)
@@ -169,7 +171,7 @@ class LamRATrainer(Trainer):
         if self.is_deepspeed_enabled:
             deepspeed_load_checkpoint(self.model_wrapped, str(self._best_checkpoint()), load_module_strict=False)
         else:
-            load_weights(self.model, self._best_checkpoint())
+            self._load_from_checkpoint(str(self._best_checkpoint()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         load_weights(self.model, resume_from_checkpoint)

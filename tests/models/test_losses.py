@@ -1,4 +1,4 @@
-"""Equal items of a batch as false negatives: the loss worked by hand, in blocks, and through the collator."""
+"""The loss and each of its options worked by hand, in blocks, and with what the collator says of equal items."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from plain_loss import OPTIONS, plain_loss
 from test_golden import close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,7 +17,8 @@ from lamra.collators.retrieval import RetrievalCollator
 from lamra.datasets.items import Item, Pair
 from lamra.datasets.usable import UsablePairs
 from lamra.models import losses
-from lamra.models.losses import info_nce
+from lamra.models.losses import PLAIN, info_nce
+from lamra.models.temperature import Temperature
 
 # Three queries; their targets, and a hard negative of each.
 ITEM_IDS = torch.tensor([1, 2, 1, 11, 12, 13, 11, 1, 30])
@@ -53,6 +55,92 @@ def test_different_items_change_nothing_and_blocks_neither(rows, monkeypatch):
     close(blocks.loss, whole.loss)
     for gradient, other in zip(torch.autograd.grad(blocks.loss, rows), expected):
         close(gradient, other)
+
+
+def unit(rows: int, seed: int, size: int = 6) -> torch.Tensor:
+    return F.normalize(torch.randn(rows, size, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def before_the_options(query, target, temperature, item_ids=None, hit_ids=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and accuracy in the operations that the loss was made of before it had options; one process, one block."""
+    labels = torch.arange(len(query))
+    scores = losses.inner_products(query.float(), target.float()) / temperature
+    if item_ids is not None:
+        of_query, of_target = item_ids.split([len(query), len(target)])
+        queries = torch.cat([of_query, of_target[len(query) :]])
+        own_target, own_query = of_target[: len(query), None], of_query[:, None]
+        equal = (of_target == own_query) | (of_target == own_target) | (queries == own_query)
+        scores = scores.masked_fill(equal.scatter(1, labels.unsqueeze(1), False), -torch.inf)
+    best = scores.argmax(dim=1)
+    hits = best == labels
+    if hit_ids is not None:
+        of_query, of_target = hit_ids.split([len(query), len(target)])
+        of_query = F.pad(of_query, (0, len(target) - len(query)), value=-1)
+        hits |= (of_target[best] == of_target[labels]) | (of_query[best] == of_query[labels])
+    sums = F.cross_entropy(scores, labels, reduction="sum"), hits.float().sum()
+    return tuple(torch.stack([value]).sum() / len(query) for value in sums)
+
+
+@pytest.mark.parametrize("ids", [(None, None), (ITEM_IDS, None), (None, ITEM_IDS), (ITEM_IDS, ITEM_IDS)])
+def test_without_options_no_bit_changes(rows, ids):
+    expected, accuracy = before_the_options(*rows, 0.05, *ids)
+    for options in ({}, {"options": PLAIN}):
+        found = info_nce(*rows, 0.05, *ids, **options)
+        assert torch.equal(found.loss, expected) and torch.equal(found.accuracy, accuracy)
+        assert found.false_negatives == 0
+        gradients = (torch.autograd.grad(loss, rows, retain_graph=True) for loss in (found.loss, expected))
+        assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("block", [1024, 2])
+@pytest.mark.parametrize("hard_negatives", [0, 1, 3])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_is_as_its_paper_writes_it(monkeypatch, name, hard_negatives, block):
+    monkeypatch.setattr(losses, "QUERIES_PER_BLOCK", block)
+    size, options = 5, OPTIONS[name]
+    temperature = torch.tensor(0.5, requires_grad=True)
+    for item_ids in (None, torch.randint(0, 9, (size * (2 + hard_negatives),), generator=torch.Generator())):
+        rows = [unit(n, seed).requires_grad_() for seed, n in enumerate((size, size * (1 + hard_negatives)))]
+        expected, dropped = plain_loss(*rows, temperature, item_ids, options)
+        found = info_nce(*rows, temperature, item_ids, options=options)
+        assert found.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert found.false_negatives.item() == pytest.approx(dropped)
+        assert bool(dropped) == options.drop
+        of = [*rows, temperature]
+        for gradient, other in zip(*(torch.autograd.grad(loss, of) for loss in (found.loss, expected))):
+            assert torch.allclose(gradient, other, rtol=1e-5, atol=1e-6)
+        assert found.accuracy == info_nce(*rows, 0.5, item_ids).accuracy  # a dropped negative that was best is a miss
+
+
+def test_a_row_without_negatives_left_has_no_loss():
+    """Its own positive stays, above the threshold though it is."""
+    query, target = (unit(n, seed).abs().requires_grad_() for seed, n in enumerate((3, 6)))
+    drop = PLAIN._replace(symmetric=True, false_negative_above=1e-6)
+    for item_ids, dropped in ((None, 1.0), (torch.zeros(9, dtype=torch.long), 0.0)):
+        found = info_nce(query, target, 0.5, item_ids, options=drop)
+        assert found.loss == 0 and found.false_negatives == dropped
+        assert all((gradient == 0).all() for gradient in torch.autograd.grad(found.loss, (query, target)))
+
+
+def test_a_learnt_temperature_is_bounded_and_comes_back_from_its_bounds():
+    temperature = Temperature(0.05, 0.04, 0.1)
+    assert temperature().item() == pytest.approx(0.05, rel=1e-7) and temperature.at(0.0) == 0.05
+    optimizer = torch.optim.SGD(temperature.parameters(), lr=1.0)
+
+    def step(direction: float) -> float:
+        optimizer.zero_grad()
+        (direction * temperature()).backward()
+        optimizer.step()
+        value = temperature().item()
+        assert value == pytest.approx(temperature.at(temperature.offset.item()))
+        return value
+
+    assert step(1e3) == pytest.approx(0.04)
+    beyond = temperature.offset.item()
+    assert step(1e3) == pytest.approx(0.04) and temperature.offset.item() == beyond  # no further
+    assert step(-1e4) == pytest.approx(0.1)  # and back at once, to the other bound
+    assert step(-1.0) == pytest.approx(0.1)
+    assert 0.04 <= step(1e4) < 0.1
 
 
 def test_scores_are_float32_in_both_directions_where_tf32_is_on(rows):

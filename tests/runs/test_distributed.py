@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from conftest import run_script
+from plain_loss import OPTIONS, plain_loss
 from safetensors.torch import load_file, save_file
 from test_golden import close, prompts
 
@@ -32,10 +34,10 @@ def test_two_processes_equal_one(tmp_path, golden, golden_folder):
 
     model = load_model(golden_folder, dtype=torch.float32)
     embeds = Embedder(model, "sequential")(**batch)
-    loss, accuracy = info_nce(embeds[:4], embeds[4:], temperature=0.05)
-    loss.backward()
-    close((ranks[0]["loss"] + ranks[1]["loss"]) / 2, loss)
-    assert (ranks[0]["accuracy"] + ranks[1]["accuracy"]) / 2 == accuracy
+    result = info_nce(embeds[:4], embeds[4:], temperature=0.05)
+    result.loss.backward()
+    close((ranks[0]["loss"] + ranks[1]["loss"]) / 2, result.loss)
+    assert (ranks[0]["accuracy"] + ranks[1]["accuracy"]) / 2 == result.accuracy
     expected = {f"grad.model.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert expected.keys() == {name for name in ranks[0] if name.startswith("grad.")}
     for name, gradient in expected.items():
@@ -51,6 +53,22 @@ def test_two_processes_equal_one(tmp_path, golden, golden_folder):
     assert (ranks[0]["masked_accuracy"] + ranks[1]["masked_accuracy"]) / 2 == masked.accuracy
     for i, row in enumerate(rows):
         close(torch.cat([rank[f"masked_grad{i}"] for rank in ranks]) / 2, row.grad)
+
+    for name, options in OPTIONS.items():
+        leaves = [equal[part].clone().requires_grad_() for part in ("query", "target", "negative")]
+        leaves.append(torch.tensor(0.5, requires_grad=True))
+        loss, dropped = plain_loss(leaves[0], torch.cat(leaves[1:3]), leaves[3], item_ids, options)
+        expected = torch.autograd.grad(loss, leaves)
+        assert bool(dropped) == options.drop
+        for found in ({key: [rank[f"{name} {blocks} {key}"] for rank in ranks] for key in ("loss", "dropped", *"0123")}
+                      for blocks in (1024, 1)):  # fmt: skip
+            assert sum(found["loss"]).item() / 2 == pytest.approx(loss.item(), rel=1e-5)
+            assert sum(found["dropped"]).item() / 2 == pytest.approx(dropped)
+            for i, gradient in enumerate(expected[:3]):
+                close(torch.cat(found[str(i)]) / 2, gradient)
+            close(sum(found["3"]) / 2, expected[3])
+    for rank in ranks:
+        assert rank["bound up"] and not rank["bound down"]
 
     for rank in range(2):
         assert torch.equal(ranks[rank]["gathered"][:, 0], torch.tensor([0.0, 0.0, 1.0, 1.0]))

@@ -23,7 +23,15 @@ from matrix_worker import CELLS, OTHERS, PARALLEL, QUERIES, TRAINED, WORLD
 from safetensors.torch import save_file
 
 LIMIT = 400  # seconds for all cells, which take 60; an exchange that the other process does not join ends after 100
-NAMES = [*map(str, CELLS), *(f"{p}, {part}" for p in PARALLEL for part in ("evaluation", "reranker"))]
+APART = ("temperature, cache off", "temperature, cache on", "evaluation", "reranker")
+NAMES = [*map(str, CELLS), *(f"{p}, {part}" for p in PARALLEL for part in APART)]
+
+
+def global_batch(data: str, hard_negatives: int, family: str) -> list[dict]:
+    """The rows of all ranks: queries, positives, hard negatives."""
+    of_ranks = matrix_worker.rows(data, hard_negatives, family)
+    parts = [slice(0, QUERIES), slice(QUERIES, 2 * QUERIES), slice(2 * QUERIES, None)]
+    return [row for part in parts for of_rank in of_ranks for row in of_rank[part]]
 
 
 def in_one_process(folder: Path) -> dict[str, torch.Tensor]:
@@ -42,14 +50,16 @@ def in_one_process(folder: Path) -> dict[str, torch.Tensor]:
         model, _ = matrix_worker.build(folder / family, trained)
         for cell in CELLS:
             if (cell.family, cell.trained) == (family, trained) and f"{cell.reference}/loss" not in expected:
-                of_ranks = matrix_worker.rows(cell.data, cell.hard_negatives, family)
-                parts = [slice(0, QUERIES), slice(QUERIES, 2 * QUERIES), slice(2 * QUERIES, None)]
-                rows = [row for part in parts for of_rank in of_ranks for row in of_rank[part]]
+                rows = global_batch(cell.data, cell.hard_negatives, family)
                 note(cell.reference, model, matrix_worker.contrastive_loss(model, rows, WORLD * QUERIES))
         if (family, trained) == ("qwen2_vl", "frozen"):
             with torch.no_grad():
                 for rank, rows in enumerate(matrix_worker.rows("pictures on one rank", 0)):
                     expected[f"evaluation/{rank}"] = model(**matrix_worker.collated(rows))
+    model, _ = matrix_worker.build(folder / "qwen2_vl", "projector", learn_temperature=True)
+    loss = matrix_worker.loss_with_options(model, global_batch("mixed", 2, "qwen2_vl"), WORLD * QUERIES)
+    note("temperature", model, loss)
+    assert "temperature/temperature.offset" in expected
     model, _ = matrix_worker.build(folder / "qwen2_vl", "projector", matrix_worker.build_reranker)
     rows = sum(matrix_worker.rows("pictures on one rank", 0), [])
     note("reranker", model, matrix_worker.answer_loss(model, rows))

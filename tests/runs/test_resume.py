@@ -19,11 +19,12 @@ from training import STEPS, pretrain, same_end, settings
 from lamra.train.checkpoints import checkpoint_to_resume, checkpoints, fault
 
 EVERY_STEP = ("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 3, "--lora_dropout", 0.1)
+EVERY_STEP += ("--learn_temperature", "True", "--temperature_lr", 0.05)
 
 
 @pytest.fixture(scope="module", params=["zero2", "none"])
 def unbroken(request, world, tiny_model, tmp_path_factory):
-    """An unbroken run with dropout and the gradient cache, and the variables it was started with."""
+    """An unbroken run with dropout, the gradient cache and a learnt temperature, and what it was started with."""
     variables = dict(DS_STAGE=request.param, GRAD_CACHE_CHUNK=4)
     output = tmp_path_factory.mktemp("unbroken") / request.param
     pretrain(world, tiny_model, output, *EVERY_STEP, **variables)

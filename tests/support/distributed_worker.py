@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from plain_loss import OPTIONS
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from lamra.common.gather import all_gather_with_grad
+from lamra.models import losses
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
 from lamra.models.lora import freeze
 from lamra.models.losses import info_nce
+from lamra.models.temperature import Temperature
 
 
 def share(rows: torch.Tensor, rank: int, world: int) -> torch.Tensor:
@@ -40,6 +44,22 @@ def results(folder: Path) -> dict[str, torch.Tensor]:
     masked = info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5, item_ids=item_ids)
     masked.loss.backward()
 
+    options = {}
+    for blocks, name in product((1024, 1), OPTIONS):
+        losses.QUERIES_PER_BLOCK = blocks
+        leaves = [row.detach().clone().requires_grad_() for row in rows]
+        leaves.append(torch.tensor(0.5, requires_grad=True))
+        found = info_nce(leaves[0], torch.cat(leaves[1:3]), leaves[3], item_ids, options=OPTIONS[name])
+        found.loss.backward()
+        options |= {f"{name} {blocks} {i}": leaf.grad for i, leaf in enumerate(leaves)}
+        options |= {f"{name} {blocks} loss": found.loss.detach(), f"{name} {blocks} dropped": found.false_negatives}
+
+    # At its lowest, with gradients whose sum leads up on the first try and further down on the second.
+    for name, factors in (("up", (1.0, -3.0)), ("down", (3.0, -1.0))):
+        temperature = Temperature(0.05, 0.05, 1.0)
+        (factors[rank] * temperature()).backward()
+        options[f"bound {name}"] = temperature.offset.grad
+
     x = torch.full((2, 3), float(rank), requires_grad=True)
     gathered = all_gather_with_grad(x)
     (gathered * torch.arange(2 * world).unsqueeze(1)).sum().backward()
@@ -51,6 +71,7 @@ def results(folder: Path) -> dict[str, torch.Tensor]:
         **{f"masked_grad{i}": row.grad for i, row in enumerate(rows)},
         "gathered": gathered.detach(),
         "grad_of_x": x.grad,
+        **options,
         **gradients,
     }
 

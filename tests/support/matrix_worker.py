@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lamra.models.backbone import Backbone
 from lamra.models.families import FAMILIES
-from lamra.models.losses import info_nce
+from lamra.models.losses import LossOptions, info_nce
 from lamra.models.settings import Settings
 from lamra.train.build import build_embedder, build_reranker
 from lamra.train.flags import ModelArguments
@@ -106,7 +106,12 @@ def collated(rows: list[dict]) -> dict[str, Tensor]:
 
 
 def build(
-    folder: Path, trained: str, builder=build_embedder, parallel: str = "none", prefix: tuple[int, ...] = ()
+    folder: Path,
+    trained: str,
+    builder=build_embedder,
+    parallel: str = "none",
+    prefix: tuple[int, ...] = (),
+    learn_temperature: bool = False,
 ) -> tuple[Backbone, bool]:
     """A model with trained weights that are no zeros, the same on every rank; and find_unused_parameters."""
     args = SimpleNamespace(
@@ -116,6 +121,9 @@ def build(
         deepspeed=parallel != "none",
         grad_cache_chunk=0,
         selective_checkpointing=False,
+        learn_temperature=learn_temperature,
+        temperature_min=0.01,
+        temperature_max=1.0,
     )
     model_args = ModelArguments(lora_r=4, lora_alpha=8, lora_dropout=0.0, share_prefix=bool(prefix), **TRAINED[trained])
     model = builder(folder, model_args, args, Settings("base", "sequential"), *prefix).train()
@@ -131,6 +139,13 @@ def contrastive_loss(model: nn.Module, rows: list[dict], queries: int) -> Tensor
     return info_nce(embeddings[:queries], embeddings[queries:], temperature=0.05).loss
 
 
+def loss_with_options(model: nn.Module, rows: list[dict], queries: int) -> Tensor:
+    """Of an embedder whose temperature is trained."""
+    embeddings, temperature = model(**collated(rows), with_temperature=True)
+    options = LossOptions(symmetric=True, false_negative_margin=0.0, hardness_weight=2.0)
+    return info_nce(embeddings[:queries], embeddings[queries:], temperature, options=options).loss
+
+
 def answer_loss(model: nn.Module, rows: list[dict]) -> Tensor:
     """Of a reranker, whose answer is the last token of each row."""
     batch = collated(rows)
@@ -142,7 +157,9 @@ def answer_loss(model: nn.Module, rows: list[dict]) -> Tensor:
 class Parallel:
     """A model under one kind of data parallelism: backward passes that leave the weights as they are."""
 
-    def __init__(self, folder: Path, parallel: str, trained: str, builder=build_embedder):
+    def __init__(
+        self, folder: Path, parallel: str, trained: str, builder=build_embedder, learn_temperature: bool = False
+    ):
         self.zero = parallel != "none"
         prefix = (PREFIX,) if builder is build_embedder else ()  # what is expected was computed without
         if self.zero:
@@ -151,12 +168,12 @@ class Parallel:
 
             config = self.config(parallel)
             alive = HfDeepSpeedConfig(config)  # ZeRO-3 loads weights in shards
-            self.model, _ = build(folder, trained, builder, parallel, prefix)
+            self.model, _ = build(folder, trained, builder, parallel, prefix, learn_temperature)
             optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=0.0)
             self.engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=config)
             del alive
         else:
-            self.model, unused = build(folder, trained, builder, prefix=prefix)
+            self.model, unused = build(folder, trained, builder, parallel, prefix, learn_temperature)
             self.engine = DistributedDataParallel(self.model, find_unused_parameters=unused)
 
     @staticmethod
@@ -225,6 +242,14 @@ def measured(folder: Path, parallel: str, wanted: list[str]) -> Iterator[tuple[s
             model.model.grad_cache_chunk = CHUNK * cell.cache
             loss = contrastive_loss(model.engine, rows(cell.data, cell.hard_negatives, family)[rank], QUERIES)
             yield errors(str(cell), cell.reference, loss, model)
+
+    learnt = {f"{parallel}, temperature, cache off": 0, f"{parallel}, temperature, cache on": CHUNK}
+    if learnt.keys() <= set(wanted):
+        model = Parallel(folder / "qwen2_vl", parallel, "projector", learn_temperature=True)
+        for name, chunk in learnt.items():
+            model.model.grad_cache_chunk = chunk
+            loss = loss_with_options(model.engine, rows("mixed", 2)[rank], QUERIES)
+            yield errors(name, "temperature", loss, model)
 
     few = rows("pictures on one rank", 0)[rank]
     if (name := f"{parallel}, evaluation") in wanted:

@@ -47,6 +47,7 @@ def curve(output: Path) -> np.ndarray:
 
 def same_end(output: Path, unbroken: Path) -> None:
     assert (curve(output) == curve(unbroken)).all()
+    assert (output / "lamra.json").read_bytes() == (unbroken / "lamra.json").read_bytes()
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (output, unbroken))
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
 

@@ -15,6 +15,7 @@ from lamra.models.settings import Settings
 from lamra.train import inherited, train_nli
 from lamra.train.arguments import TrainingArguments
 from lamra.train.flags import (
+    CONTRASTIVE,
     DataArguments,
     MBEIRDataArguments,
     ModelArguments,
@@ -87,6 +88,7 @@ def test_what_means_nothing_here_is_noted(make, capsys, name):
 
 
 NAN, INF = float("nan"), float("inf")
+LEARNT = {"learn_temperature": True}
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,14 @@ NAN, INF = float("nan"), float("inf")
         ({"resume": "a", "resume_from_checkpoint": "b"}, "--resume_from_checkpoint b: expected the same as --resume a"),
         ({"deepspeed": '{"bf16": {"check_grad_overflow": false}}'}, '"check_grad_overflow": false in "bf16" writes'),
         ({"deepspeed": "README.md"}, "--deepspeed README.md is no json"),
+        ({"false_negative_margin": -0.1}, "--false_negative_margin -0.1: expected 0 to 2"),
+        ({"false_negative_above": 1.0}, "--false_negative_above 1.0: expected more than 0 and below 1"),
+        ({"hardness_weight": -9.0}, "--hardness_weight -9.0: expected 0 to 100"),
+        ({"temperature_lr": 0.1}, "--temperature_lr 0.1 needs --learn_temperature True"),
+        (LEARNT | {"temperature_lr": 0.0}, "--temperature_lr 0.0: expected more than 0 and at most 100"),
+        (LEARNT | {"temperature_min": 0.5, "temperature_max": 0.1}, "--temperature_min 0.5: expected less than --temp"),
+        (LEARNT | {"temperature": 2.0}, "--temperature 2.0: expected 0.01 to 1.0, --temperature_min and --temperature"),
+        (LEARNT | {"deepspeed": '{"optimizer": {"type": "Adam"}}'}, 'has an "optimizer" of its own, which knows no'),
         *(
             ({argument.name: value}, f"--{argument.name} {value}: expected a finite number")
             for argument in fields(TrainingArguments)
@@ -148,9 +158,12 @@ def test_what_users_ask_for_is_accepted(make):
     make(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs='{"min_lr": 1e-5}')
 
 
-def test_a_reranker_has_no_temperature(make):
+def test_a_reranker_has_no_contrastive_loss(make):
     with pytest.raises(ValueError, match="--temperature 0.1: expected no value: a reranker's loss has none"):
         make(RerankTrainingFlags, temperature=0.1)
+    for name, value in {"learn_temperature": True, "symmetric_loss": True, "false_negative_margin": 0.0}.items():
+        with pytest.raises(ValueError, match=f"--{name} {value}: expected no value: only the loss of stages 1 and 2"):
+            make(RerankTrainingFlags, **{name: value})
     with pytest.raises(ValueError, match="--last_token_only False: expected no value"):
         RerankModelArguments(last_token_only=False)
 
@@ -186,6 +199,15 @@ def test_what_decides_a_result_is_recorded(make, tmp_path, monkeypatch):
     for stage in (2, 3):
         config = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
         assert config["bf16"]["check_grad_overflow"] is True
+
+
+def test_a_run_from_before_the_options_of_the_loss_goes_on_without_them(make, tmp_path, capsys):
+    now = run_record(Settings("base", "sequential"), {"sha256": "x"}, ModelArguments(), DataArguments(), make())
+    (tmp_path / "manifest.json").write_text(json.dumps({k: v for k, v in now.items() if k not in CONTRASTIVE}))
+    check_unchanged(tmp_path, now, allow_changes=False)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="learn_temperature was False and is True; set them back$"):
+        check_unchanged(tmp_path, now | {"learn_temperature": True}, allow_changes=True)
 
 
 def test_an_older_run_goes_on_with_special_tokens_in_texts_as_it_began(make, tmp_path, monkeypatch, capsys):

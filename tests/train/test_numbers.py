@@ -232,6 +232,40 @@ def test_a_run_that_trains_the_whole_model_goes_on(train, tmp_path):
     assert equal(*(weights(folder, "model.safetensors") for folder in (whole, broken)))
 
 
+# A temperature that is trained, with all else that the loss may have.
+
+LEARNT = """--learn_temperature True --temperature_lr 0.3 --temperature_min 0.03 --symmetric_loss True
+    --false_negative_margin 0.1 --hardness_weight 9 --grad_cache_chunk 5"""
+
+
+def temperatures(checkpoint: Path) -> list[float]:
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    assert all(0 <= entry["false_negatives"] < 1 for entry in history)
+    return [entry["temperature"] for entry in history]
+
+
+def test_a_learnt_temperature_is_kept_and_gone_on_with(train, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(whole, f"--max_steps 4 {EVERY_STEP} {LEARNT}")
+    seen = temperatures(whole / "checkpoint-4")
+    assert pytest.approx(seen[0], rel=1e-7) == 0.05 and seen[0] > seen[1] > seen[2] and seen[3] >= 0.03
+    for step in (1, 2, 3):  # what a checkpoint says is what the next step computes with
+        learnt = json.loads((whole / f"checkpoint-{step}" / "lamra.json").read_text())["temperature"]
+        assert learnt == pytest.approx(seen[step], rel=1e-6)
+    assert not any("temperature" in name for name in weights(whole))
+
+    shutil.copytree(whole / "checkpoint-2", broken / "checkpoint-2")
+    going_on = f"--max_steps 4 {EVERY_STEP} --resume auto"
+    assert "learn_temperature was True and is False" in train(broken, going_on)
+    assert "hardness_weight was 9.0 and is 8.0" in train(broken, f"{going_on} {LEARNT} --hardness_weight 8")
+    train(broken, f"{going_on} {LEARNT}")
+    assert temperatures(broken / "checkpoint-4") == seen
+    assert equal(weights(whole), weights(broken))
+    assert (whole / "lamra.json").read_text() == (broken / "lamra.json").read_text()
+    groups = torch.load(whole / "checkpoint-4" / "optimizer.pt")["param_groups"]
+    assert [(group["initial_lr"], group["weight_decay"], len(group["params"])) for group in groups][-1] == (0.3, 0, 1)
+
+
 # A shared target is a hit.
 
 CAPTIONS, PICTURE = [f"caption {i}" for i in range(5)], "0.png"

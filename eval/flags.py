@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Any
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
@@ -21,7 +22,10 @@ from lamra.models.settings import (
     SPECIAL_TOKENS_IN_TEXT,
     Settings,
 )
+from lamra.models.shapes import vector_size
 
+DEPTH = 50  # candidates of each query in the rankings, where no flag says more
+VECTORS = ("float32", "int8", "binary")  # see models/vectors.py
 LIBRARY = "sentence-transformers"
 GET_LIBRARY = 'it installed: pip install "sentence-transformers[image]"'
 # Flags that decide what a model of LamRA's computes, and nothing of another library's.
@@ -105,6 +109,50 @@ class SkippingArguments(GuestArguments):
         "go on without so many items whose pictures cannot be read, each listed; default: 0, the first one stops",
         low=0,
     )
+    truncate_dim: int | None = flag(
+        None, "keep so many of the vectors' first dimensions, see --matryoshka_dims; default: all", low=1
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.truncate_dim is not None and self.library is None:
+            self._check_truncation(self.truncate_dim)
+
+    def _check_truncation(self, size: int) -> None:
+        """Refuse more dimensions than there are, and note a size that the model was not trained for."""
+        base = Path(base_under(self.model_id, self.original_model_id) if is_adapter(self.model_id) else self.model_id)
+        if not (base / "config.json").is_file():  # whoever loads it tells
+            return
+        dimensions, settings = vector_size(base), Settings.read(self.model_id)
+        require(size <= dimensions, "truncate_dim", size, f"at most {dimensions}, the size of this model's vectors")
+        trained = settings.matryoshka_dims if settings else None
+        if size not in (dimensions, *(trained or ())):
+            how = f"--matryoshka_dims {','.join(map(str, trained))}" if trained else "no --matryoshka_dims"
+            note(f"--truncate_dim {size}: {self.model_id} was trained with {how}, not for vectors of this size")
+
+
+@dataclass
+class SearchArguments(SkippingArguments):
+    """Flags of what measures how well a gallery is searched."""
+
+    vectors: str = flag("float32", "what the gallery is searched in; the query stays float32", one_of=VECTORS)
+    rescore: int = flag(
+        0,
+        "with --vectors or --truncate_dim: score so many of each query's best once more with the whole float32 vectors",
+        low=DEPTH,
+        also=(0,),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        smaller = self.vectors != "float32" or self.truncate_dim is not None
+        require(smaller or not self.rescore, "rescore", self.rescore, "--vectors int8, binary, or --truncate_dim too")
+
+    @property
+    def stored_as(self) -> dict[str, Any]:
+        """What of the gallery's vectors is not as usual, for evaluate() and for the files of a result."""
+        names = ("truncate_dim", "vectors", "rescore")
+        return {name: value for name in names if (value := getattr(self, name)) != getattr(SearchArguments, name)}
 
 
 def output_folder(args, *default: str | Path) -> Path:

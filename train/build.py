@@ -13,6 +13,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import RerankCollator
 from lamra.collators.retrieval import RetrievalCollator
+from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.datasets.items import Indexed
 from lamra.datasets.usable import UsablePairs
@@ -49,7 +50,12 @@ def retriever_settings(folder: Path, model_args: ModelArguments, args: TrainingA
         prompt_style=model_args.prompt_style,
         text_max_tokens=args.text_max_tokens,
         temperature=args.temperature,
+        matryoshka_dims=args.matryoshka_sizes,
     )
+    before = Settings.read(folder)
+    if before and before.matryoshka_dims and not settings.matryoshka_dims:
+        sizes = ",".join(map(str, before.matryoshka_dims))
+        note(f"{folder} was trained with --matryoshka_dims {sizes}: without it these sizes are trained no longer")
     return replace(settings, quantized=model_args.q_lora)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from transformers import TrainerControl
 
 from lamra.eval.encode import encode
 from lamra.eval.search import top_k
-from lamra.models.losses import info_nce
+from lamra.models.losses import info_nce, matryoshka
 from lamra.train.trainer import LamRATrainer
 
 
@@ -27,7 +28,8 @@ class ContrastiveTrainer(LamRATrainer):
         item_ids, hit_ids = inputs.pop("item_ids"), inputs.pop("hit_ids")  # (B + M,) each
         embeddings = model(**inputs)  # (B + M, D): queries, then targets
         query, target = embeddings[:num_queries], embeddings[num_queries:]
-        loss, accuracy = info_nce(query, target, self.settings.temperature, item_ids, hit_ids)
+        loss_of = partial(info_nce, temperature=self.settings.temperature, item_ids=item_ids, hit_ids=hit_ids)
+        loss, accuracy = matryoshka(loss_of, query, target, self.settings.matryoshka_dims)
         if not self.nonfinite.is_finite_everywhere(loss.detach()):
             finite = embeddings[: 2 * num_queries].isfinite().all(dim=1).view(2, -1).all(dim=0).tolist()
             suspects = [row for row, is_finite in zip(self.nonfinite.rows, finite) if not is_finite]

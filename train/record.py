@@ -73,6 +73,7 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
     before.setdefault("attention", "causal")
     before.setdefault("pooling", "last_token")
     before.setdefault("prompt_style", "lamra")
+    before.setdefault("matryoshka_dims", None)
     unknown = [name for name in now if name not in before]
     if unknown:
         note(f"{checkpoint} is of an older version and does not say its {', '.join(unknown)}: they are not compared")

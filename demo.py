@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lamra.common.cli import note, parse, run
 from lamra.common.errors import UserError
@@ -59,7 +60,7 @@ def show_reranked(args: DemoArguments, query: Item, found: list[tuple[float, Pat
     """Both scores of each picture or video, and the rank that it had before."""
     from lamra.eval.rerank.judge import load_judge
 
-    chosen = dict(original_model_id=None, library=None, trust_remote_code=False, truncate_dim=None)
+    chosen: dict[str, Any] = dict(original_model_id=None, library=None, trust_remote_code=False, truncate_dim=None)
     judge = load_judge(replace(args, model_id=args.rerank, **chosen))
     yes = judge.rerank(query, [path for _, path in found]).tolist()
     scores = [score for score, _ in found]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class EmbedArguments(SkippingArguments):
     output: str = flag("", "out.npz: ids (N,), embeddings (N, D) of unit norm", path=OUT_FILE)
     vectors: str = flag(
         "float32",
-        "of the embeddings; int8: beside them scales (N,) float32; binary: eight dimensions to a byte, as numpy.packbits",
+        "of the embeddings; int8: with scales (N,) float32 beside them; binary: a bit a dimension, as numpy.packbits",
         one_of=VECTORS,
     )
 
@@ -65,7 +65,7 @@ def main() -> None:
             print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")
 
 
-def stored(embeddings: Tensor, vectors: str) -> dict[str, np.ndarray]:
+def stored(embeddings: Tensor, vectors: str) -> dict[str, Any]:
     """The arrays of (N, D) embeddings in a kind of VECTORS."""
     from lamra.models.vectors import to_bits, to_int8
 

@@ -1,8 +1,9 @@
 """Search in smaller vectors: in the first dimensions alone, in int8, in bits; and the best once more in float32.
 
-Only a gallery is stored so. A query is cut to the same dimensions and stays float32, as sentence-transformers scores the
-candidates that its quantised search brings. A slice of a gallery is stored and read back when it is searched, so that
-memory is bounded as in eval/search.py: what is measured is the recall of an index of such bytes, not its speed.
+Only a gallery is stored so. A query is cut to the same dimensions and stays float32, as in sentence-transformers'
+rescoring; an index that compares a query's bits with an item's (Hamming) finds less. A slice of a gallery is stored and
+read back when it is searched, so that memory is bounded as in eval/search.py: what is measured is the recall of an
+index of such bytes, not its speed.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class Settings:
         attention, pooling: one of ATTENTION and of POOLING; a reranker is causal and pools nothing.
         exif_rotation: pictures are turned as their EXIF says; upstream shows them as they are stored.
         prompt_style: a retriever's prompts, one of PROMPT_STYLES.
-        matryoshka_dims: the embeddings' first dimensions, so many of them, were trained to be embeddings themselves, see
-            losses.matryoshka; None: were not.
+        matryoshka_dims: so many of an embedding's first dimensions were trained to be an embedding themselves, see
+            losses.matryoshka; None: none were.
     """
 
     base_model: str

@@ -101,6 +101,18 @@ class GuestArguments(RetrieverArguments):
                     f"{LIBRARY} has its own: leave it out"
                 )
 
+    @property
+    def dimensions(self) -> int | None:
+        """Of the model's vectors; None for a guest, and where the folder does not say it: whoever loads it tells."""
+        base = Path(base_under(self.model_id, self.original_model_id) if is_adapter(self.model_id) else self.model_id)
+        return None if self.library or not (base / "config.json").is_file() else vector_size(base)
+
+    @property
+    def matryoshka_dims(self) -> list[int]:
+        """The sizes that the model was trained for beside the whole; none where nothing is known of it."""
+        settings = None if self.library else Settings.read(self.model_id)
+        return (settings and settings.matryoshka_dims) or []
+
 
 @dataclass
 class SkippingArguments(GuestArguments):
@@ -115,20 +127,14 @@ class SkippingArguments(GuestArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.truncate_dim is not None and self.library is None:
-            self._check_truncation(self.truncate_dim)
-
-    def _check_truncation(self, size: int) -> None:
-        """Refuse more dimensions than there are, and note a size that the model was not trained for."""
-        base = Path(base_under(self.model_id, self.original_model_id) if is_adapter(self.model_id) else self.model_id)
-        if not (base / "config.json").is_file():  # whoever loads it tells
+        size, dimensions = self.truncate_dim, self.dimensions
+        if size is None or dimensions is None:
             return
-        dimensions, settings = vector_size(base), Settings.read(self.model_id)
         require(size <= dimensions, "truncate_dim", size, f"at most {dimensions}, the size of this model's vectors")
-        trained = settings.matryoshka_dims if settings else None
-        if size not in (dimensions, *(trained or ())):
-            how = f"--matryoshka_dims {','.join(map(str, trained))}" if trained else "no --matryoshka_dims"
-            note(f"--truncate_dim {size}: {self.model_id} was trained with {how}, not for vectors of this size")
+        if size not in (dimensions, *self.matryoshka_dims):
+            trained = ",".join(map(str, self.matryoshka_dims))
+            how = f"with --matryoshka_dims {trained}" if trained else "without --matryoshka_dims"
+            note(f"--truncate_dim {size}: {self.model_id} was trained {how}, not for vectors of this size")
 
 
 @dataclass

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from conftest import run_script
+from plain_vectors import brute_force, matryoshka_reference
 from safetensors.torch import load_file, save_file
 from test_golden import close, prompts
-from test_vectors import brute_force, matryoshka_reference
 from vectors_worker import CASES, SIZES, found_in
 
 from lamra.eval.search import Blocks, search

@@ -50,9 +50,7 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     stock = load_model(folder / "model", dtype=torch.float32)
     freeze(stock, language=True, vision_encoder=False, vision_projector=False)
     model = DistributedDataParallel(Embedder(stock, "sequential", grad_cache_chunk=3))
-    embeds = model(
-        **{name: share(rows, rank, world) for name, rows in load_file(folder / "batch.safetensors").items()}
-    )
+    embeds = model(**{name: share(rows, rank, world) for name, rows in load_file(folder / "batch.safetensors").items()})
     query, target = embeds.chunk(2)
     loss, accuracy = matryoshka(partial(info_nce, temperature=0.05), query, target, SIZES)
     loss.backward()

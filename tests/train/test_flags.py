@@ -200,7 +200,9 @@ def test_an_older_run_goes_on_with_special_tokens_in_texts_as_it_began(make, tmp
         check_unchanged(tmp_path, special | {"special_tokens_in_text": "plain"}, allow_changes=False)
 
 
-@pytest.mark.parametrize("flag", sorted(DECISIVE | {"max_pixels", "position_ids", "temperature", "text_max_tokens", "matryoshka_dims"}))
+@pytest.mark.parametrize(
+    "flag", sorted(DECISIVE | {"max_pixels", "position_ids", "temperature", "text_max_tokens", "matryoshka_dims"})
+)
 def test_what_decides_a_result_may_not_change_at_a_resume(make, tmp_path, monkeypatch, capsys, flag):
     monkeypatch.chdir(ROOT)
     settings, data = Settings("base", "sequential"), {"sha256": "x"}

@@ -40,8 +40,8 @@ def evaluate(
             galleries, by all processes.
         depth: candidates of each query in the rankings, at least the largest k; of its own candidates it ranks all.
         search_memory: GiB that a process's search may use.
-        truncate_dim, vectors, rescore: see stored.search_stored; rescore is 0, or `depth` and more. To
-            the candidates that are scored again come as many as a query may not find.
+        truncate_dim, vectors, rescore: see stored.search_stored; rescore is 0, or `depth` and more. As many
+            more candidates are scored again as a query may not find.
 
     Raises:
         UserError: the memory is too little, embeddings are not finite, or they have less than `truncate_dim`

@@ -20,7 +20,6 @@ from lamra.eval import embed, eval_mbeir, vectors
 from lamra.eval.evaluate import evaluate
 from lamra.eval.flags import SearchArguments
 from lamra.eval.inference import Retriever
-from lamra.eval.zeroshot import ZeroshotArguments
 from lamra.models.settings import Settings
 from lamra.models.vectors import to_bits, to_int8, truncated
 
@@ -69,7 +68,7 @@ def test_flags_of_smaller_vectors(tiny_model, tmp_path, capsys, fails):
         (dict(rescore=49, vectors="int8"), "--rescore 49: expected 50 or more, or 0"),
     ):
         with pytest.raises(ValueError, match=words):
-            ZeroshotArguments(str(tiny_model), **flags)
+            SearchArguments(str(tiny_model), **flags)
     with pytest.raises(ValueError, match=r"--rescore 60: expected 0, or --depth \(70\) and more"):
         eval_mbeir.MBEIRArguments(str(tiny_model), vectors="int8", rescore=60, depth=70)
     assert "--dims 129,4: expected at most 128" in fails(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lamra.common.cli import note, parse, run
 from lamra.common.errors import UserError
@@ -46,7 +47,7 @@ def main() -> None:
     paths = [path for path, is_lost in zip(paths, lost) if not is_lost]
     given = (args.image, Picture), (args.video, Video), (args.text, Text)
     query = Item("query", parts=[kind(value) for value, kind in given if value])
-    scores, indices = retriever.search([query], paths, args.top)  # (1, top) each
+    scores, indices = retriever.search([query], paths, args.top, truncate_dim=args.truncate_dim)  # (1, top) each
     found = [(score, paths[index]) for score, index in zip(scores[0].tolist(), indices[0].tolist())]
     if args.rerank:
         show_reranked(args, query, found)
@@ -59,9 +60,8 @@ def show_reranked(args: DemoArguments, query: Item, found: list[tuple[float, Pat
     """Both scores of each picture or video, and the rank that it had before."""
     from lamra.eval.rerank.judge import load_judge
 
-    judge = load_judge(
-        replace(args, model_id=args.rerank, original_model_id=None, library=None, trust_remote_code=False)
-    )
+    chosen: dict[str, Any] = dict(original_model_id=None, library=None, trust_remote_code=False, truncate_dim=None)
+    judge = load_judge(replace(args, model_id=args.rerank, **chosen))
     yes = judge.rerank(query, [path for _, path in found]).tolist()
     scores = [score for score, _ in found]
     order, fused = reranked(scores, yes, "pointwise", weight=1.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +20,10 @@ from lamra.common.flags import FILE, FOLDER, OUT_FILE, flag, require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.jsonl import load_items
-from lamra.eval.flags import SkippingArguments
+from lamra.eval.flags import VECTORS, SkippingArguments
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -28,7 +32,12 @@ class EmbedArguments(SkippingArguments):
     image_root: str | None = flag(
         None, "folder of all pictures and videos; paths are relative to it; default: that of --input", path=FOLDER
     )
-    output: str = flag("", "out.npz: ids (N,), embeddings (N, D) float32 of unit norm", path=OUT_FILE)
+    output: str = flag("", "out.npz: ids (N,), embeddings (N, D) of unit norm", path=OUT_FILE)
+    vectors: str = flag(
+        "float32",
+        "of the embeddings; int8: with scales (N,) float32 beside them; binary: a bit a dimension, as numpy.packbits",
+        one_of=VECTORS,
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,12 +57,22 @@ def main() -> None:
         unreadable = Unreadable(args.skip_unreadable, retriever)
         lost = unreadable.rows(items, args.input)
         items = [item for item, is_lost in zip(items, lost) if not is_lost]
-        embeddings = retriever.encode(items, "embed")  # (N, D)
+        embeddings = retriever.encode(items, "embed", truncate_dim=args.truncate_dim)  # (N, D)
         if is_first_process():
             with whole_file(output, "wb") as file:
                 ids = np.array([item.id for item in items])
-                np.savez(file, ids=ids, embeddings=embeddings.numpy(), **unreadable.for_npz)
+                np.savez(file, ids=ids, **stored(embeddings, args.vectors), **unreadable.for_npz)
             print(f"{len(items)} embeddings of size {embeddings.shape[1]}: {args.output}")
+
+
+def stored(embeddings: Tensor, vectors: str) -> dict[str, Any]:
+    """The arrays of (N, D) embeddings in a kind of VECTORS."""
+    from lamra.models.vectors import to_bits, to_int8
+
+    if vectors == "int8":
+        values, scales = to_int8(embeddings)
+        return {"embeddings": values.numpy(), "scales": scales.numpy()}
+    return {"embeddings": (to_bits(embeddings) if vectors == "binary" else embeddings).numpy()}
 
 
 if __name__ == "__main__":

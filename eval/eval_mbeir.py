@@ -13,7 +13,7 @@ from pathlib import Path
 from lamra.common import upstream
 from lamra.common.cli import run
 from lamra.common.errors import UserError
-from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, flag, require_path
+from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, flag, require, require_path
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.mbeir.layout import (
@@ -32,14 +32,14 @@ from lamra.datasets.mbeir.layout import (
 from lamra.datasets.mbeir.tasks import open_tasks
 from lamra.datasets.rankings import write_by_query, write_ranking
 from lamra.eval import upstream_files
-from lamra.eval.flags import SkippingArguments, output_folder
+from lamra.eval.flags import SearchArguments, output_folder
 from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, write_json
 
 KS = (1, 5, 10, 20, 50)
 
 
 @dataclass
-class MBEIRArguments(SkippingArguments):
+class MBEIRArguments(SearchArguments):
     data_path: str = flag(DATA_PATH, "M-BEIR's folder", path=FOLDER, source=GET_MBEIR)
     pool: str | None = flag(
         None, "local (default): each task's own candidates; global: all together", one_of=PAPER_AVERAGE
@@ -74,6 +74,8 @@ class MBEIRArguments(SkippingArguments):
             setattr(self, name, given or value)
         if not self.query_data_path:
             choose_tasks(self.tasks)
+        enough = self.rescore in (0, max(self.rescore, self.depth))
+        require(enough, "rescore", self.rescore, f"0, or --depth ({self.depth}) and more")
 
     def check_paths(self) -> None:
         super().check_paths()
@@ -129,13 +131,18 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
         folder = output / f"{args.split}_{args.pool}"
         if args.query_data_path:  # a folder for each file: a table of one task must not replace that of all
             folder = output / Path(args.query_data_path).stem / Path(args.cand_pool_path).stem
-        made_by = {**provenance, "seed": args.seed}
+        made_by = {**provenance, **args.stored_as, "seed": args.seed}
         # Tasks that are evaluated one by one come together in one table.
         before, earlier = of_earlier_tasks(folder, made_by) if is_first_process() else ({}, {})
         metrics = {task.name: before[task.name] for task in TASKS if task.name in before}
         qrels = {of.task.name: of.qrels for of in files}
         for task, ranking, found in evaluate(
-            tasks, cache.embed, depth=args.depth, search_memory=args.search_memory, device=state.device
+            tasks,
+            cache.embed,
+            depth=args.depth,
+            search_memory=args.search_memory,
+            device=state.device,
+            **args.stored_as,
         ):
             metrics[task.name] = found
             write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
@@ -150,7 +157,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
             mean = average({task.name: task.k for task in measured}, metrics)
             files_read = {**earlier.get("files", {}), **cache.files}
             write_json(folder / MADE_BY, {**made_by, "files": files_read})
-            told = {**retriever.for_metrics, **unreadable.for_metrics(before)}
+            told = {**args.stored_as, **retriever.for_metrics, **unreadable.for_metrics(before)}
             write_json(folder / METRICS, {**metrics, "average": mean, **told})
             print_table(args, measured, metrics, mean)
             print(f"written to {folder}/")
@@ -167,7 +174,8 @@ def files_of(args: MBEIRArguments, pool: str) -> list[TaskFiles]:
 
 def print_table(args: MBEIRArguments, tasks: Sequence[Task], metrics: Mapping, mean: float) -> None:
     """One line a task, in percent; the recall that counts in the average stands beside the paper's."""
-    print(f"\n{args.data_name} {args.split}, {args.pool} pool, in percent")
+    named = "".join(f", {name} {value}" for name, value in args.stored_as.items())
+    print(f"\n{args.data_name} {args.split}, {args.pool} pool{named}, in percent")
     header = f"{'':<20}" + "".join(f"{f'R@{k}':>8}" for k in KS) + f"{'nDCG@10':>9}{'MRR@10':>8}{'counted':>12}"
     print(header + ("   the paper's LamRA-Ret 7B" if args.of_paper else ""))
     for task in tasks:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from lamra.datasets.rankings import RankedQuery
 from lamra.datasets.tasks import Items, RetrievalTask
 from lamra.eval.cache.shards import RowsOf, Shards
 from lamra.eval.metrics import measures
-from lamra.eval.search import Blocks, Embeddings, as_float32, block_top_k, search
+from lamra.eval.search import Blocks, Embeddings, as_float32, block_top_k
+from lamra.eval.stored import Stored, search_stored
 
 SEARCH_MEMORY = 4.0  # GiB
 READ_FOR = 512  # queries with candidates of their own, whose embeddings are read together
@@ -25,6 +27,9 @@ def evaluate(
     depth: int,
     search_memory: float = SEARCH_MEMORY,
     device: torch.device | str = "cpu",
+    truncate_dim: int | None = None,
+    vectors: str = "float32",
+    rescore: int = 0,
 ) -> Iterator[tuple[RetrievalTask, list[RankedQuery], dict[str, float]]]:
     """Each task's ranking and what it is worth, see metrics.measures. Tasks that share a gallery are searched together.
 
@@ -35,11 +40,15 @@ def evaluate(
             galleries, by all processes.
         depth: candidates of each query in the rankings, at least the largest k; of its own candidates it ranks all.
         search_memory: GiB that a process's search may use.
+        truncate_dim, vectors, rescore: see stored.search_stored; rescore is 0, or `depth` and more. As many
+            more candidates are scored again as a query may not find.
 
     Raises:
-        UserError: the memory is too little, or embeddings are not finite.
+        UserError: the memory is too little, embeddings are not finite, or they have less than `truncate_dim`
+            dimensions.
     """
     known: dict[int, Embeddings] = {}
+    stored_as: dict[str, Any] = {"truncate_dim": truncate_dim, "vectors": vectors, "rescore": rescore}
 
     def embedded(items: Items) -> Embeddings:
         if id(items) not in known:
@@ -51,11 +60,14 @@ def evaluate(
         of_gallery = embedded(gallery)
         of_queries = [embedded(task.queries) for task in sharing]
         whole = [(task, query) for task, query in zip(sharing, of_queries) if task.candidates is None]
-        rankings = _searched(whole, of_gallery, depth, search_memory, device)
+        rankings = _searched(whole, of_gallery, depth, search_memory, device, stored_as)
         if not is_first_process():
             continue
         for task, query in zip(sharing, of_queries):
-            ranking = next(rankings) if task.candidates is None else _ranked(query, of_gallery, task.candidates, device)
+            if task.candidates is None:
+                ranking = next(rankings)
+            else:
+                ranking = _ranked_stored(query, of_gallery, task.candidates, device, **stored_as)
             yield task, ranking, measures(task, ranking)
 
 
@@ -65,13 +77,16 @@ def _searched(
     depth: int,
     search_memory: float,
     device: torch.device | str,
+    stored_as: Mapping[str, Any],
 ) -> Iterator[list[RankedQuery]]:
     """The rankings of tasks whose queries search the whole gallery, which is read once for all of them."""
     if not tasks:
         return iter(())
     most_excluded = max(len(rows) for task, _ in tasks for rows in task.excluded or ((),))
-    blocks = Blocks.within(search_memory * 2**30, gallery.shape[1], depth + most_excluded)
-    scores, rows = search(_joined([query for _, query in tasks]), gallery, depth + most_excluded, blocks, device)
+    k, rescore = depth + most_excluded, stored_as["rescore"] and stored_as["rescore"] + most_excluded
+    blocks = Blocks.within(search_memory * 2**30, gallery.shape[1], max(k, rescore))
+    together = _joined([query for _, query in tasks])
+    scores, rows = search_stored(together, gallery, k, blocks, device, **{**stored_as, "rescore": rescore})
     sizes = [len(query) for _, query in tasks]
     return (
         [
@@ -85,6 +100,25 @@ def _searched(
 def _without(excluded: Collection[int], query: int, rows: list[int], scores: list[float], depth: int) -> RankedQuery:
     kept = [position for position, row in enumerate(rows) if row not in excluded][:depth]
     return RankedQuery(query, [rows[position] for position in kept], [scores[position] for position in kept])
+
+
+def _ranked_stored(
+    queries: Embeddings,
+    gallery: Embeddings,
+    candidates: Sequence[Sequence[int]],
+    device: torch.device | str,
+    *,
+    truncate_dim: int | None,
+    vectors: str,
+    rescore: int,
+) -> list[RankedQuery]:
+    """`_ranked` in a gallery of smaller vectors; what is not among a query's best `rescore` is left out."""
+    if truncate_dim is None and vectors == "float32":
+        return _ranked(queries, gallery, candidates, device)
+    ranking = _ranked(Stored(queries, truncate_dim), Stored(gallery, truncate_dim, vectors), candidates, device)
+    if not rescore:
+        return ranking
+    return _ranked(queries, gallery, [ranked.candidates[:rescore] for ranked in ranking], device)
 
 
 def _ranked(

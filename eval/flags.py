@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Any
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
@@ -21,7 +22,10 @@ from lamra.models.settings import (
     SPECIAL_TOKENS_IN_TEXT,
     Settings,
 )
+from lamra.models.shapes import vector_size
 
+DEPTH = 50  # candidates of each query in the rankings, where no flag says more
+VECTORS = ("float32", "int8", "binary")  # see models/vectors.py
 LIBRARY = "sentence-transformers"
 GET_LIBRARY = 'it installed: pip install "sentence-transformers[image]"'
 # Flags that decide what a model of LamRA's computes, and nothing of another library's.
@@ -97,6 +101,18 @@ class GuestArguments(RetrieverArguments):
                     f"{LIBRARY} has its own: leave it out"
                 )
 
+    @property
+    def dimensions(self) -> int | None:
+        """Of the model's vectors; None for a guest, and where the folder does not say it: whoever loads it tells."""
+        base = Path(base_under(self.model_id, self.original_model_id) if is_adapter(self.model_id) else self.model_id)
+        return None if self.library or not (base / "config.json").is_file() else vector_size(base)
+
+    @property
+    def matryoshka_dims(self) -> list[int]:
+        """The sizes that the model was trained for beside the whole; none where nothing is known of it."""
+        settings = None if self.library else Settings.read(self.model_id)
+        return (settings and settings.matryoshka_dims) or []
+
 
 @dataclass
 class SkippingArguments(GuestArguments):
@@ -105,6 +121,44 @@ class SkippingArguments(GuestArguments):
         "go on without so many items whose pictures cannot be read, each listed; default: 0, the first one stops",
         low=0,
     )
+    truncate_dim: int | None = flag(
+        None, "keep so many of the vectors' first dimensions, see --matryoshka_dims; default: all", low=1
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        size, dimensions = self.truncate_dim, self.dimensions
+        if size is None or dimensions is None:
+            return
+        require(size <= dimensions, "truncate_dim", size, f"at most {dimensions}, the size of this model's vectors")
+        if size not in (dimensions, *self.matryoshka_dims):
+            trained = ",".join(map(str, self.matryoshka_dims))
+            how = f"with --matryoshka_dims {trained}" if trained else "without --matryoshka_dims"
+            note(f"--truncate_dim {size}: {self.model_id} was trained {how}, not for vectors of this size")
+
+
+@dataclass
+class SearchArguments(SkippingArguments):
+    """Flags of what measures how well a gallery is searched."""
+
+    vectors: str = flag("float32", "what the gallery is searched in; the query stays float32", one_of=VECTORS)
+    rescore: int = flag(
+        0,
+        "with --vectors or --truncate_dim: score so many of each query's best once more with the whole float32 vectors",
+        low=DEPTH,
+        also=(0,),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        smaller = self.vectors != "float32" or self.truncate_dim is not None
+        require(smaller or not self.rescore, "rescore", self.rescore, "--vectors int8, binary, or --truncate_dim too")
+
+    @property
+    def stored_as(self) -> dict[str, Any]:
+        """What of the gallery's vectors is not as usual, for evaluate() and for the files of a result."""
+        names = ("truncate_dim", "vectors", "rescore")
+        return {name: value for name in names if (value := getattr(self, name)) != getattr(SearchArguments, name)}
 
 
 def output_folder(args, *default: str | Path) -> Path:

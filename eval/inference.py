@@ -24,6 +24,7 @@ from lamra.eval.cache.manifest import provenance_of
 from lamra.eval.encode import encode
 from lamra.eval.flags import GuestArguments, RetrieverArguments
 from lamra.eval.search import Embeddings, top_k
+from lamra.eval.stored import Stored
 from lamra.models.embedder import Embedder
 from lamra.models.folders import is_adapter
 from lamra.models.inspect import inspect_folder
@@ -70,6 +71,7 @@ class Retriever(ABC):
         instruction: str | None = None,
         max_tokens_per_batch: int | None = None,
         texts: ToldTexts | None = None,
+        truncate_dim: int | None = None,
     ) -> Tensor:
         """Embed texts (str), pictures (a Path or a PIL image), videos (a Path), and dicts and Items of several of them.
 
@@ -79,12 +81,14 @@ class Retriever(ABC):
                 model.
             max_tokens_per_batch: bound on the tokens of a forward; None takes the model's own.
             texts: see eval.encode.
+            truncate_dim: keep so many of the first dimensions, of unit norm again; None: all.
 
         Returns:
             (N, D) float32 embeddings of unit norm on the CPU, in order: their products are cosines.
 
         Raises:
-            UserError: a picture cannot be read, a dict has another key, or there is nothing to embed.
+            UserError: a picture cannot be read, a dict has another key, there is nothing to embed, or there are fewer
+                dimensions.
             TypeError: an entry is none of these, or alone instead of in a list.
         """
         items = as_items(entries, instruction)
@@ -92,13 +96,14 @@ class Retriever(ABC):
             raise UserError("there is nothing to embed: give a text, a picture or an item")
         budget = self.max_tokens_per_batch if max_tokens_per_batch is None else max_tokens_per_batch
         with ONE_AT_A_TIME:
-            return self._encode(
+            found = self._encode(
                 items,
                 max_tokens_per_batch=budget,
                 num_workers=self.num_workers,
                 description=description,
                 texts=texts,
             )
+        return found if truncate_dim is None else Stored(found, truncate_dim)[:]
 
     def search(
         self,
@@ -107,6 +112,7 @@ class Retriever(ABC):
         top: int = 10,
         *,
         instruction: str | None = None,
+        truncate_dim: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The entries of a gallery that are nearest to each of Q queries, best first; ties go to the lower row.
 
@@ -114,6 +120,7 @@ class Retriever(ABC):
             gallery: entries, or what `encode` made of them: (N, D), in memory or a numpy.memmap.
             top: how many, at most N.
             instruction: of the queries, as in `encode`.
+            truncate_dim: of queries and gallery, as in `encode`.
 
         Returns:
             (Q, top) float32 cosines and (Q, top) int64 rows of the gallery.
@@ -122,9 +129,10 @@ class Retriever(ABC):
             UserError, TypeError: as `encode`.
             ValueError: the gallery's embeddings have another size.
         """
-        found = self.encode(queries, "queries", instruction=instruction)  # (Q, D)
+        found = self.encode(queries, "queries", instruction=instruction, truncate_dim=truncate_dim)  # (Q, D)
         with ONE_AT_A_TIME:
-            return top_k(found, self.encode(gallery, "gallery") if isinstance(gallery, Sequence) else gallery, top)
+            embeddings = self.encode(gallery, "gallery") if isinstance(gallery, Sequence) else gallery
+            return top_k(found, embeddings if truncate_dim is None else Stored(embeddings, truncate_dim), top)
 
 
 @dataclass

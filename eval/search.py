@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lamra.common.errors import UserError
-from lamra.common.gather import all_gather_with_grad
+from lamra.common.gather import all_gather_with_grad, sum_over_processes
 from lamra.common.processes import process_rank, world_size
 from lamra.models.float32 import full_float32
 
@@ -130,6 +130,48 @@ def search(
         found.append([column.cpu() for column in _merge_ranks(*best, k)])
     scores, indices = (torch.cat(column)[:, : len(gallery)] for column in zip(*found))
     return scores, indices
+
+
+def rescored(
+    query: Embeddings,
+    gallery: Embeddings,
+    candidates: Tensor,
+    k: int,
+    blocks: Blocks,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """The k best of each query's own candidates, scored in float32; ties go to the lower gallery index.
+
+    The processes share out the gallery's blocks as `search` does, and each part of it is read once for a group of
+    queries. Products are summed row by row, so that equal embeddings tie.
+
+    Args:
+        query, gallery: (Q, D) and (N, D), the same on every process.
+        candidates: (Q, C) int64 gallery indices, a candidate once in a row, the same on every process.
+
+    Returns:
+        (Q, k) float32 scores and (Q, k) int64 gallery indices on the CPU, the same on every process; k is at most C.
+    """
+    world, rank = world_size(), process_rank()
+    candidates = candidates.sort(dim=1).values  # so that the stable sort leaves ties to the lower index
+    numbers = torch.arange(-(-len(gallery) // blocks.block_size)).tensor_split(world)[rank].tolist()
+    scores = torch.zeros(candidates.shape)
+    for start in range(0, len(query), blocks.queries):
+        together = as_float32(query[start : start + blocks.queries], device)  # (q, D)
+        of_group, found = candidates[start : start + blocks.queries], scores[start : start + blocks.queries]  # (q, C)
+        for first in (number * blocks.block_size for number in numbers):
+            queries, columns = ((of_group >= first) & (of_group < first + blocks.block_size)).nonzero(as_tuple=True)
+            if not len(queries):
+                continue
+            block = as_float32(gallery[first : first + blocks.block_size], device)  # (n, D)
+            # Pairs whose rows and products take no more than a search's scores.
+            for some in torch.arange(len(queries)).split(max(blocks.block_size // 2, 1)):
+                rows = of_group[queries[some], columns[some]] - first
+                products = together[queries[some].to(device)] * block[rows.to(device)]  # (pairs, D)
+                found[queries[some], columns[some]] = products.sum(dim=1).cpu()
+    scores = sum_over_processes(scores.to(device)).cpu()  # each is one process's, and the others add zeros
+    scores, order = (scores + 0.0).sort(dim=1, descending=True, stable=True)  # -0.0 becomes 0.0, as in a search
+    return scores[:, :k], candidates.gather(1, order[:, :k])
 
 
 def _merge_ranks(scores: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -12,15 +12,14 @@ from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.caption import PROTOCOLS, CaptionedImages, captioned_tasks, load_captioned_images
 from lamra.datasets.rankings import write_by_query, write_ranking
-from lamra.eval.flags import SkippingArguments, output_folder
+from lamra.eval.flags import DEPTH, SearchArguments, output_folder
 from lamra.eval.reporting.results import MADE_BY, METRICS, PRACTICE_STAGE1_FLICKR30K, print_recalls, write_json
 
-RERANK_DEPTH = 50
 GET_CAPTIONS = "bash scripts/download.sh flickr coco gets it"
 
 
 @dataclass
-class ZeroshotArguments(SkippingArguments):
+class ZeroshotArguments(SearchArguments):
     image_data_path: str = flag("", "folder of pictures", path=FOLDER, source=GET_CAPTIONS)
     text_data_path: str = flag(
         "", "their captions, in one of the layouts of docs/own_data.md", path=FILE_OR_FOLDER, source=GET_CAPTIONS
@@ -32,7 +31,7 @@ class ZeroshotArguments(SkippingArguments):
         "the paper's numbers were measured; clean instructs queries alone",
         one_of=PROTOCOLS,
     )
-    save_for_rerank: bool = flag(False, f"write the top {RERANK_DEPTH} of each query")
+    save_for_rerank: bool = flag(False, f"write the top {DEPTH} of each query")
     output_dir: str | None = flag(None, "default: results/<model>/<data>", path=OUT_FOLDER)
     data_name: str | None = flag(None, "what to call pictures that are your own")
 
@@ -61,7 +60,11 @@ def evaluate_captions(default_name: str) -> None:
         tasks = captioned_tasks(data, data_name, args.text_data_path, protocol)
         metrics: dict[str, float] = {}
         for task, ranking, found in evaluate(
-            tasks, lambda items: retriever.encode(items, items.name), depth=RERANK_DEPTH, device=state.device
+            tasks,
+            lambda items: retriever.encode(items, items.name),
+            depth=DEPTH,
+            device=state.device,
+            **args.stored_as,
         ):
             metrics |= {f"{task.name}_{name}": value for name, value in found.items()}
             by_query = measures_by_query(task, ranking)
@@ -70,16 +73,16 @@ def evaluate_captions(default_name: str) -> None:
                 write_ranking(folder / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
         if is_first_process():
             if args.save_for_rerank:
-                write_json(folder / MADE_BY, {**provenance, "mode": args.mode})
-            named = {"protocol": protocol} if protocol else {}
+                write_json(folder / MADE_BY, {**provenance, **args.stored_as, "mode": args.mode})
+            named = {**({"protocol": protocol} if protocol else {}), **args.stored_as}
             write_json(folder / METRICS, {**metrics, **named, **retriever.for_metrics, **unreadable.for_metrics()})
-            print_table(data_name, data, metrics, f", protocol {protocol}" if protocol else "")
+            print_table(data_name, data, metrics, "".join(f", {name} {value}" for name, value in named.items()))
             print(f"written to {folder}/")
 
 
-def print_table(data_name: str, data: CaptionedImages, metrics: Mapping[str, float], protocol: str) -> None:
-    print(f"\n{data_name}: {len(data.images)} pictures, {len(data.texts)} captions{protocol}, recall@K")
+def print_table(data_name: str, data: CaptionedImages, metrics: Mapping[str, float], named: str) -> None:
+    print(f"\n{data_name}: {len(data.images)} pictures, {len(data.texts)} captions{named}, recall@K")
     rows = {"this model": metrics}
-    if not protocol and data_name == "Flickr30K" and (len(data.images), len(data.texts)) == (1000, 5000):
+    if not named and data_name == "Flickr30K" and (len(data.images), len(data.texts)) == (1000, 5000):
         rows["the practice's Qwen2-VL-7B"] = PRACTICE_STAGE1_FLICKR30K
     print_recalls(rows)

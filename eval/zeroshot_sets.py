@@ -22,13 +22,13 @@ from lamra.datasets.zeroshot.sugar_crepe import KINDS, sugar_crepe_tasks
 from lamra.datasets.zeroshot.urban1k import RELEASED_MAX_PIXELS, urban1k_tasks
 from lamra.datasets.zeroshot.visdial import visdial_tasks
 from lamra.datasets.zeroshot.vist import vist_tasks
-from lamra.eval.flags import SkippingArguments
+from lamra.eval.flags import SearchArguments
 
 GET = "docs/zeroshot.md says where it is"
 
 
 @dataclass
-class SuiteArguments(SkippingArguments):
+class SuiteArguments(SearchArguments):
     protocol: str = flag(
         "released",
         "released: upstream's prompts, with their defects; clean: what the paper describes",

@@ -16,7 +16,7 @@ from lamra.common.processes import is_first_process
 from lamra.datasets.rankings import write_by_query, write_ranking
 from lamra.datasets.tasks import Items, RetrievalTask
 from lamra.datasets.zeroshot.circo import write_submission
-from lamra.eval.flags import output_folder
+from lamra.eval.flags import DEPTH, output_folder
 from lamra.eval.reporting.results import (
     MADE_BY,
     METRICS,
@@ -28,7 +28,6 @@ from lamra.eval.reporting.results import (
 )
 from lamra.eval.zeroshot_sets import SETS, ZeroshotSet
 
-DEPTH = 50  # candidates of each query in the rankings
 SHARD_SIZE = 8192  # items that are encoded between two writes, and held in memory
 
 
@@ -71,7 +70,8 @@ def evaluate_set(name: str) -> None:
             }
             for task in tasks
         }
-        metrics, made_by = of_earlier_tasks(folder, settings)
+        searched = {**settings, **args.stored_as}
+        metrics, made_by = of_earlier_tasks(folder, searched)
         found_of, earlier = metrics.get("tasks", {}), made_by.get("tasks", {})
         left = [
             task
@@ -93,7 +93,7 @@ def evaluate_set(name: str) -> None:
 
         metrics = dict(metrics)
         for task, ranking, found in evaluate(
-            unreadable.left_out_of(left), embed, depth=DEPTH, device=state.device
+            unreadable.left_out_of(left), embed, depth=DEPTH, device=state.device, **args.stored_as
         ):  # on the first process alone
             if task.server:
                 write_submission(submission_of(folder, task), task, ranking)
@@ -117,6 +117,7 @@ def evaluate_set(name: str) -> None:
                 "measure": of.measure,
                 "protocol": args.protocol,
                 **({"max_pixels": max_pixels} if max_pixels else {}),
+                **args.stored_as,
                 "tasks": found_of,
                 **retriever.for_metrics,
                 **mean_of(of, found_of),
@@ -124,7 +125,7 @@ def evaluate_set(name: str) -> None:
             }
             # A task counts as measured once it is in both: a run that ends in between measures it again.
             write_json(folder / METRICS, metrics)
-            write_json(folder / MADE_BY, {**settings, "tasks": earlier})
+            write_json(folder / MADE_BY, {**searched, "tasks": earlier})
         if is_first_process():
             remove(embeddings.parent)
             print_results([metrics])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from lamra.common.errors import UserError
 from lamra.common.gather import all_gather_with_grad
 from lamra.common.processes import process_rank, several_processes
 from lamra.models.float32 import inner_products
+from lamra.models.vectors import truncated
 
 QUERIES_PER_BLOCK = 1024
 
@@ -130,6 +132,26 @@ def _one_direction(
     loss, hits, dropped = (torch.stack(column).sum() / len(row) for column in zip(*sums))
     negatives = max(1, len(candidates) - 1)
     return InfoNCE(loss, hits.detach(), dropped.detach() / negatives)
+
+
+def matryoshka(
+    loss_of: Callable[[Tensor, Tensor], InfoNCE], query: Tensor, target: Tensor, sizes: Sequence[int] | None
+) -> InfoNCE:
+    """The mean of a loss over whole embeddings and over their first dimensions (Kusupati et al., arXiv 2205.13147).
+
+    Args:
+        loss_of: takes query (B, D) and target (M, D) of any D, unit embeddings.
+        sizes: so many first dimensions, of unit norm again, each a loss of its own beside the whole; None or none: the
+            loss of the whole alone.
+
+    Returns:
+        The mean, all sizes weighing the same, and the accuracy of the whole embeddings.
+    """
+    whole = loss_of(query, target)
+    if not sizes:
+        return whole
+    parts = [loss_of(truncated(query, size), truncated(target, size)).loss for size in sizes]
+    return whole._replace(loss=torch.stack([whole.loss, *parts]).mean())
 
 
 def _check_equal_sizes(query: Tensor, target: Tensor) -> None:

@@ -57,6 +57,8 @@ class Settings:
         attention, pooling: one of ATTENTION and of POOLING; a reranker is causal and pools nothing.
         exif_rotation: pictures are turned as their EXIF says; upstream shows them as they are stored.
         prompt_style: a retriever's prompts, one of PROMPT_STYLES.
+        matryoshka_dims: so many of an embedding's first dimensions were trained to be an embedding themselves, see
+            losses.matryoshka; None: none were.
     """
 
     base_model: str
@@ -75,6 +77,7 @@ class Settings:
     attention: str = limited("causal", one_of=ATTENTION)
     pooling: str = limited("last_token", one_of=POOLING)
     prompt_style: str = limited("lamra", one_of=PROMPT_STYLES)
+    matryoshka_dims: list[int] | None = None
 
     def __post_init__(self) -> None:
         check_values(self, "--")
@@ -174,6 +177,7 @@ def settings_to_train(
     text_max_tokens: int | None,
     temperature: float,
     special_tokens_in_text: str | None = None,
+    matryoshka_dims: list[int] | None = None,
     **flags: Any,
 ) -> Settings:
     """Settings for training on top of the model in `folder`: a merged LamRA model goes on with what it remembers.
@@ -182,6 +186,7 @@ def settings_to_train(
         special_tokens_in_text: None takes the model's, or for a bare base model "plain".
         flags: position_ids, min_pixels, max_pixels, exif_rotation, attention, pooling, prompt_style; None takes the
             model's, or for a bare base model the default.
+        text_max_tokens, temperature, matryoshka_dims: of this training, whatever the model's were.
 
     Raises:
         UserError: a flag contradicts the model, min_pixels exceeds max_pixels, or the model is a reranker.
@@ -198,6 +203,7 @@ def settings_to_train(
         base_sha256=model_sha256(folder),
         text_max_tokens=text_max_tokens,
         temperature=temperature,
+        matryoshka_dims=matryoshka_dims,
     )
 
 

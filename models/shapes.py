@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lamra.common.errors import UserError
-from lamra.models.families import FAMILIES, VISION_DEFAULTS, Family
+from lamra.models.families import FAMILIES, VISION_DEFAULTS, Family, family_of
+from lamra.models.folders import read_object
 
 Shape = tuple[int, ...]
 
@@ -278,3 +279,14 @@ class _Reader:
             section = rope.get("mrope_section")
             fits = _whole_numbers(section) and len(section) == 3 and 2 * sum(section) == head
             self.require(fits, f"mrope_section {section!r} for heads of {head}")
+
+
+def vector_size(folder: str | Path) -> int:
+    """How many dimensions the embeddings of the whole model in a folder have.
+
+    Raises:
+        UserError: its config.json is missing, or of no model that is supported.
+    """
+    family_of(folder)
+    path = Path(folder, "config.json")
+    return Sizes.read(path, read_object(path)).hidden

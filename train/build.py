@@ -51,10 +51,14 @@ def retriever_settings(folder: Path, model_args: ModelArguments, args: TrainingA
         prompt_style=model_args.prompt_style,
         text_max_tokens=args.text_max_tokens,
         temperature=args.temperature,
+        matryoshka_dims=args.matryoshka_sizes,
     )
     before = Settings.read(folder)
     if before and before.temperature != args.temperature:
         note(f"{folder} was trained to a temperature of {before.temperature:.4g}, here it is {args.temperature:.4g}")
+    if before and before.matryoshka_dims and not settings.matryoshka_dims:
+        sizes = ",".join(map(str, before.matryoshka_dims))
+        note(f"{folder} was trained with --matryoshka_dims {sizes}: without it these sizes are trained no longer")
     return replace(settings, quantized=model_args.q_lora)
 
 

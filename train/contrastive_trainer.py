@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from transformers import TrainerControl
 from lamra.common.errors import UserError
 from lamra.eval.encode import encode
 from lamra.eval.search import top_k
-from lamra.models.losses import LossOptions, info_nce
+from lamra.models.losses import LossOptions, info_nce, matryoshka
 from lamra.train.checkpoints import MANIFEST
 from lamra.train.trainer import LamRATrainer
 
@@ -46,7 +47,8 @@ class ContrastiveTrainer(LamRATrainer):
             more["temperature"] = temperature.detach()
         query, target = embeddings[:num_queries], embeddings[num_queries:]
         options = self.loss_options
-        loss, accuracy, false_negatives = info_nce(query, target, temperature, item_ids, hit_ids, options)
+        loss_of = partial(info_nce, temperature=temperature, item_ids=item_ids, hit_ids=hit_ids, options=options)
+        loss, accuracy, false_negatives = matryoshka(loss_of, query, target, self.settings.matryoshka_dims)
         if options.drop:
             more["false_negatives"] = false_negatives
         if not self.nonfinite.is_finite_everywhere(loss.detach()):

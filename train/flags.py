@@ -42,6 +42,7 @@ from lamra.models.settings import (
     RERANKER_TEXT_MAX_TOKENS,
     SPECIAL_TOKENS_IN_TEXT,
 )
+from lamra.models.shapes import vector_size
 from lamra.train.inherited import REFUSED, InheritedFlags, with_help
 
 MEASURES = ("recall@1", "accuracy")  # what an evaluation during training gives
@@ -171,6 +172,9 @@ class TrainingFlags(InheritedFlags):
     hardness_weight: float = flag(
         0.0, "alpha: a negative of cosine s counts exp(alpha * s) times (LLaVE: 9)", low=0, high=100
     )
+    matryoshka_dims: str | None = flag(
+        None, "the vectors' first 64,32,16 dimensions are trained to be vectors themselves, beside the whole"
+    )
     mixture_weights: str | None = flag(None, "share of each of several data sources, 1,1,2; default: their sizes")
     mixture_batches: str = flag(
         "mixed", "homogeneous: every step's rows come from one source", one_of=("mixed", "homogeneous")
@@ -236,6 +240,11 @@ class TrainingFlags(InheritedFlags):
             numbers = self.mixture_weights.split(",")
             is_number = all(re.fullmatch(r"\d{1,12}(\.\d*)?|\.\d+", number) for number in numbers)
             require(is_number, "mixture_weights", self.mixture_weights, "numbers with commas, such as 1,1,2")
+        if self.matryoshka_dims is not None:
+            sizes = self.matryoshka_dims.split(",")
+            are_sizes = all(re.fullmatch(r"[1-9]\d{0,8}", size) for size in sizes) and len(set(sizes)) == len(sizes)
+            wanted = "different numbers of dimensions with commas, such as 64,32,16"
+            require(are_sizes, "matryoshka_dims", self.matryoshka_dims, wanted)
         if self.warmup_ratio is not None:
             self.warmup_steps = self.warmup_ratio  # transformers 5: below 1 it is a ratio
         if self.resume_from_checkpoint is not None:
@@ -255,6 +264,17 @@ class TrainingFlags(InheritedFlags):
                 f'--deepspeed {self.deepspeed}: "check_grad_overflow": false in "bf16" writes gradients that are not '
                 "finite into the weights; set it to true"
             )
+
+    @property
+    def matryoshka_sizes(self) -> list[int] | None:
+        return [int(size) for size in self.matryoshka_dims.split(",")] if self.matryoshka_dims else None
+
+    def check_vectors(self, base: Path) -> None:
+        """Refuse sizes that the vectors of a base model do not have beside the whole."""
+        if self.matryoshka_sizes:
+            dimensions = vector_size(base)
+            wanted = f"less than {dimensions} each, the size of this model's vectors, which is always trained"
+            require(max(self.matryoshka_sizes) < dimensions, "matryoshka_dims", self.matryoshka_dims, wanted)
 
     def unread(self) -> Collection[str]:
         return ["resume"] if self.resume == "auto" else []
@@ -354,7 +374,7 @@ class RerankTrainingFlags(TrainingFlags):
     )
 
     def __post_init__(self):
-        for name in ("grad_cache_chunk", "mask_duplicates"):
+        for name in ("grad_cache_chunk", "mask_duplicates", "matryoshka_dims"):
             require(not getattr(self, name), name, getattr(self, name), "no value: it is for in-batch negatives")
         for name in CONTRASTIVE:
             same = getattr(self, name) == getattr(TrainingFlags, name)

@@ -75,6 +75,7 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
     before.setdefault("prompt_style", "lamra")
     for name in CONTRASTIVE:  # before they were there, the loss was as it is without them
         before.setdefault(name, getattr(TrainingFlags, name))
+    before.setdefault("matryoshka_dims", None)
     unknown = [name for name in now if name not in before]
     if unknown:
         note(f"{checkpoint} is of an older version and does not say its {', '.join(unknown)}: they are not compared")

@@ -16,6 +16,7 @@ DONE = "stage 2 is done; measure it: MODEL_ID={} bash scripts/eval/eval_mbeir.sh
 def main() -> None:
     model_args, data_args, flags = upstream.parse(upstream.TRAINING, ModelArguments, MBEIRDataArguments, TrainingFlags)
     folder = model_folder(model_args.model_id, model_args.model_local_path)
+    flags.check_vectors(folder)
 
     # Here and not above: torch and transformers take seconds, and --help or a mistake in the flags needs neither.
     from transformers import set_seed

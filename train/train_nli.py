@@ -19,6 +19,7 @@ DONE = "stage 1 is done; measure it: MODEL_ID={} bash scripts/eval/eval_pretrain
 def main() -> None:
     model_args, data_args, flags = parse(ModelArguments, DataArguments, TrainingFlags)
     folder = model_folder(model_args.model_id, model_args.model_local_path)
+    flags.check_vectors(folder)
 
     # Here and not above: torch and transformers take seconds, and --help or a mistake in the flags needs neither.
     from transformers import set_seed

@@ -67,6 +67,32 @@ def plot_percent(
     save_figure(path, figure, panel)
 
 
+def plot_recall_by_bytes(path: str | Path, rows: Sequence[tuple[str, int, int, Mapping[int, float]]]) -> None:
+    """Draw recall over the bytes of a vector: a panel for each k, a colour a kind of vectors.
+
+    Args:
+        rows: kind of vectors, how many of the best were scored again (a dashed line), bytes, and recall at each k.
+    """
+    figure, panels = figure_of(len(KS))
+    colours = dict(zip(dict.fromkeys(vectors for vectors, *_ in rows), COLOURS))
+    for panel, k in zip(panels, KS):
+        for vectors, again in dict.fromkeys(row[:2] for row in rows):
+            points = sorted((row[2], row[3][k]) for row in rows if row[:2] == (vectors, again))
+            panel.plot(
+                *zip(*points),
+                "--o" if again else "-o",
+                color=colours[vectors],
+                markersize=4,
+                markerfacecolor="white" if again else colours[vectors],
+                label=f"{vectors}, rescored" if again else vectors,
+            )
+        panel.set(title=f"recall@{k}", xlabel="bytes of a vector")
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:.0f}")
+        panel.grid(linewidth=0.4)
+    save_figure(path, figure, panels[0])
+
+
 def figure_of(panels: int) -> tuple[Figure, list[Axes]]:
     """Panels side by side that share their y axis, without lines above and to the right."""
     figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")

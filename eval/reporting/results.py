@@ -20,6 +20,7 @@ Recalls = Mapping[str, Mapping[str, float]]  # name of a run -> content of its m
 DIRECTIONS = {"image_retrieval_recall": "image retrieval", "text_retrieval_recall": "text retrieval"}
 
 METRICS, MADE_BY = "metrics.json", "made_by.json"
+OF_TASKS = ("files", "tasks")  # of MADE_BY: what each task was made of
 AGAIN = "delete it, and evaluate again"
 
 # Qwen2-VL-7B after stage 1 on the Flickr30K 1K test split, zero-shot, as the practice this project starts from reports.
@@ -113,7 +114,8 @@ def of_earlier_tasks(folder: Path, made_by: Mapping[str, object]) -> tuple[dict,
     if not metrics.exists() or not maker.exists():
         return {}, {}
     earlier = read_result(maker, AGAIN).content
-    if other := [name for name in made_by if earlier.get(name) != made_by[name]]:
+    names = (name for name in {**made_by, **earlier} if name not in OF_TASKS)
+    if other := [name for name in names if earlier.get(name) != made_by.get(name)]:
         note(f"{metrics} is replaced: an earlier run with another {', '.join(other)} wrote it")
         return {}, {}
     return read_result(metrics, AGAIN).content, earlier

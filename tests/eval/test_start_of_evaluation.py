@@ -37,6 +37,7 @@ ENTRYPOINTS = {  # with the flags that each wants
     "eval/eval_zeroshot/eval_vist.py": ("--model_id", "m"),
     "eval/eval_zeroshot_rerank.py": ("--set", "ccneg", "--model_id", "m", "--rankings", "r"),
     "eval/mine_rerank.py": ("--model_id", "m"),
+    "eval/vectors.py": CAPTIONS,
     "eval/rerank/mbeir_rerank.py": ("--task_name", "cirr_task7"),
     "eval/rerank/mbeir_rerank_listwise.py": ("--task_name", "cirr_task7"),
 }

@@ -222,7 +222,9 @@ def test_an_older_run_goes_on_with_special_tokens_in_texts_as_it_began(make, tmp
         check_unchanged(tmp_path, special | {"special_tokens_in_text": "plain"}, allow_changes=False)
 
 
-@pytest.mark.parametrize("flag", sorted(DECISIVE | {"max_pixels", "position_ids", "temperature", "text_max_tokens"}))
+@pytest.mark.parametrize(
+    "flag", sorted(DECISIVE | {"max_pixels", "position_ids", "temperature", "text_max_tokens", "matryoshka_dims"})
+)
 def test_what_decides_a_result_may_not_change_at_a_resume(make, tmp_path, monkeypatch, capsys, flag):
     monkeypatch.chdir(ROOT)
     settings, data = Settings("base", "sequential"), {"sha256": "x"}
@@ -233,7 +235,7 @@ def test_what_decides_a_result_may_not_change_at_a_resume(make, tmp_path, monkey
 
     (tmp_path / "manifest.json").write_text(json.dumps(record()))
     check_unchanged(tmp_path, record(), allow_changes=False)
-    changed = {"deepspeed": "ds_configs/zero2.json", "position_ids": "mrope"}.get(flag, 4000)
+    changed = {"deepspeed": "ds_configs/zero2.json", "position_ids": "mrope", "matryoshka_dims": [64]}.get(flag, 4000)
     if flag in vars(settings):
         settings = replace(settings, **{flag: changed})
     else:

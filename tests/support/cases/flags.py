@@ -95,9 +95,10 @@ def entrypoints(places: Places) -> list[Entrypoint]:
         mine_rerank,
         study,
         upstream_rerank,
+        vectors,
         zeroshot,
     )
-    from lamra.eval.flags import SkippingArguments
+    from lamra.eval.flags import GuestArguments, SearchArguments
     from lamra.eval.rerank import suite
     from lamra.eval.rerank.reranking import RankingFlags
     from lamra.eval.zeroshot_sets import SETS
@@ -194,9 +195,17 @@ def entrypoints(places: Places) -> list[Entrypoint]:
                 (SETS[name].arguments,),
                 model | files,
                 MODEL_IS_LOADED,
-                names(SETS[name].arguments) - names(SkippingArguments),
+                names(SETS[name].arguments) - names(SearchArguments),
             )
             for name, files in places.suite.items()
+        ),
+        Entrypoint(
+            "vectors",
+            vectors.main,
+            (vectors.VectorsArguments,),
+            model | captions,
+            MODEL_IS_LOADED,
+            names(vectors.VectorsArguments) - names(GuestArguments),
         ),
         Entrypoint("mine_rerank", mine_rerank.main, (mine_rerank.MineArguments,), mine, MODEL_IS_LOADED),
         Entrypoint(

@@ -1,8 +1,8 @@
 """The file of communities: which rows of the training queries stand in one batch, as train/mine_batches.py writes it.
 
-A jsonl. The first line says of what it is made, {"size", "rows", "queries", "pool"}: rows of a community, rows of all, and
-the sha256 of the two files. Each other line is a community, {"task", "rows"}; one that holds rows of several tasks has
-the task null, and what is left over, fewer rows than a community has, stands last.
+A jsonl. The first line says of what it is made, {"size", "rows", "queries", "pool"}: rows of a community, rows of all,
+and the sha256 of the two files. Each other line is a community, {"task", "rows"}; one that holds rows of several tasks
+has the task null, and what is left over, fewer rows than a community has, stands last.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Mine batches: communities of training rows that are hard for one another (B3). Started from lamra_ret/mine_batches.sh.
+"""Mine batches: communities of training rows that are hard for one another. Started from lamra_ret/mine_batches.sh.
 
 B3 (Thirukovalluru et al., arXiv 2505.11293): a teacher ranks the positives of all training pairs for each query. Row i
-is joined to row j where j's positive has a rank of p + 1 to p + m for i, the first p being right too often; the graph is
-cut into communities of K rows, and a batch of B rows is B / K communities. The ranking is what mine_rerank.py wrote. B3
-keeps an edge that stands in both directions only, here it has twice the weight; what cuts the graph is
+is joined to row j where j's positive has a rank of p + 1 to p + m for i, the first p being right too often; the graph
+is cut into communities of K rows, and a batch of B rows is B / K communities. The ranking is what mine_rerank.py wrote.
+B3's code keeps only edges that stand in both directions, here these have twice the weight; and what cuts the graph is
 train/partition.py, not METIS.
 
 Writes a file of communities (datasets/communities.py), which train_mbeir.py --batches reads.

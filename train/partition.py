@@ -2,8 +2,8 @@
 
 What B3 (Thirukovalluru et al., arXiv 2505.11293) asks METIS for. Here communities grow, as METIS's first partition does
 (Karypis and Kumar 1998, greedy graph growing), but on the whole graph, not on one that was coarsened, and nothing moves
-afterwards; in exchange each has exactly its size and some rows are kept apart. NumPy alone, and no random draw: the same
-graph gives the same communities on every machine.
+afterwards; in exchange each has exactly its size and some nodes are kept apart. NumPy alone, and no random draw: the
+same graph gives the same communities on every machine.
 
 Dimension letters: N nodes, E edges, K nodes of a community.
 """
@@ -69,11 +69,12 @@ class Keys:
     """
 
     def __init__(self, node: np.ndarray, key: np.ndarray, nodes: int):
+        key, node = np.divmod(np.unique(key.astype(np.int64) * nodes + node), nodes)  # a node may have a key twice
         _, number, count = np.unique(key, return_inverse=True, return_counts=True)
         shared = count[number] > 1
-        node, self._keys = node[shared], number[shared].astype(np.int32)
+        node, number = node[shared], number[shared]
         order = np.argsort(node, kind="stable")
-        self._keys = self._keys[order]
+        self._keys = number[order].astype(np.int32)
         self._starts = np.searchsorted(node[order], np.arange(nodes + 1))
         self.most = int(count.max(initial=0))
         self.nodes = int((np.diff(self._starts) > 0).sum())
@@ -85,7 +86,8 @@ class Keys:
 def partition(graph: Graph, size: int, tasks: np.ndarray, keys: Keys) -> tuple[list[list[int]], list[int]]:
     """Communities of exactly `size` nodes, and fewer nodes that are left over.
 
-    A community holds nodes of one task, as far as a task's nodes go up: the rest of all tasks fill communities together.
+    A community holds nodes of one task; what is left of each task, fewer nodes than a community has, fills communities
+    together.
 
     Args:
         graph: has no edge between nodes of two tasks.
@@ -95,7 +97,8 @@ def partition(graph: Graph, size: int, tasks: np.ndarray, keys: Keys) -> tuple[l
     Raises:
         ValueError: more nodes have the same key than there are communities, or nodes cannot be kept apart otherwise.
     """
-    communities, rest = [], []
+    communities: list[list[int]] = []
+    rest: list[list[int]] = []
     for grown in grow(graph, size, keys):
         (communities if len(grown) == size else rest).append(grown)
     rest.sort(key=len, reverse=True)
@@ -117,7 +120,7 @@ def grow(graph: Graph, size: int, keys: Keys) -> Iterator[list[int]]:
     it, then again and again the node with most weight to the community; of several that with least weight to nodes that
     are still free, which else would be left alone.
     """
-    starts, neighbours, weights = graph
+    starts, _, weights = graph
     nodes = len(starts) - 1
     free, weight_to = np.ones(nodes, bool), np.zeros(nodes, np.float32)
     sums = np.append(0, np.cumsum(weights, dtype=np.float64))
@@ -126,7 +129,8 @@ def grow(graph: Graph, size: int, keys: Keys) -> Iterator[list[int]]:
     for seed in np.argsort(np.diff(starts), kind="stable").tolist():
         if not free[seed]:
             continue
-        community, taken, touched, border, node = [seed], set(keys.of(seed)), [], np.zeros(0, np.int32), seed
+        community, taken, node = [seed], set(keys.of(seed)), seed
+        border, touched = np.zeros(0, np.int32), []
         while True:
             free[node] = False
             near, weight = graph.of(node)
@@ -139,22 +143,28 @@ def grow(graph: Graph, size: int, keys: Keys) -> Iterator[list[int]]:
                 break
             border = np.concatenate([border[free[border]], near])
             if len(community) == 1:
-                score = np.array([len(np.intersect1d(near, graph.of(node)[0], True)) for node in near]) + weight[open_]
+                shared = [len(np.intersect1d(near, graph.of(other)[0], assume_unique=True)) for other in near]
+                score = np.array(shared, dtype=np.float32) + weight[open_]
             else:
                 score = weight_to[border] - less * weight_to_free[border]
-            while len(border):
-                best = int(score.argmax())
-                node = int(border[best])
-                if score[best] == -np.inf or taken.isdisjoint(own := keys.of(node)):
-                    break
-                score[border == node] = -np.inf
-            if not len(border) or score[best] == -np.inf:
+            node = _best(border, score, taken, keys)
+            if node is None:
                 break
             community.append(node)
-            taken.update(own)
+            taken.update(keys.of(node))
         for near in touched:
             weight_to[near] = 0
         yield community
+
+
+def _best(nodes: np.ndarray, score: np.ndarray, taken: set[int], keys: Keys) -> int | None:
+    """The node of highest score among those that have none of the keys; the first of several."""
+    while len(nodes) and score.max() > -np.inf:
+        node = int(nodes[score.argmax()])
+        if taken.isdisjoint(keys.of(node)):
+            return node
+        score[nodes == node] = -np.inf
+    return None
 
 
 def fill(nodes: Iterable[int], size: int, keys: Keys) -> tuple[list[list[int]], list[list[int]]]:
@@ -163,11 +173,10 @@ def fill(nodes: Iterable[int], size: int, keys: Keys) -> tuple[list[list[int]], 
     short: list[tuple[list[int], set[int]]] = []
     for node in nodes:
         own = keys.of(node)
-        for community, taken in short:
-            if taken.isdisjoint(own):
-                break
-        else:
-            short.append((community := [], taken := set()))
+        fits = next((of for of in short if of[1].isdisjoint(own)), None)
+        if fits is None:
+            short.append(fits := ([], set()))
+        community, taken = fits
         community.append(node)
         taken.update(own)
         if len(community) == size:

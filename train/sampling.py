@@ -53,9 +53,10 @@ class MixtureSampler(Sampler[int]):
         )
         small = [name for name, rows in groups.items() if homogeneous and len(rows) * each < step]
         if small:
+            rows = len(groups[small[0]]) * each
             raise UserError(
-                f"--mixture_batches homogeneous: {small[0]} has {len(groups[small[0]]) * each} rows, a step of all processes "
-                f"{step}; use mixed, or a smaller --per_device_train_batch_size"
+                f"--mixture_batches homogeneous: {small[0]} has {rows} rows, a step of all processes {step}; use "
+                "mixed, or a smaller --per_device_train_batch_size"
             )
         self.unit = step // each if homogeneous else 1  # what is dealt out to the sources: steps, or rows
         self.counts = _shares(weights, sum(map(len, groups.values())) // self.unit)
@@ -162,9 +163,7 @@ def _communities_of(communities: Communities, sources: list[str]) -> dict[str, l
         )
     without = len(communities.rows) - sum(map(len, found.values()))
     if rows := without * communities.size + len(communities.left):
-        note(
-            f"--batches: {rows} rows are in no community of one source, and are left out where each source has a share"
-        )
+        note(f"--batches: {rows} rows are in no community of one source and are left out")
     return found
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
 
 import numpy as np
 import pytest
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from conftest import call
-from mbeir_pairs import pairs_of
+from mbeir_pairs import pairs_of, rank_at_random
 from torch.utils.data import DataLoader
 from training import stage2_flags
 
@@ -89,17 +88,7 @@ def test_steps_of_one_source(mbeir_20):
 @pytest.fixture(scope="module")
 def ranked(mbeir_20, tmp_path_factory):
     """A ranking of the training queries at random, without their positives."""
-    pairs, rng = pairs_of(mbeir_20), random.Random(0)
-    path = tmp_path_factory.mktemp("ranked") / "mined.jsonl"
-    lines = []
-    for row in range(len(pairs)):
-        answers = set(pairs.answers(row))
-        wrong = [did for did in range(len(pairs.pool)) if did not in answers]
-        for rank, did in enumerate(rng.sample(wrong, 200), start=1):
-            line = {"qid": pairs.queries.id(row), "did": pairs.pool.id(did), "score": 1 / rank, "rank": rank}
-            lines.append(json.dumps(line) + "\n")
-    path.write_text("".join(lines))
-    return path
+    return rank_at_random(pairs_of(mbeir_20), tmp_path_factory.mktemp("ranked") / "mined.jsonl", depth=200)
 
 
 def test_edges_are_ranks_among_positives(mbeir_20, ranked):

@@ -23,7 +23,7 @@ from lamra.common.files import sha256
 from lamra.common.flags import FILE, OUT_FILE, flag, listed, require, require_path
 from lamra.datasets.communities import Communities
 from lamra.train.flags import MBEIRFiles
-from lamra.train.partition import Graph, Keys, partition
+from lamra.train.partition import Graph, Keys, NotApart, partition
 
 if TYPE_CHECKING:
     from lamra.datasets.mbeir.pairs import MBEIRPairs
@@ -80,7 +80,7 @@ def main() -> None:
     keys = keys_of(pairs, positives)
     try:
         found, left = partition(graph, args.size, tasks, keys)
-    except ValueError:
+    except NotApart:
         raise UserError(
             f"--size {args.size}: rows of one positive cannot be kept apart, {keys.most} rows share one and there are "
             f"{rows // args.size} communities: give a smaller --size"
@@ -93,17 +93,15 @@ def main() -> None:
         np.array(left, dtype=np.int64),
     )
     communities.write(args.file, {"queries": sha256(pairs.queries.path), "pool": sha256(pairs.pool.path)})
-    label = np.full(rows, len(found), dtype=np.int32)
+    label = np.full(rows, -1, dtype=np.int32)
     label[communities.rows] = np.arange(len(found))[:, None]
-    edges = len(graph.neighbours) // 2
     print(
-        f"{len(found)} communities of {args.size} rows in {args.file}: "
-        f"{communities.tasks.count(None)} hold several tasks, {len(left)} rows are left over\n"
-        f"{edges} edges, {edges * 2 / rows:.1f} a row; {graph.inside(label):.2%} of their weight inside communities, "
-        f"{dealt_at_random(graph, tasks, args.size):.2%} where rows of a task are dealt at random\n"
+        f"{len(found)} communities of {args.size} rows in {args.file}: {communities.tasks.count(None)} hold several "
+        f"tasks, {len(left)} rows are left over\n"
         f"{keys.nodes} rows share a positive or a query with others, and no community holds two of these\n"
-        f"{(np.diff(graph.starts) == 0).sum()} rows without an edge; {between} edges between tasks are not used"
+        f"{len(graph.neighbours) // 2} edges; {between} between tasks are not used"
     )
+    print_tasks(graph, label, tasks, list(pairs.groups), args.size)
 
 
 def positives_of(pairs: MBEIRPairs) -> tuple[np.ndarray, np.ndarray]:
@@ -179,11 +177,27 @@ def _nth_of_its_kind(kinds: np.ndarray) -> np.ndarray:
     return nth
 
 
-def dealt_at_random(graph: Graph, tasks: np.ndarray, size: int) -> float:
-    """The share of the weight that is expected inside communities of rows that a task's are dealt to by chance."""
-    weight = np.bincount(np.repeat(tasks, np.diff(graph.starts)), graph.weights, minlength=tasks.max() + 1)
-    others = np.maximum(np.bincount(tasks) - 1, 1)
-    return float((weight * np.minimum((size - 1) / others, 1)).sum() / weight.sum())
+def print_tasks(graph: Graph, label: np.ndarray, tasks: np.ndarray, names: list[str], size: int) -> None:
+    """For each task its edges, and the share of their weight that is inside communities, beside the share that is
+    expected where its rows are dealt out by chance.
+
+    Args:
+        label: (N,) the community of each row, -1 for none.
+        tasks: (N,) numbers of `names`.
+    """
+    degree = np.diff(graph.starts)
+    task = np.repeat(tasks, degree)  # (2 E,)
+    community = np.repeat(label, degree)
+    inside = (community == label[graph.neighbours]) & (community >= 0)
+    weight = np.bincount(task, graph.weights, minlength=len(names))
+    kept = np.bincount(task, graph.weights * inside, minlength=len(names))
+    for number, name in enumerate(names):
+        own = degree[tasks == number]
+        share, chance = kept[number] / max(weight[number], 1), min((size - 1) / max(len(own) - 1, 1), 1)
+        print(
+            f"{name}: {len(own)} rows with {own.mean():.1f} edges, {(own == 0).sum()} without; {share:.2%} of their "
+            f"weight inside communities, {chance:.2%} by chance"
+        )
 
 
 if __name__ == "__main__":

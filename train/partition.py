@@ -16,6 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 
+class NotApart(Exception):
+    """Nodes of one key outnumber the communities, or there is no other way to keep them apart."""
+
+
 class Graph(NamedTuple):
     """An undirected graph: the neighbours of node i stand at starts[i] to starts[i + 1].
 
@@ -55,11 +59,6 @@ class Graph(NamedTuple):
         part = slice(self.starts[node], self.starts[node + 1])
         return self.neighbours[part], self.weights[part]
 
-    def inside(self, label: np.ndarray) -> float:
-        """The share of the edges' weight that joins nodes of one label; label: (N,)."""
-        own = np.repeat(label, np.diff(self.starts)) == label[self.neighbours]
-        return float(self.weights[own].sum(dtype=np.float64) / self.weights.sum(dtype=np.float64))
-
 
 class Keys:
     """What nodes must not share with another node of their community; most nodes have no such key.
@@ -95,7 +94,7 @@ def partition(graph: Graph, size: int, tasks: np.ndarray, keys: Keys) -> tuple[l
         keys: no two nodes of a community have the same.
 
     Raises:
-        ValueError: more nodes have the same key than there are communities, or nodes cannot be kept apart otherwise.
+        NotApart: no such communities were found.
     """
     communities: list[list[int]] = []
     rest: list[list[int]] = []
@@ -189,7 +188,7 @@ def settle(communities: list[list[int]], left: list[int], size: int, keys: Keys)
     """All communities that there can be, with the nodes of `left`: one that fits none changes places until all do.
 
     Raises:
-        ValueError: as partition.
+        NotApart: as partition.
     """
     communities = [list(community) for community in communities]
     # Those with keys first: they find room while there is most.
@@ -222,4 +221,4 @@ def _exchange(communities: list[list[int]], left: list[int], taken: set[int], ke
                 left.remove(fits)
                 community[place] = fits
                 return node
-    raise ValueError(f"{len(left)} nodes cannot be kept apart")
+    raise NotApart

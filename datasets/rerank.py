@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,26 +65,9 @@ class RerankExamples:
 
     def _read(self, mined: Iterable[str | Path]) -> tuple[np.ndarray, np.ndarray]:
         """First rows of queries and rows of their candidates, in the order of the files."""
-        found: tuple[list[np.ndarray], list[np.ndarray]] = [], []  # query rows, candidate rows
-        for path in mined:
-            columns = array("q"), array("q")
-            for qid, dids in mined_candidates(path):
-                try:
-                    columns[0].extend([id_key(qid)] * len(dids))
-                    columns[1].extend(map(id_key, dids))
-                except UserError as error:
-                    raise UserError(f"{path}: {error}") from None
-            keys = np.array(columns, dtype=np.int64)  # (2, candidates)
-            keys = keys[:, ~np.isin(keys[0], self.pairs.left_out)]
-            for column, items, rows in zip(keys, (self.pairs.queries, self.pairs.pool), found):
-                rows.append(items.rows_of(column))
-                if (rows[-1] < 0).any():
-                    key = column[(rows[-1] < 0).argmax()]
-                    raise UserError(
-                        f"{path} names {items.name_of(key)}, which is not in {items.path}: give the --queries and "
-                        "--pool that it was mined from, or mine again with these"
-                    )
-        return np.concatenate(found[0]), np.concatenate(found[1])
+        found = [piece for path in mined for piece in mined_rows(self.pairs, path)]
+        query, candidate = (np.concatenate(column) for column in zip(*found))
+        return query, candidate
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew, as this epoch's draws are."""
@@ -104,3 +87,43 @@ class RerankExamples:
         return RerankExample(
             pair.query, pair.target, pool[rng.choice(negatives)], tuple(pool[other] for other in others), position
         )
+
+
+def mined_rows(
+    pairs: MBEIRPairs, path: str | Path, together: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The candidates of a file that mined_candidates reads, in its order: first rows of queries, rows of the pool.
+
+    Args:
+        together: candidates that are read at a time, or a few more; None: all.
+
+    Raises:
+        UserError: the file names a query or candidate that is not there.
+    """
+    columns = array("q"), array("q")
+    for qid, dids in mined_candidates(path):
+        try:
+            columns[0].extend([id_key(qid)] * len(dids))
+            columns[1].extend(map(id_key, dids))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        if together and len(columns[0]) >= together:
+            yield _rows_of(pairs, path, columns)
+            columns = array("q"), array("q")
+    yield _rows_of(pairs, path, columns)
+
+
+def _rows_of(pairs: MBEIRPairs, path: str | Path, columns: tuple[array, array]) -> tuple[np.ndarray, np.ndarray]:
+    keys = np.array(columns, dtype=np.int64)  # (2, candidates)
+    keys = keys[:, ~np.isin(keys[0], pairs.left_out)]
+    found = []
+    for column, items in zip(keys, (pairs.queries, pairs.pool)):
+        rows = items.rows_of(column)
+        if (rows < 0).any():
+            key = column[(rows < 0).argmax()]
+            raise UserError(
+                f"{path} names {items.name_of(key)}, which is not in {items.path}: give the --queries and "
+                "--pool that it was mined from, or mine again with these"
+            )
+        found.append(rows)
+    return found[0], found[1]

@@ -15,6 +15,7 @@ from lamra.collators.rerank import RerankCollator
 from lamra.collators.retrieval import RetrievalCollator
 from lamra.common.cli import note
 from lamra.common.errors import UserError
+from lamra.datasets.communities import Communities
 from lamra.datasets.items import Indexed
 from lamra.datasets.usable import UsablePairs
 from lamra.models.embedder import Embedder
@@ -164,14 +165,19 @@ def load_to_train(folder: Path, model_args: ModelArguments, args: TrainingArgume
 
 
 def trainer_parts(
-    pairs: Indexed, collator: RetrievalCollator | RerankCollator, args: TrainingArguments, checkpoint: str | None
+    pairs: Indexed,
+    collator: RetrievalCollator | RerankCollator,
+    args: TrainingArguments,
+    checkpoint: str | None,
+    communities: Communities | None = None,
 ) -> dict[str, Any]:
     """Arguments of LamRATrainer for training on `pairs`; made before the model, a mistake is told before it is loaded.
 
     Args:
         checkpoint: to go on from; None begins anew.
+        communities: of which every step is made; None: of single rows.
     """
-    preemption, sampler = Preemption(), mixture_sampler(pairs, args)
+    preemption, sampler = Preemption(), mixture_sampler(pairs, args, communities)
     smallest = min(map(len, getattr(pairs, "groups", {}).values()), default=None)
     skipped = SkippedPairs(
         args.output_dir, len(pairs), args.max_skipped_share, resume=bool(checkpoint), smallest=smallest

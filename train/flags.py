@@ -132,16 +132,26 @@ class DataArguments(Flags):
 
 
 @dataclass
-class MBEIRDataArguments(Flags):
+class MBEIRFiles(Flags):
     data_path: str = flag(DATA_PATH, "M-BEIR's folder; the paths below are inside it", path=FOLDER, source=GET_MBEIR)
     queries: str = flag(TRAIN_QUERIES, "to train on", path=FILE, inside="data_path", source=GET_MBEIR)
     pool: str = flag(TRAIN_POOL, "candidates", path=FILE, inside="data_path", source=GET_MBEIR)
     instructions: str = flag(INSTRUCTIONS, "what to retrieve", path=FILE, inside="data_path", source=GET_MBEIR)
+
+
+@dataclass
+class MBEIRDataArguments(MBEIRFiles):
     eval_queries: str | None = flag(None, "queries to measure after each epoch", path=FILE, inside="data_path")
     eval_pool: str | None = flag(
         None, "their candidates; default: those of the training", path=FILE, inside="data_path"
     )
     hard_negatives: int = flag(0, "of each query, from its neg_cand_list (LamRA: 0)", low=0, high=1000)
+    batches: str | None = flag(
+        None,
+        "a file of mine_batches.sh: steps of rows that are hard for one another",
+        path=FILE,
+        source="bash scripts/lamra_ret/mine_batches.sh makes it",
+    )
 
     def __post_init__(self):
         if self.eval_queries in NONE:
@@ -341,6 +351,7 @@ class RerankDataArguments(MBEIRDataArguments):
     def __post_init__(self):
         super().__post_init__()
         require(not self.hard_negatives, "hard_negatives", self.hard_negatives, "0: the mined candidates are those")
+        require(not self.batches, "batches", self.batches, "no value: a reranker's loss has no in-batch negatives")
         require(not self.eval_queries, "eval_queries", self.eval_queries, "None: measure with rerank_mbeir.sh")
         if self.init != "base":
             self.init = local_folder(self.init, "init")

@@ -22,6 +22,7 @@ def main() -> None:
     from transformers import set_seed
 
     from lamra.collators.retrieval import RetrievalCollator
+    from lamra.datasets.communities import Communities
     from lamra.datasets.mbeir.pairs import open_pairs
     from lamra.train.arguments import training_arguments
     from lamra.train.build import build_embedder, build_processor, retriever_settings, trainer_parts
@@ -47,9 +48,14 @@ def main() -> None:
         data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(pairs)}
         check_pairs(pairs, args, data_args.data_path, in_batch_negatives=True)
         check_evaluation(eval_pairs, args)
+        communities = None
+        if data_args.batches:
+            made_of = dict(zip(("queries", "pool"), data["sha256"]))
+            communities = Communities.read(data_args.batches, made_of, len(pairs))
+            data["sha256"].append(sha256(data_args.batches))
         record = run_record(settings, data, model_args, data_args, args, checkpoint=checkpoint)
 
-        parts = trainer_parts(pairs, RetrievalCollator(processor, args.mask_duplicates), args, checkpoint)
+        parts = trainer_parts(pairs, RetrievalCollator(processor, args.mask_duplicates), args, checkpoint, communities)
         model = build_embedder(folder, model_args, args, settings, len(processor.prefix_ids))
         trainer = ContrastiveTrainer(model=model, settings=settings, record=record, eval_dataset=eval_pairs, **parts)
         if args.dry_run:

@@ -31,6 +31,7 @@ DATA_PATH=${DATA_PATH:-./data/M-BEIR}
 EVAL_QUERIES=${EVAL_QUERIES:-None}      # below DATA_PATH, to measure after each epoch
 EVAL_POOL=${EVAL_POOL:-}                # their candidates
 HARD_NEGATIVES=${HARD_NEGATIVES:-0}     # of each query
+BATCHES=${BATCHES:-}                    # what mine_batches.sh wrote; by default rows stand together by chance
 TEXT_MAX_TOKENS=${TEXT_MAX_TOKENS:-480} # of instruction and text; images do not count
 
 # Optimisation. The global batch, 16 x 60 = 960, is the number of in-batch negatives.
@@ -55,5 +56,6 @@ train train/train_mbeir.py \
   --eval_queries "$EVAL_QUERIES" \
   ${EVAL_POOL:+--eval_pool "$EVAL_POOL"} \
   --hard_negatives "$HARD_NEGATIVES" \
+  ${BATCHES:+--batches "$BATCHES"} \
   --text_max_tokens "$TEXT_MAX_TOKENS" \
   -- "$@"

@@ -106,7 +106,7 @@ def entrypoints(places: Places) -> list[Entrypoint]:
     from lamra.export import merge_lora, sentence_transformers
     from lamra.scripts import download
     from lamra.train import flags as of_train
-    from lamra.train import mbeir_get_rerank_train_data, train_mbeir, train_nli, train_rerank
+    from lamra.train import mbeir_get_rerank_train_data, mine_batches, train_mbeir, train_nli, train_rerank
 
     training = dict(model_id="miniature", model_local_path=places.model, output_dir="out", report_to="none")
     training |= dict(per_device_train_batch_size=8, dataloader_num_workers=0)
@@ -208,6 +208,13 @@ def entrypoints(places: Places) -> list[Entrypoint]:
             names(vectors.VectorsArguments) - names(GuestArguments),
         ),
         Entrypoint("mine_rerank", mine_rerank.main, (mine_rerank.MineArguments,), mine, MODEL_IS_LOADED),
+        Entrypoint(
+            "mine_batches",
+            mine_batches.main,
+            (mine_batches.BatchArguments,),
+            mbeir | dict(mined=places.mined / "mined.jsonl", size=4, skip=0, output="out.jsonl"),
+            ("lamra.train.mine_batches.partition",),
+        ),
         Entrypoint(
             "mbeir_get_rerank_train_data",
             mbeir_get_rerank_train_data.main,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,24 +11,37 @@ from transformers import TrainerControl
 
 from lamra.eval.encode import encode
 from lamra.eval.search import top_k
-from lamra.models.losses import info_nce
+from lamra.models.losses import distillation, info_nce
 from lamra.train.trainer import LamRATrainer
 
 
 class ContrastiveTrainer(LamRATrainer):
-    """Trains an Embedder on batches of collators.retrieval.RetrievalCollator."""
+    """Trains an Embedder on batches of collators.retrieval.RetrievalCollator.
+
+    Args:
+        distill_weight, distill_temperature: of losses.distillation, where batches have a teacher's scores.
+    """
 
     in_batch_negatives = True
     control: TrainerControl
 
+    def __init__(self, *, distill_weight: float = 1.0, distill_temperature: float = 1.0, **rest: Any):
+        super().__init__(**rest)
+        self.distill_weight, self.distill_temperature = distill_weight, distill_temperature
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         self.count_faults(inputs.pop("faults"))
         self.texts.add(inputs.pop("notes"))
+        teacher = inputs.pop("teacher", None)  # (B, 1 + K)
         num_queries, self.nonfinite.rows = inputs.pop("num_queries"), inputs.pop("ids")
         item_ids, hit_ids = inputs.pop("item_ids"), inputs.pop("hit_ids")  # (B + M,) each
         embeddings = model(**inputs)  # (B + M, D): queries, then targets
         query, target = embeddings[:num_queries], embeddings[num_queries:]
         loss, accuracy = info_nce(query, target, self.settings.temperature, item_ids, hit_ids)
+        if teacher is not None:
+            scores = torch.tensor(teacher, device=query.device)  # (B, 1 + K) float32
+            of_teacher = distillation(query, target, scores, self.settings.temperature, self.distill_temperature)
+            loss = loss + self.distill_weight * of_teacher
         if not self.nonfinite.is_finite_everywhere(loss.detach()):
             finite = embeddings[: 2 * num_queries].isfinite().all(dim=1).view(2, -1).all(dim=0).tolist()
             suspects = [row for row, is_finite in zip(self.nonfinite.rows, finite) if not is_finite]

@@ -94,9 +94,9 @@ def distillation(
     candidates = torch.cat([positives, negatives], dim=1).float()  # (B, 1 + K, D)
     # No matrix product, which TF32 could round.
     scores = (query.float().unsqueeze(1) * candidates).sum(dim=2) / temperature  # (B, 1 + K)
-    without = teacher == -torch.inf
+    without, least = teacher == -torch.inf, torch.finfo(torch.float32).min  # finite, also where no candidate has one
     student, wanted = (
-        logits.masked_fill(without, -torch.inf).log_softmax(dim=1).masked_fill(without, 0)
+        logits.masked_fill(without, least).log_softmax(dim=1).masked_fill(without, 0)
         for logits in (scores, teacher.float() / teacher_temperature)
     )
     return F.kl_div(student, wanted, reduction="sum", log_target=True) / len(query)

@@ -72,8 +72,8 @@ class TeacherScores:
         file: a ranking, see teacher_scores.py.
 
     Raises:
-        UserError: the file names a query or candidate that is not there or one twice, or lacks a positive or a mined
-            candidate of a query.
+        UserError: the file names a query or candidate that is not there or one twice, or lacks a mined candidate, or a
+            positive of a query that has one.
     """
 
     def __init__(self, pairs: MBEIRPairs, file: str | Path, mined: MinedCandidates):
@@ -81,9 +81,10 @@ class TeacherScores:
         keys, scores = _read(pairs, file, ((qid, did, score) for qid, did, score, _ in ranking_lines(file)))
         order = np.argsort(keys, kind="stable")
         self._keys, self._scores = keys[order], scores[order]
+        positives = pairs.answer_keys[np.isin(pairs.answer_keys // len(pairs.pool), mined.queries)]
         for wrong, what in (
             (self._keys[1:][self._keys[1:] == self._keys[:-1]], "scores {} twice"),
-            (pairs.answer_keys[~np.isin(pairs.answer_keys, keys)], "does not score {}, a positive of it"),
+            (positives[~np.isin(positives, keys)], "does not score {}, a positive of it"),
             (mined.keys[~np.isin(mined.keys, keys)], f"does not score {{}}, mined in {mined.files[0]}"),
         ):
             if len(wrong):

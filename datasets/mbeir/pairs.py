@@ -92,6 +92,18 @@ class MBEIRPairs:
         """(n,) a number for each query with a candidate: the query's first row, times the pool's size, plus the row."""
         return queries * len(self.pool) + candidates
 
+    def answers_of(self, first_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All positives of some queries, which their first rows name.
+
+        Returns:
+            (A,) positions in `first_rows`, ascending, and (A,) rows of the pool.
+        """
+        starts, stops = (np.searchsorted(self.answer_keys, (first_rows + more) * len(self.pool)) for more in (0, 1))
+        counts = stops - starts
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        keys = self.answer_keys[np.repeat(starts, counts) + within]
+        return np.repeat(np.arange(len(first_rows)), counts), keys % len(self.pool)
+
     def _note_mined(self, first: np.ndarray) -> None:
         """Say which mined candidates are not drawn, and where there are too few; `first` (N,) is of each row."""
         assert self.mined is not None

@@ -31,6 +31,8 @@ DATA_PATH=${DATA_PATH:-./data/M-BEIR}
 EVAL_QUERIES=${EVAL_QUERIES:-None}      # below DATA_PATH, to measure after each epoch
 EVAL_POOL=${EVAL_POOL:-}                # their candidates
 HARD_NEGATIVES=${HARD_NEGATIVES:-0}     # of each query
+MINED=${MINED:-}                        # to draw them from: mine_negatives.sh writes it
+TEACHER=${TEACHER:-}                    # a reranker's scores of them, to be learnt: teacher_scores.sh writes it
 TEXT_MAX_TOKENS=${TEXT_MAX_TOKENS:-480} # of instruction and text; images do not count
 
 # Optimisation. The global batch, 16 x 60 = 960, is the number of in-batch negatives.
@@ -55,5 +57,7 @@ train train/train_mbeir.py \
   --eval_queries "$EVAL_QUERIES" \
   ${EVAL_POOL:+--eval_pool "$EVAL_POOL"} \
   --hard_negatives "$HARD_NEGATIVES" \
+  ${MINED:+--mined "$MINED"} \
+  ${TEACHER:+--teacher "$TEACHER"} \
   --text_max_tokens "$TEXT_MAX_TOKENS" \
   -- "$@"

@@ -14,7 +14,7 @@ from lamra.common.gather import all_gather_with_grad
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
 from lamra.models.lora import freeze
-from lamra.models.losses import info_nce
+from lamra.models.losses import distillation, info_nce
 
 
 def share(rows: torch.Tensor, rank: int, world: int) -> torch.Tensor:
@@ -40,6 +40,11 @@ def results(folder: Path) -> dict[str, torch.Tensor]:
     masked = info_nce(rows[0], torch.cat(rows[1:]), temperature=0.5, item_ids=item_ids)
     masked.loss.backward()
 
+    taught = [row.detach().requires_grad_() for row in rows]
+    teacher = equal["teacher"].chunk(world)[rank]
+    of_teacher = distillation(taught[0], torch.cat(taught[1:]), teacher, 0.5, 2.0)
+    of_teacher.backward()
+
     x = torch.full((2, 3), float(rank), requires_grad=True)
     gathered = all_gather_with_grad(x)
     (gathered * torch.arange(2 * world).unsqueeze(1)).sum().backward()
@@ -49,6 +54,8 @@ def results(folder: Path) -> dict[str, torch.Tensor]:
         "masked_loss": masked.loss.detach(),
         "masked_accuracy": masked.accuracy,
         **{f"masked_grad{i}": row.grad for i, row in enumerate(rows)},
+        "distillation": of_teacher.detach(),
+        **{f"distillation_grad{i}": row.grad for i, row in enumerate(taught)},
         "gathered": gathered.detach(),
         "grad_of_x": x.grad,
         **gradients,

@@ -71,7 +71,7 @@ def test_negatives_are_drawn_from_mined_files_and_bring_their_scores(mbeir_20, l
         assert len(set(ids) & set(wrong)) == min(2, len(wrong))
         known = [did in scored.get(qid, ()) for did in (pair.target.id, *ids)]
         expected = [score(qid, did) if there else None for did, there in zip((pair.target.id, *ids), known)]
-        assert [one and round(one, 2) for one in pair.teacher] == expected
+        assert [one and round(one, 2) for one in pair.teacher] == [one and round(one, 2) for one in expected]
     assert {pair.teacher.count(None) for pair in first} == {0, 1, 3}
 
 

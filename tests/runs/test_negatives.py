@@ -1,4 +1,4 @@
-"""Hard negatives and distillation through their scripts: mined, judged, scored and trained on two processes, and one."""
+"""Hard negatives and distillation through their scripts, on two processes as on one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from training import stage2_flags
 from lamra.eval import mine_negatives, teacher_scores
 from lamra.models.settings import Settings
 from lamra.train import train_mbeir, train_rerank
+
+STEPS = 3
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +44,9 @@ def two(mbeir, tiny_model, mined, reranker, tmp_path_factory):
         **common | dict(MODEL_ID=reranker, MINED=negatives, OUTPUT_DIR=folder / "teacher"),
     )
     run_script(
-        *(
-            "bash",
-            "scripts/lamra_ret/finetune.sh",
-            "--max_steps",
-            5,
-            "--save_steps",
-            5,
-            "--save_strategy",
-            "steps",
-            "--lora_dropout",
-            0,
-        ),
-        *("--distill_weight", 2, "--distill_temperature", 0.1, "--dataloader_num_workers", 0),
+        *("bash", "scripts/lamra_ret/finetune.sh", "--max_steps", STEPS, "--save_strategy", "steps"),
+        *("--save_steps", STEPS, "--lora_dropout", 0, "--dataloader_num_workers", 0),
+        *("--distill_weight", 2, "--distill_temperature", 0.1),
         **common | dict(MODEL_ID="miniature", MODEL_LOCAL_PATH=tiny_model, MINED=negatives, HARD_NEGATIVES=2),
         **dict(TEACHER=folder / "teacher/teacher.jsonl", OUTPUT_DIR=folder / "run", PER_DEVICE_BATCH_SIZE=4),
         **dict(BF16="False", LORA_R=4, LORA_ALPHA=8, LR="1e-3", DS_STAGE="none", NUM_EPOCHS=1),
@@ -76,26 +68,25 @@ def test_one_process_mines_and_scores_what_two_do(two, mbeir, tiny_model, mined,
 
 
 def losses_of(run) -> list[float]:
-    """Of five steps."""
-    state = json.loads((run / "checkpoint-5/trainer_state.json").read_text())
+    state = json.loads((run / f"checkpoint-{STEPS}/trainer_state.json").read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
 def test_one_process_trains_alike_also_cached_and_after_a_break(two, mbeir, tiny_model, tmp_path, fails, capsys):
     """The global batch of 8 in chunks of 5 prompts. Then without the teacher, from the same draws."""
     mined, teacher = two / "negatives/negatives.jsonl", two / "teacher/teacher.jsonl"
-    run = stage2_flags(mbeir, tiny_model, tmp_path / "one") | dict(per_device_train_batch_size=8, max_steps=5)
-    run |= dict(lora_alpha=8, lora_dropout=0, warmup_ratio=0.03, text_max_tokens=480, save_steps=3)
+    run = stage2_flags(mbeir, tiny_model, tmp_path / "one") | dict(per_device_train_batch_size=8, max_steps=STEPS)
+    run |= dict(lora_alpha=8, lora_dropout=0, warmup_ratio=0.03, text_max_tokens=480, save_steps=2)
     untaught = run | dict(mined=mined, hard_negatives=2)
     taught = untaught | dict(teacher=teacher, distill_weight=2, distill_temperature=0.1)
     call(train_mbeir.main, **taught, grad_cache_chunk=5)
     assert "queries have fewer than --hard_negatives 2 candidates; the rest are random ones" in capsys.readouterr().out
     losses = losses_of(tmp_path / "one")
-    assert losses == pytest.approx(losses_of(two / "run"), rel=1e-4) and len(losses) == 5
+    assert losses == pytest.approx(losses_of(two / "run"), rel=1e-4) and len(losses) == STEPS
 
     path = tmp_path / "one/adapter_model.safetensors"
     weights = load_file(path)
-    path.unlink(), shutil.rmtree(tmp_path / "one/checkpoint-5")
+    path.unlink(), shutil.rmtree(tmp_path / f"one/checkpoint-{STEPS}")
     other = tmp_path / "other.jsonl"
     other.write_text(teacher.read_text().replace('"score": ', '"score": 1', 1))
     resumed = taught | dict(grad_cache_chunk=5, resume="auto")
@@ -109,7 +100,7 @@ def test_one_process_trains_alike_also_cached_and_after_a_break(two, mbeir, tiny
     assert losses_of(tmp_path / "one") == losses
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(path).items())
 
-    call(train_mbeir.main, **untaught | dict(output_dir=tmp_path / "untaught", max_steps=5))
+    call(train_mbeir.main, **untaught | dict(output_dir=tmp_path / "untaught", save_steps=STEPS))
     assert all(less < more - 0.001 for less, more in zip(losses_of(tmp_path / "untaught"), losses))
 
 

@@ -92,14 +92,17 @@ def entrypoints(places: Places) -> list[Entrypoint]:
         eval_mbeir,
         eval_mbeir_global,
         eval_rerank,
+        mine_negatives,
         mine_rerank,
         study,
+        teacher_scores,
         upstream_rerank,
         zeroshot,
     )
     from lamra.eval.flags import SkippingArguments
     from lamra.eval.rerank import suite
     from lamra.eval.rerank.reranking import RankingFlags
+    from lamra.eval.training_files import MiningFlags
     from lamra.eval.zeroshot_sets import SETS
     from lamra.eval.zeroshot_suite import evaluate_set
     from lamra.export import merge_lora, sentence_transformers
@@ -199,6 +202,22 @@ def entrypoints(places: Places) -> list[Entrypoint]:
             for name, files in places.suite.items()
         ),
         Entrypoint("mine_rerank", mine_rerank.main, (mine_rerank.MineArguments,), mine, MODEL_IS_LOADED),
+        Entrypoint(
+            "mine_negatives",
+            mine_negatives.main,
+            (mine_negatives.NegativesArguments,),
+            model | mbeir | dict(search_depth=600),
+            MODEL_IS_LOADED,
+            names(mine_negatives.NegativesArguments) - names(MiningFlags) | {"output_dir"},
+        ),
+        Entrypoint(
+            "teacher_scores",
+            teacher_scores.main,
+            (teacher_scores.TeacherArguments,),
+            model | mbeir | dict(mined=places.mined / "mined.jsonl"),
+            MODEL_IS_LOADED,
+            frozenset({"mined", "queries", "output_dir"}),
+        ),
         Entrypoint(
             "mbeir_get_rerank_train_data",
             mbeir_get_rerank_train_data.main,

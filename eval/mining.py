@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 
 from lamra.common.files import sha256
-from lamra.common.processes import broadcast, is_first_process
+from lamra.common.processes import is_first_process, of_all_processes, process_rank, world_size
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.pairs import MBEIRPairs, open_pairs
 from lamra.datasets.mbeir.rows import MODALITIES, dataset_of
@@ -25,7 +25,7 @@ from lamra.eval.inference import load_retriever
 from lamra.eval.search import Blocks, Embeddings, search
 from lamra.eval.training_files import MiningFlags, TrainingFiles
 
-QUERIES_TOGETHER = 16_384  # of a search: other processes wait while the first looks which candidates are usable
+QUERIES_TOGETHER = 16_384  # of a search, and of what is in memory at a time
 
 POSITIVE, ALIKE = "a positive of the query", "looks or reads like one"
 
@@ -139,18 +139,21 @@ def mine_blocks(
         while len(members):
             blocks = Blocks.within(search_memory * 2**30, gallery.shape[1], depth)
             result = search(RowsOf(embeddings, members), RowsOf(gallery, candidates), depth, blocks, device)
-            lacking = []
-            if is_first_process():
-                for query, scores, columns in zip(members.tolist(), *(table.tolist() for table in result)):
-                    rows, passed = candidates[columns].tolist(), Counter[str]()
-                    score_of = dict(zip(rows, scores))
-                    wrong = usable(pairs, pairs.answers(int(queries.rows[query])), rows, passed)
-                    kept = list(islice(wrong, top))  # it reads no more rows than that
-                    found[query] = RankedQuery(query, kept, [score_of[row] for row in kept]), passed
-                    if len(kept) < top and depth < len(candidates) and not search_depth:
-                        lacking.append(query)
-            members, depth = np.array(broadcast(lacking), dtype=np.int64), 2 * depth
-        passed = sum((of_query for _, of_query in found.values()), Counter())
+            looked = []  # at this process's share of the queries
+            for at in range(process_rank(), len(members), world_size()):
+                query, scores, columns = int(members[at]), *(table[at].tolist() for table in result)
+                rows, passed = candidates[columns].tolist(), Counter[str]()
+                score_of = dict(zip(rows, scores))
+                wrong = usable(pairs, pairs.answers(int(queries.rows[query])), rows, passed)
+                kept = list(islice(wrong, top))  # it reads no more rows than that
+                looked.append((RankedQuery(query, kept, [score_of[row] for row in kept]), passed))
+            found |= {ranked.query: (ranked, passed) for ranked, passed in of_all_processes(looked)}
+            deeper = depth < len(candidates) and not search_depth
+            lacking = [query for query in members.tolist() if len(found[query][0].candidates) < top and deeper]
+            members, depth = np.array(lacking, dtype=np.int64), 2 * depth
+        if not is_first_process():
+            found = {}
+        passed = sum((of_query for _, of_query in found.values()), Counter[str]())
         yield MinedBlock(number, [found[query][0] for query in sorted(found)], passed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ class RetrievalCollator:
         "hit_ids": (B + M,) int64, equal where the items' texts and pictures' paths are: such targets count as hits.
         "notes": the ids of items and what befell their texts, see collators.texts.
         "faults": as in UsableBatch. A batch without pairs is nothing else.
+        "teacher": (B, 1 + K) the teacher's scores of target and K hard negatives, -inf where there is none; only where
+            the pairs have a teacher. Lists of numbers: DeepSpeed would have a tensor cast to the model's dtype.
         """
         if not batch.pairs:
             return {"faults": batch.faults}
@@ -46,6 +49,11 @@ class RetrievalCollator:
             item_ids = list(map(input_hash, encoded))
         else:
             item_ids = [2 * row for row in batch.rows] + [2 * row + 1 for row in batch.rows] + [-1] * negatives
+        teacher = {}
+        if batch.pairs[0].teacher:
+            teacher["teacher"] = [
+                [-math.inf if score is None else score for score in pair.teacher] for pair in batch.pairs
+            ]
         return {
             **self.processor.pad(encoded),
             "num_queries": len(batch.pairs),
@@ -54,6 +62,7 @@ class RetrievalCollator:
             "hit_ids": torch.tensor([_int64(repr(item.content).encode()) for item in items]),
             "notes": [(item.id, inputs["notes"]) for item, inputs in zip(items, encoded) if inputs["notes"]],
             "faults": batch.faults,
+            **teacher,
         }
 
 

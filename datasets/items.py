@@ -166,8 +166,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Pair:
-    """A training example: a query, its positive target and any number of hard negatives."""
+    """A training example: a query, its positive target and any number of hard negatives.
+
+    Attributes:
+        teacher: scores of the target and the hard negatives to learn from, None for a candidate without; or empty.
+    """
 
     query: Item
     target: Item
     negatives: tuple[Item, ...] = ()
+    teacher: tuple[float | None, ...] = ()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from lamra.common.errors import UserError
 from lamra.common.files import read_json, read_jsonl, whole_file
@@ -38,11 +38,16 @@ Ranking = Sequence[RankedQuery]
 def write_ranking(path: str | Path, queries: FileItems, gallery: FileItems, ranking: Ranking) -> None:
     """Write one line {qid, did, score, rank} for each candidate of each query, rank 1 first."""
     with whole_file(path) as file:
-        for query, candidates, scores in ranking:
-            qid = queries.id(query)
-            for rank, (row, score) in enumerate(zip(candidates, scores), start=1):
-                line = {"qid": qid, "did": gallery.id(row), "score": score, "rank": rank}
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+        write_lines(file, queries, gallery, ranking)
+
+
+def write_lines(file: IO[str], queries: FileItems, gallery: FileItems, ranking: Iterable[RankedQuery]) -> None:
+    """A part of what write_ranking writes, for a ranking that is never held as a whole."""
+    for query, candidates, scores in ranking:
+        qid = queries.id(query)
+        for rank, (row, score) in enumerate(zip(candidates, scores), start=1):
+            line = {"qid": qid, "did": gallery.id(row), "score": score, "rank": rank}
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def write_by_query(path: str | Path, queries: FileItems, ranking: Ranking, found: Sequence[Mapping]) -> None:

@@ -12,32 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamra.common.cli import parse, run
-from lamra.common.files import sha256, whole_file
-from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, flag, require
+from lamra.common.files import whole_file
+from lamra.common.flags import flag, require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
-from lamra.datasets.mbeir.layout import DATA_PATH, GET_MBEIR, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
 from lamra.datasets.rankings import Ranking, write_ranking
-from lamra.eval.flags import GuestArguments, output_folder
+from lamra.eval.flags import output_folder
 from lamra.eval.reporting.results import write_json
+from lamra.eval.training_files import MiningFlags
 
 if TYPE_CHECKING:
     from lamra.eval.mining import TrainingQueries
 
 
 @dataclass
-class MineArguments(GuestArguments):
-    data_path: str = flag(DATA_PATH, "M-BEIR's folder; the paths below are inside it", path=FOLDER, source=GET_MBEIR)
-    queries: str = flag(TRAIN_QUERIES, "whose candidates to mine", path=FILE, inside="data_path", source=GET_MBEIR)
-    pool: str = flag(TRAIN_POOL, "candidates", path=FILE, inside="data_path", source=GET_MBEIR)
-    instructions: str = flag(INSTRUCTIONS, "what to retrieve", path=FILE, inside="data_path", source=GET_MBEIR)
-    seed: int = flag(0, "draws each query's instruction", low=0, high=LARGEST_SEED)
+class MineArguments(MiningFlags):
     top: int = flag(100, "candidates of each query", low=1)
-    own_kind: bool = flag(True, "of the positives' data set and modality only, as from a local pool")
-    search_depth: int | None = flag(None, "candidates to choose from; default: as many as it takes to find top", low=1)
-    output_dir: str | None = flag(None, "default: results/<model>/mined", path=OUT_FOLDER)
-    shard_size: int = flag(100_000, "items encoded between two writes", low=1)
-    search_memory: float = flag(4.0, "GiB that a process's search may use", above=0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,27 +45,15 @@ def main() -> None:
 
 def mine_files(args: MineArguments) -> Path:
     """Encode, search, and write mined.jsonl and mined.json; returns their folder."""
-    from lamra.datasets.mbeir.pairs import open_pairs  # torch and transformers, which --help does not wait for
-    from lamra.eval.cache.embeddings import EmbeddingsCache
-    from lamra.eval.inference import load_retriever, start
-    from lamra.eval.mining import TrainingQueries, mine
+    from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
+    from lamra.eval.mining import embedded, mine
 
     state, folder = start(args), output_folder(args, "mined")
     with folder_lock(folder):
-        with state.main_process_first():  # it writes the indexes
-            pairs = open_pairs(args.data_path, args.queries, args.pool, args.instructions, seed=args.seed)
-        retriever = load_retriever(args)
-        provenance = retriever.provenance(args)
-        drawn_by: dict[str, str | int] = {"instructions": sha256(pairs.instructions.path), "seed": args.seed}
-        if pairs.notes:  # then the pool decides which queries there are, and between which positives they draw
-            drawn_by["pool"] = sha256(pairs.pool.path)
-        queries = TrainingQueries(pairs, drawn_by)
-        cache = EmbeddingsCache(folder / "embeddings", retriever, provenance, args.shard_size)
-        gallery, embeddings = cache.embed(pairs.pool), cache.embed(queries)
+        queries, *embeddings, made_by = embedded(args, folder)
         found = mine(
             queries,
-            embeddings,
-            gallery,
+            *embeddings,
             top=args.top,
             own_kind=args.own_kind,
             search_depth=args.search_depth,
@@ -83,7 +61,7 @@ def mine_files(args: MineArguments) -> Path:
             device=state.device,
         )
         if is_first_process():
-            write_json(folder / "made_by.json", {**provenance, "files": cache.files, **drawn_by})
+            write_json(folder / "made_by.json", made_by)
             write(folder, queries, found)
     return folder
 

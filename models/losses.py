@@ -1,4 +1,4 @@
-"""The contrastive loss."""
+"""The contrastive loss, and what a retriever learns from a reranker."""
 
 from __future__ import annotations
 
@@ -152,6 +152,36 @@ def matryoshka(
         return whole
     parts = [loss_of(truncated(query, size), truncated(target, size)).loss for size in sizes]
     return whole._replace(loss=torch.stack([whole.loss, *parts]).mean())
+
+
+def distillation(
+    query: Tensor, target: Tensor, teacher: Tensor, temperature: float, teacher_temperature: float
+) -> Tensor:
+    """Mean over local queries of KL(teacher || student) over the query's own positive and hard negatives.
+
+    Both are softmaxes: of the teacher's scores divided by its temperature (Hinton et al., arXiv 1503.02531, without the
+    factor of its square: the student has a temperature of its own), and of the cosines divided by the contrastive
+    loss's. So LamRA-Rank teaches the retriever in U-MARVEL (arXiv 2507.14902). Candidates without a score are in
+    neither. It needs nothing of other processes: the mean of the ranks' losses is that of the global batch.
+
+    Args:
+        query: (B, D) unit embeddings.
+        target: (B + B * K, D) unit embeddings: the positives, then each query's K hard negatives.
+        teacher: (B, 1 + K) scores of the positive and of the hard negatives, -inf for a candidate without.
+
+    Returns:
+        ().
+    """
+    positives, negatives = target[: len(query)].unsqueeze(1), target[len(query) :].unflatten(0, (len(query), -1))
+    candidates = torch.cat([positives, negatives], dim=1).float()  # (B, 1 + K, D)
+    # No matrix product, which TF32 could round.
+    scores = (query.float().unsqueeze(1) * candidates).sum(dim=2) / temperature  # (B, 1 + K)
+    without, least = teacher == -torch.inf, torch.finfo(torch.float32).min  # finite, also where no candidate has one
+    student, wanted = (
+        logits.masked_fill(without, least).log_softmax(dim=1).masked_fill(without, 0)
+        for logits in (scores, teacher.float() / teacher_temperature)
+    )
+    return F.kl_div(student, wanted, reduction="sum", log_target=True) / len(query)
 
 
 def _check_equal_sizes(query: Tensor, target: Tensor) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from transformers import TrainerControl
 from lamra.common.errors import UserError
 from lamra.eval.encode import encode
 from lamra.eval.search import top_k
-from lamra.models.losses import LossOptions, info_nce, matryoshka
+from lamra.models.losses import LossOptions, distillation, info_nce, matryoshka
 from lamra.train.checkpoints import MANIFEST
 from lamra.train.trainer import LamRATrainer
 
@@ -23,10 +24,18 @@ OFFSET = "temperature.offset"  # of a temperature that is trained: in the state 
 
 
 class ContrastiveTrainer(LamRATrainer):
-    """Trains an Embedder on batches of collators.retrieval.RetrievalCollator."""
+    """Trains an Embedder on batches of collators.retrieval.RetrievalCollator.
+
+    Args:
+        distill_weight, distill_temperature: of losses.distillation, where batches have a teacher's scores.
+    """
 
     in_batch_negatives = True
     control: TrainerControl
+
+    def __init__(self, *, distill_weight: float = 1.0, distill_temperature: float = 1.0, **rest: Any):
+        super().__init__(**rest)
+        self.distill_weight, self.distill_temperature = distill_weight, distill_temperature
 
     @property
     def loss_options(self) -> LossOptions:
@@ -37,6 +46,7 @@ class ContrastiveTrainer(LamRATrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         self.count_faults(inputs.pop("faults"))
         self.texts.add(inputs.pop("notes"))
+        teacher = inputs.pop("teacher", None)  # (B, 1 + K)
         num_queries, self.nonfinite.rows = inputs.pop("num_queries"), inputs.pop("ids")
         item_ids, hit_ids = inputs.pop("item_ids"), inputs.pop("hit_ids")  # (B + M,) each
         more = {}  # measures to log
@@ -51,6 +61,10 @@ class ContrastiveTrainer(LamRATrainer):
         loss, accuracy, false_negatives = matryoshka(loss_of, query, target, self.settings.matryoshka_dims)
         if options.drop:
             more["false_negatives"] = false_negatives
+        if teacher is not None:
+            scores = torch.tensor(teacher, device=query.device)  # (B, 1 + K) float32
+            of_teacher = distillation(query, target, scores, temperature, self.distill_temperature)
+            loss = loss + self.distill_weight * of_teacher
         if not self.nonfinite.is_finite_everywhere(loss.detach()):
             finite = embeddings[: 2 * num_queries].isfinite().all(dim=1).view(2, -1).all(dim=0).tolist()
             suspects = [row for row, is_finite in zip(self.nonfinite.rows, finite) if not is_finite]

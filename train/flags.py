@@ -145,18 +145,40 @@ class MBEIRDataArguments(MBEIRFiles):
     eval_pool: str | None = flag(
         None, "their candidates; default: those of the training", path=FILE, inside="data_path"
     )
-    hard_negatives: int = flag(0, "of each query, from its neg_cand_list (LamRA: 0)", low=0, high=1000)
     batches: str | None = flag(
         None,
         "a file of mine_batches.sh: steps of rows that are hard for one another",
         path=FILE,
         source="bash scripts/lamra_ret/mine_batches.sh makes it",
     )
+    hard_negatives: int = flag(0, "of each query, from its neg_cand_list or --mined (LamRA: 0)", low=0, high=1000)
+    mined: str | None = flag(
+        None,
+        "wrong candidates that mine_negatives.sh or mine.sh wrote, or upstream's json; several: A,B,C",
+        path=FILE,
+        several=True,
+    )
+    teacher: str | None = flag(None, "what teacher_scores.sh wrote about --mined, to be learnt beside", path=FILE)
+    distill_weight: float = flag(1.0, "of the loss of --teacher", above=0, high=1e4)
+    distill_temperature: float = flag(1.0, "divides the scores of --teacher", low=1e-4, high=1e4)
 
     def __post_init__(self):
         if self.eval_queries in NONE:
             self.eval_queries = None
         super().__post_init__()
+        self.check_negatives()
+
+    def check_negatives(self) -> None:
+        """Refuse flags that say nothing without another."""
+        for name, needed, there in (
+            ("mined", "--hard_negatives 1 or more", self.hard_negatives > 0),
+            ("teacher", "--mined: it scores those candidates", self.mined is not None),
+            ("distill_weight", "--teacher", self.teacher is not None),
+            ("distill_temperature", "--teacher", self.teacher is not None),
+        ):
+            given = getattr(self, name)
+            if given != getattr(MBEIRDataArguments, name) and not there:
+                raise UserError(f"--{name} {shown(given)} needs {needed}")
 
 
 @with_help
@@ -335,7 +357,6 @@ class TrainingFlags(InheritedFlags):
 
 @dataclass
 class RerankDataArguments(MBEIRDataArguments):
-    mined: str = flag("", "files of mine.sh, or upstream's json; several: A,B,C", path=FILE, several=True)
     init: str = flag("base", "start from the base model, or from a merged model's folder", path=FOLDER)
     rank_style: str | None = flag(
         None,
@@ -350,11 +371,17 @@ class RerankDataArguments(MBEIRDataArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        require(not self.hard_negatives, "hard_negatives", self.hard_negatives, "0: the mined candidates are those")
         require(not self.batches, "batches", self.batches, "no value: a reranker's loss has no in-batch negatives")
         require(not self.eval_queries, "eval_queries", self.eval_queries, "None: measure with rerank_mbeir.sh")
         if self.init != "base":
             self.init = local_folder(self.init, "init")
+
+    def check_negatives(self) -> None:
+        require(self.mined is not None, "mined", "", FILE)
+        require(not self.hard_negatives, "hard_negatives", self.hard_negatives, "0: the mined candidates are those")
+        for name in ("teacher", "distill_weight", "distill_temperature"):
+            given = getattr(self, name)
+            require(given == getattr(MBEIRDataArguments, name), name, given, "no value: it is for a retriever")
 
     def unread(self) -> Collection[str]:
         return ["init"] if self.init == "base" else []

@@ -130,7 +130,7 @@ def hard_edges(
     Raises:
         UserError: as mined_rows.
     """
-    from lamra.datasets.rerank import mined_rows
+    from lamra.datasets.mbeir.mined import mined_rows
 
     rows = len(pairs)
     row, positive = positives

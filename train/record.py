@@ -27,7 +27,8 @@ DECISIVE = {
     "adam_beta2", "adam_epsilon", "bf16", "fp16", "deepspeed", "grad_cache_chunk", "mask_duplicates",
     "model_max_length", "data_format", "max_train_samples", "mixture_weights", "mixture_batches", "use_hard_negatives",
     "hard_negatives", "use_lora", "q_lora", "use_vision_lora", "lora_r", "lora_alpha", "lora_dropout",
-    "train_vision_encoder", "train_vision_projector", "share_prefix", *CONTRASTIVE,
+    "train_vision_encoder", "train_vision_projector", "share_prefix", "distill_weight", "distill_temperature",
+    *CONTRASTIVE,
 }  # fmt: skip
 
 # What the tensors of a checkpoint, or their division among processes, are made of.
@@ -76,6 +77,8 @@ def check_unchanged(checkpoint: str | Path, record: dict, *, allow_changes: bool
     for name in CONTRASTIVE:  # before they were there, the loss was as it is without them
         before.setdefault(name, getattr(TrainingFlags, name))
     before.setdefault("matryoshka_dims", None)
+    before.setdefault("distill_weight", 1.0)  # of no teacher
+    before.setdefault("distill_temperature", 1.0)
     unknown = [name for name in now if name not in before]
     if unknown:
         note(f"{checkpoint} is of an older version and does not say its {', '.join(unknown)}: they are not compared")

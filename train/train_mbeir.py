@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from lamra.common import upstream
 from lamra.common.cli import note, run
 from lamra.common.files import sha256
+from lamra.common.flags import listed
 from lamra.models.folders import model_folder
 from lamra.train.flags import MBEIRDataArguments, ModelArguments, TrainingFlags
 
@@ -40,11 +42,14 @@ def main() -> None:
 
         with args.main_process_first(local=False, desc="index of M-BEIR's files"):
             open_queries = partial(open_pairs, data_args.data_path, instructions=data_args.instructions, seed=args.seed)
-            pairs = open_queries(data_args.queries, data_args.pool, hard_negatives=data_args.hard_negatives)
+            mined, teacher = listed(data_args.mined) if data_args.mined else [], data_args.teacher
+            negatives = {"hard_negatives": data_args.hard_negatives, "mined": mined, "teacher": teacher}
+            pairs = open_queries(data_args.queries, data_args.pool, **negatives)
             eval_pairs = None
             if data_args.eval_queries:
                 eval_pairs = open_queries(data_args.eval_queries, data_args.eval_pool or data_args.pool)
-        files = [pairs.queries.path, pairs.pool.path, pairs.instructions.path]
+        files: list[str | Path] = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
+        files += [teacher] if teacher else []
         data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(pairs)}
         check_pairs(pairs, args, data_args.data_path, in_batch_negatives=True)
         check_evaluation(eval_pairs, args)
@@ -57,7 +62,10 @@ def main() -> None:
 
         parts = trainer_parts(pairs, RetrievalCollator(processor, args.mask_duplicates), args, checkpoint, communities)
         model = build_embedder(folder, model_args, args, settings, len(processor.prefix_ids))
-        trainer = ContrastiveTrainer(model=model, settings=settings, record=record, eval_dataset=eval_pairs, **parts)
+        distill = {name: getattr(data_args, name) for name in ("distill_weight", "distill_temperature")}
+        trainer = ContrastiveTrainer(
+            model=model, settings=settings, record=record, eval_dataset=eval_pairs, **distill, **parts
+        )
         if args.dry_run:
             print_dry_run(trainer, {"query": 0, "target": args.per_device_train_batch_size})
             return

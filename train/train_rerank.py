@@ -56,7 +56,7 @@ def main() -> None:
         settings = replace(settings, quantized=model_args.q_lora)
         processor = build_processor(folder, settings, args)
 
-        mined = listed(data_args.mined)
+        mined = listed(data_args.mined or "")
         with args.main_process_first(local=False, desc="index of M-BEIR's files"):
             root, instructions = data_args.data_path, data_args.instructions
             pairs = open_pairs(root, data_args.queries, data_args.pool, instructions, seed=args.seed)

@@ -6,6 +6,7 @@ import random
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from lamra.common.errors import UserError
 from lamra.datasets.items import Pair
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import INSTRUCTIONS
+from lamra.datasets.mbeir.mined import MinedCandidates, TeacherScores
 from lamra.datasets.mbeir.rows import CANDIDATE, MODALITIES, QUERY, Rows, dataset_of, id_key, key_id
 
 MOST_INCOMPLETE = 0.01  # share of the training rows; beyond it the pool is another one, not a little short
@@ -30,20 +32,31 @@ class MBEIRPairs:
     Args:
         hard_negatives: so many for each query, because all ranks gather equal numbers; drawn from its neg_cand_list.
             Where the list is shorter, the rest are random candidates of the pool.
+        mined: files of wrong candidates to draw them from instead, see mined.MinedCandidates.
+        teacher: a file of a reranker's scores, see mined.TeacherScores; a pair then has those of its candidates.
 
     Attributes:
         queries: the rows that are trained on: all whose positives are not all missing in the pool.
         left_out: integer keys of queries that have no row in `queries`.
         notes: what is missing, a sentence each.
         groups: name of a dataset and its two modalities -> the rows that belong to it, by the first positive.
+        answer_keys: ascending, the pair_keys of each query with each of its positives.
 
     Raises:
         UserError: a query without positive, more than MOST_INCOMPLETE of the rows have no candidate in the pool of
-            those they list, or a modality without instruction.
+            those they list, or a modality without instruction; or as MinedCandidates and TeacherScores.
     """
 
     def __init__(
-        self, queries: Rows, pool: Rows, instructions: Instructions, *, seed: int = 0, hard_negatives: int = 0
+        self,
+        queries: Rows,
+        pool: Rows,
+        instructions: Instructions,
+        *,
+        seed: int = 0,
+        hard_negatives: int = 0,
+        mined: Sequence[str | Path] = (),
+        teacher: str | Path | None = None,
     ):
         self.queries, self.pool, self.instructions = queries, pool, instructions
         self.seed, self.hard_negatives = seed, hard_negatives
@@ -61,12 +74,53 @@ class MBEIRPairs:
             )
             self.queries, counts = queries.without(lost), counts[~lost]
         if hard_negatives:
-            self._candidates("neg_cand_list")
+            if not mined:
+                self._candidates("neg_cand_list")
             if len(pool) < hard_negatives + counts.max():
                 raise UserError(
                     f"--hard_negatives {hard_negatives}: {pool.path} has {len(pool)} candidates; give fewer"
                 )
         self.groups = self._groups(counts, rows)
+        first = self.queries.rows_of(self.queries.keys)  # (N,) row that stands for all of a query
+        self.answer_keys = np.unique(self.pair_keys(np.repeat(first, counts), rows))
+        self.mined = MinedCandidates(self, mined) if mined else None
+        self.teacher = TeacherScores(self, teacher, self.mined) if teacher and self.mined else None
+        if self.mined:
+            self._note_mined(first)
+
+    def pair_keys(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """(n,) a number for each query with a candidate: the query's first row, times the pool's size, plus the row."""
+        return queries * len(self.pool) + candidates
+
+    def answers_of(self, first_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All positives of some queries, which their first rows name.
+
+        Returns:
+            (A,) positions in `first_rows`, ascending, and (A,) rows of the pool.
+        """
+        starts, stops = (np.searchsorted(self.answer_keys, (first_rows + more) * len(self.pool)) for more in (0, 1))
+        counts = stops - starts
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        keys = self.answer_keys[np.repeat(starts, counts) + within]
+        return np.repeat(np.arange(len(first_rows)), counts), keys % len(self.pool)
+
+    def _note_mined(self, first: np.ndarray) -> None:
+        """Say which mined candidates are not drawn, and where there are too few; `first` (N,) is of each row."""
+        assert self.mined is not None
+        files = ", ".join(map(str, self.mined.files))
+        if self.mined.right:
+            self.notes.append(
+                f"{files}: {self.mined.right} of {self.mined.candidates} candidates are positives of their query and "
+                "are left out"
+            )
+        _, counts = np.unique(np.unique(self.mined.keys) // len(self.pool), return_counts=True)
+        queries = len(np.unique(first))
+        few = queries - (counts >= self.hard_negatives).sum()
+        if few:
+            self.notes.append(
+                f"{files}: {few} of {queries} queries have fewer than --hard_negatives {self.hard_negatives} "
+                f"candidates; the rest are random ones of {self.pool.path}"
+            )
 
     def _candidates(self, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """How many candidates each query lists and has in the pool (N,) each, and the pool's rows of the latter."""
@@ -142,17 +196,18 @@ class MBEIRPairs:
         dataset = dataset_of(int(self.queries.keys[row]))
         prompts = self.instructions.prompts(dataset, self.queries.modality(row), self.pool.modality(positive))
         query = self.queries.item(row, rng.choice(prompts))
-        negatives = self._draw_negatives(rng, record, positives) if self.hard_negatives else []
-        return Pair(query, self.pool[positive], tuple(self.pool[negative] for negative in negatives))
+        negatives = self._draw_negatives(rng, row, record, positives) if self.hard_negatives else []
+        scores = self.teacher.of(row, [positive, *negatives]) if self.teacher else ()
+        return Pair(query, self.pool[positive], tuple(self.pool[negative] for negative in negatives), scores)
 
-    def _draw_negatives(self, rng: random.Random, record: dict, positives: list[int]) -> list[int]:
-        listed = self._pool_rows(record.get("neg_cand_list") or [])
+    def _draw_negatives(self, rng: random.Random, row: int, record: dict, positives: list[int]) -> list[int]:
+        listed = self.mined.of(row) if self.mined else self._pool_rows(record.get("neg_cand_list") or [])
         listed = [row for row in dict.fromkeys(listed) if row not in positives]
         drawn = rng.sample(listed, min(len(listed), self.hard_negatives))
         while len(drawn) < self.hard_negatives:
-            row = rng.randrange(len(self.pool))
-            if row not in positives and row not in drawn:
-                drawn.append(row)
+            candidate = rng.randrange(len(self.pool))
+            if candidate not in positives and candidate not in drawn:
+                drawn.append(candidate)
         return drawn
 
 
@@ -163,11 +218,15 @@ def open_pairs(
     instructions: str = INSTRUCTIONS,
     *,
     seed: int = 0,
-    hard_negatives: int = 0,
+    **negatives: Any,
 ) -> MBEIRPairs:
-    """The pairs of M-BEIR's files below `root`; a note says whatever is missing in them."""
+    """The pairs of M-BEIR's files below `root`; a note says whatever is missing in them.
+
+    Args:
+        negatives: hard_negatives, mined and teacher, as MBEIRPairs takes them.
+    """
     rows = Rows(Path(root, queries), root, QUERY), Rows(Path(root, pool), root, CANDIDATE)
-    pairs = MBEIRPairs(*rows, Instructions(Path(root, instructions)), seed=seed, hard_negatives=hard_negatives)
+    pairs = MBEIRPairs(*rows, Instructions(Path(root, instructions)), seed=seed, **negatives)
     for sentence in pairs.notes:
         note(sentence)
     return pairs

@@ -37,12 +37,15 @@ class Shards:
 
 
 class RowsOf:
-    """Some rows of (N, D) embeddings, in ascending order, to be sliced as if there were no others."""
+    """Some rows of (N, D) embeddings, in ascending order, to be sliced as if there were no others.
 
-    READ_TOGETHER = 4096  # rows of the embeddings
+    Args:
+        read_together: so many neighbouring rows of the embeddings are read at once where one of them is wanted.
+    """
 
-    def __init__(self, embeddings: Embeddings, rows: np.ndarray):
+    def __init__(self, embeddings: Embeddings, rows: np.ndarray, read_together: int = 4096):
         self.embeddings, self.rows, self.shape = embeddings, rows, (len(rows), embeddings.shape[1])
+        self.read_together = read_together
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,7 +55,7 @@ class RowsOf:
         out = np.empty((len(rows), self.shape[1]), np.float32)
         start = 0
         while start < len(rows):
-            stop = int(np.searchsorted(rows, rows[start] + self.READ_TOGETHER))
+            stop = int(np.searchsorted(rows, rows[start] + self.read_together))
             block = np.asarray(self.embeddings[rows[start] : rows[stop - 1] + 1])
             out[start:stop] = block[rows[start:stop] - rows[start]]
             start = stop

@@ -7,7 +7,7 @@ after a restart.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,8 +53,8 @@ class Judge:
         return self.settings.exif_rotation
 
     def answer(self, style: str, query: PreparedItem, candidates: Sequence[PreparedItem]) -> list:
-        """P(Yes) of each candidate for "pointwise", the candidates' positions best first for "listwise"."""
-        return (self.pointwise if style == "pointwise" else self.listwise)(query, candidates)
+        """What the method of that name answers: "pointwise", "log_odds" or "listwise"."""
+        return getattr(self, style)(query, candidates)
 
     def rerank(self, query: Entry, candidates: Indexed[Entry], *, instruction: str | None = None) -> torch.Tensor:
         """How surely each of N candidates is what the query looks for. Threads may call at the same time.
@@ -80,15 +80,29 @@ class Judge:
             )
             return torch.tensor(self.pointwise(asked, shown))
 
-    @torch.no_grad()
     def pointwise(self, query: PreparedItem, candidates: Sequence[PreparedItem]) -> list[float]:
-        """P(Yes) of each candidate, over the two answers. The query's part of the prompts is computed once.
+        """P(Yes) of each candidate, over the two answers; raises as `log_odds`."""
+        return self._yes_or_no(query, candidates, lambda logits: logits.softmax(dim=1)[:, 0])
 
-        That is exact, pictures and all: causal attention never looks ahead, so the tokens that all prompts begin with
-        have the same keys and values in each.
+    def log_odds(self, query: PreparedItem, candidates: Sequence[PreparedItem]) -> list[float]:
+        """log P(Yes) - log P(No) of each candidate, which tells apart what P(Yes) rounds to 1.
 
         Raises:
             UserError: an answer is not finite; names query and candidates.
+        """
+        return self._yes_or_no(query, candidates, lambda logits: logits[:, 0] - logits[:, 1])
+
+    @torch.no_grad()
+    def _yes_or_no(
+        self,
+        query: PreparedItem,
+        candidates: Sequence[PreparedItem],
+        answer_of: Callable[[torch.Tensor], torch.Tensor],
+    ) -> list[float]:
+        """What answer_of makes of the logits (b, 2) of Yes and No. The query's part of the prompts is computed once.
+
+        That is exact, pictures and all: causal attention never looks ahead, so the tokens that all prompts begin with
+        have the same keys and values in each.
         """
         common, deciding = self.yes_no
         prompts = [self.prompts.pointwise(query, candidate) for candidate in candidates]
@@ -106,7 +120,7 @@ class Judge:
             rows = [{**prompts[i], "input_ids": ids[i]} for i in batch]
             shown = [item for i in batch for item in (() if known else (query,)) + (candidates[i],)]
             logits = self._last_logits(rows, shown, deciding, prefix)  # (b, 2)
-            scores[batch] = logits.softmax(dim=1)[:, 0].cpu()
+            scores[batch] = answer_of(logits).cpu()
             self._require_finite(scores[batch], query, [candidates[i] for i in batch])
             self.tokens += sum(len(ids[i]) - known for i in batch)
         return scores.tolist()

@@ -32,6 +32,8 @@ EVAL_QUERIES=${EVAL_QUERIES:-None}      # below DATA_PATH, to measure after each
 EVAL_POOL=${EVAL_POOL:-}                # their candidates
 HARD_NEGATIVES=${HARD_NEGATIVES:-0}     # of each query
 BATCHES=${BATCHES:-}                    # what mine_batches.sh wrote; by default rows stand together by chance
+MINED=${MINED:-}                        # to draw them from: mine_negatives.sh writes it
+TEACHER=${TEACHER:-}                    # a reranker's scores of them, to be learnt: teacher_scores.sh writes it
 TEXT_MAX_TOKENS=${TEXT_MAX_TOKENS:-480} # of instruction and text; images do not count
 
 # Optimisation. The global batch, 16 x 60 = 960, is the number of in-batch negatives.
@@ -57,5 +59,7 @@ train train/train_mbeir.py \
   ${EVAL_POOL:+--eval_pool "$EVAL_POOL"} \
   --hard_negatives "$HARD_NEGATIVES" \
   ${BATCHES:+--batches "$BATCHES"} \
+  ${MINED:+--mined "$MINED"} \
+  ${TEACHER:+--teacher "$TEACHER"} \
   --text_max_tokens "$TEXT_MAX_TOKENS" \
   -- "$@"

@@ -339,7 +339,7 @@ def test_mined_files_of_other_pools_and_of_upstream(published, tmp_path):
             {qid: elsewhere},
             "names the candidate 6:44444, which is not in .*: give the --queries and --pool that it was",
         ),
-        ({"9:44444": docs}, "names the query 9:44444, which is not in .*, or mine again with these"),
+        ({"9:44444": docs}, "names the query 9:44444, which is not in .*, or make it again with these"),
     ):
         mined.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=words):

@@ -36,10 +36,12 @@ ENTRYPOINTS = {  # with the flags that each wants
     "eval/eval_zeroshot/eval_visdial.py": ("--model_id", "m"),
     "eval/eval_zeroshot/eval_vist.py": ("--model_id", "m"),
     "eval/eval_zeroshot_rerank.py": ("--set", "ccneg", "--model_id", "m", "--rankings", "r"),
+    "eval/mine_negatives.py": ("--model_id", "m"),
     "eval/mine_rerank.py": ("--model_id", "m"),
     "eval/vectors.py": CAPTIONS,
     "eval/rerank/mbeir_rerank.py": ("--task_name", "cirr_task7"),
     "eval/rerank/mbeir_rerank_listwise.py": ("--task_name", "cirr_task7"),
+    "eval/teacher_scores.py": ("--model_id", "m", "--mined", "n"),
 }
 # --help, then an unknown flag; at the end what was imported and used of a core for both.
 CHILD = """

@@ -17,7 +17,7 @@ from lamra.collators.retrieval import RetrievalCollator
 from lamra.datasets.items import Item, Pair
 from lamra.datasets.usable import UsablePairs
 from lamra.models import losses
-from lamra.models.losses import PLAIN, info_nce
+from lamra.models.losses import PLAIN, distillation, info_nce
 from lamra.models.temperature import Temperature
 
 # Three queries; their targets, and a hard negative of each.
@@ -185,3 +185,40 @@ def test_equal_is_what_the_model_sees(tiny_model, tmp_path):
     query, other, target, same_target, *negatives = item_ids(False, [0, 1])
     assert len({query, other, target, same_target, *negatives}) == 5 and negatives == [-1, -1]
     assert item_ids(False, [1, 1])[::2] == [other, same_target, -1]  # a row that stands twice knows itself
+
+
+def plain_distillation(query, target, teacher, temperature, teacher_temperature) -> torch.Tensor:
+    """Mean KL over each query's candidates that have a score, one query after the other, in float64."""
+    negatives, total = len(target) // len(query) - 1, torch.zeros((), dtype=torch.float64)
+    for i, scores in enumerate(teacher.double()):
+        rows = [i, *range(len(query) + i * negatives, len(query) + (i + 1) * negatives)]
+        scored = [j for j in range(1 + negatives) if scores[j] > -math.inf]
+        if scored:
+            p = (scores[scored] / teacher_temperature).softmax(dim=0)
+            cosines = torch.stack([query[i] @ target[rows[j]] for j in scored])
+            total = total + (p * (p.log() - (cosines / temperature).log_softmax(dim=0))).sum()
+    return total / len(query)
+
+
+@pytest.mark.parametrize("temperatures", [(0.05, 1.0), (1.0, 4.0), (0.02, 0.5)])
+def test_distillation_is_the_divergence_from_the_teacher(temperatures):
+    """Queries 0 to 4: all scored; negatives without a score; only the positive; no score at all; a score that rules."""
+    generator = torch.Generator().manual_seed(0)
+    query, target = (F.normalize(torch.randn(n, 8, generator=generator), dim=1).requires_grad_() for n in (5, 20))
+    teacher = 4 * torch.randn(5, 4, generator=generator)
+    teacher[1, 2:] = teacher[2, 1:] = teacher[3] = -math.inf
+    teacher[4] = torch.tensor([80.0, -30, -80, -90])
+    exact = [rows.detach().double().requires_grad_() for rows in (query, target)]
+    expected = plain_distillation(*exact, teacher, *temperatures)
+    found = distillation(query, target, teacher, *temperatures)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5) and found > 0.01
+    expected.backward()
+    found.backward()
+    for rows, of_exact in zip((query, target), exact):
+        assert (rows.grad - of_exact.grad).abs().max() < 1e-5 * of_exact.grad.abs().max()
+        assert rows.grad.abs().sum() > 0
+    assert (query.grad[2:4] == 0).all() and (target.grad[5 + 3 * 2 : 5 + 3 * 4] == 0).all()  # nothing to learn
+    # Where the student is the teacher, there is nothing to learn either.
+    agreed = torch.stack([query @ target[rows].T for rows in ([i, *range(5 + 3 * i, 8 + 3 * i)] for i in range(5))])
+    own = agreed[torch.arange(5), torch.arange(5)].detach() / temperatures[0] * temperatures[1]
+    assert distillation(query, target, own, *temperatures).abs() < 1e-6

@@ -73,11 +73,18 @@ def jobs_of(folder: Path) -> list[Job]:
         "stage 2": ("lamra_ret/finetune.sh", steps, lora, adapter),
         "evaluation": ("eval/eval_mbeir.sh", ["--shard_size", "5"], evaluation, retrieved),
         "mining": ("lamra_rank/mine.sh", ["--search_depth", "60"], evaluation | dict(TOP=6), mined),
+        "negatives": ("lamra_ret/mine_negatives.sh", [], evaluation | dict(RANKS="0:6", KEEP=3), ("negatives.jsonl",)),
         "rank": (
             "lamra_rank/train_rerank.sh",
             [*steps, "--model_local_path", str(model)],
             lora | dict(MINED=whole / "mining" / "mined.jsonl", GRAD_ACCUM=1, PER_DEVICE_BATCH_SIZE=1),
             adapter,
+        ),
+        "teacher": (
+            "lamra_ret/teacher_scores.sh",
+            [],
+            evaluation | dict(MODEL_ID=whole / "rank", MINED=whole / "negatives" / "negatives.jsonl"),
+            ("teacher.jsonl",),
         ),
         "reranking": ("eval/rerank_mbeir.sh", [], reranking, ("pointwise/metrics.json",)),
         "merge": ("merge_lora.sh", [], dict(MODEL_ID=whole / "stage 1"), ("model.safetensors", "lamra.json")),

@@ -11,7 +11,7 @@ from test_golden import close, prompts
 
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
-from lamra.models.losses import info_nce
+from lamra.models.losses import distillation, info_nce
 
 
 def equal_items() -> dict[str, torch.Tensor]:
@@ -20,7 +20,10 @@ def equal_items() -> dict[str, torch.Tensor]:
     tensors = {name: torch.nn.functional.normalize(torch.randn(4, 6, generator=generator), dim=1)
                for name in ("query", "target", "negative")}  # fmt: skip
     contents = {"query": [1, 2, 3, 1], "target": [11, 12, 13, 12], "negative": [21, 11, 3, 24]}
-    return tensors | {f"{name}_content": torch.tensor(values) for name, values in contents.items()}
+    teacher = torch.tensor([[2.0, 1], [0, 3], [-1, -torch.inf], [4, -4]])
+    return (
+        tensors | {f"{name}_content": torch.tensor(values) for name, values in contents.items()} | {"teacher": teacher}
+    )
 
 
 def test_two_processes_equal_one(tmp_path, golden, golden_folder):
@@ -69,6 +72,12 @@ def test_two_processes_equal_one(tmp_path, golden, golden_folder):
             close(sum(found["3"]) / 2, expected[3])
     for rank in ranks:
         assert rank["bound up"] and not rank["bound down"]
+    rows = [row.detach().requires_grad_() for row in rows]
+    of_teacher = distillation(rows[0], torch.cat(rows[1:]), equal["teacher"], 0.5, 2.0)
+    of_teacher.backward()
+    close((ranks[0]["distillation"] + ranks[1]["distillation"]) / 2, of_teacher)
+    for i, row in enumerate(rows):
+        close(torch.cat([rank[f"distillation_grad{i}"] for rank in ranks]) / 2, row.grad)
 
     for rank in range(2):
         assert torch.equal(ranks[rank]["gathered"][:, 0], torch.tensor([0.0, 0.0, 1.0, 1.0]))

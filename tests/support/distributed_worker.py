@@ -17,7 +17,7 @@ from lamra.models import losses
 from lamra.models.embedder import Embedder
 from lamra.models.loading import load_model
 from lamra.models.lora import freeze
-from lamra.models.losses import info_nce
+from lamra.models.losses import distillation, info_nce
 from lamra.models.temperature import Temperature
 
 
@@ -59,6 +59,10 @@ def results(folder: Path) -> dict[str, torch.Tensor]:
         temperature = Temperature(0.05, 0.05, 1.0)
         (factors[rank] * temperature()).backward()
         options[f"bound {name}"] = temperature.offset.grad
+    taught = [row.detach().requires_grad_() for row in rows]
+    teacher = equal["teacher"].chunk(world)[rank]
+    of_teacher = distillation(taught[0], torch.cat(taught[1:]), teacher, 0.5, 2.0)
+    of_teacher.backward()
 
     x = torch.full((2, 3), float(rank), requires_grad=True)
     gathered = all_gather_with_grad(x)
@@ -69,6 +73,8 @@ def results(folder: Path) -> dict[str, torch.Tensor]:
         "masked_loss": masked.loss.detach(),
         "masked_accuracy": masked.accuracy,
         **{f"masked_grad{i}": row.grad for i, row in enumerate(rows)},
+        "distillation": of_teacher.detach(),
+        **{f"distillation_grad{i}": row.grad for i, row in enumerate(taught)},
         "gathered": gathered.detach(),
         "grad_of_x": x.grad,
         **options,

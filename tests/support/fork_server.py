@@ -51,7 +51,9 @@ def import_everything() -> None:
     import lamra.eval.embed
     import lamra.eval.eval_mbeir
     import lamra.eval.eval_rerank
+    import lamra.eval.mine_negatives
     import lamra.eval.mine_rerank
+    import lamra.eval.teacher_scores
     import lamra.eval.zeroshot
     import lamra.export.merge_lora
     import lamra.train.train_mbeir

@@ -17,7 +17,7 @@ from full_disk import largest_file
 
 from lamra.common import lock
 from lamra.common.cli import what_the_machine_says
-from lamra.eval import embed, eval_mbeir, eval_rerank, mine_rerank, zeroshot
+from lamra.eval import embed, eval_mbeir, eval_rerank, mine_negatives, mine_rerank, teacher_scores, zeroshot
 from lamra.export import merge_lora
 from lamra.models.loading import load_trained
 from lamra.models.saving import whole_model
@@ -240,6 +240,8 @@ def test_every_output_is_locked_before_a_model_is_loaded(fails, no_model, world,
         (lambda: zeroshot.evaluate_captions("Flickr30K"), dict(data, output_dir=folder)),
         (eval_mbeir.main, dict(output_dir=folder, data_path=mbeir)),
         (mine_rerank.main, dict(output_dir=folder, data_path=mbeir)),
+        (mine_negatives.main, dict(output_dir=folder, data_path=mbeir)),
+        (teacher_scores.main, dict(output_dir=folder, data_path=mbeir, mined=tmp_path / "items.jsonl")),
         (eval_rerank.main, dict(output_dir=folder, data_path=mbeir, rankings=tmp_path)),
         (embed.main, dict(input=tmp_path / "items.jsonl", output=folder / "out.npz")),
     ):

@@ -92,8 +92,10 @@ def entrypoints(places: Places) -> list[Entrypoint]:
         eval_mbeir,
         eval_mbeir_global,
         eval_rerank,
+        mine_negatives,
         mine_rerank,
         study,
+        teacher_scores,
         upstream_rerank,
         vectors,
         zeroshot,
@@ -101,6 +103,7 @@ def entrypoints(places: Places) -> list[Entrypoint]:
     from lamra.eval.flags import GuestArguments, SearchArguments
     from lamra.eval.rerank import suite
     from lamra.eval.rerank.reranking import RankingFlags
+    from lamra.eval.training_files import MiningFlags
     from lamra.eval.zeroshot_sets import SETS
     from lamra.eval.zeroshot_suite import evaluate_set
     from lamra.export import merge_lora, sentence_transformers
@@ -214,6 +217,22 @@ def entrypoints(places: Places) -> list[Entrypoint]:
             (mine_batches.BatchArguments,),
             mbeir | dict(mined=places.mined / "mined.jsonl", size=4, skip=0, output="out.jsonl"),
             ("lamra.train.mine_batches.partition",),
+        ),
+        Entrypoint(
+            "mine_negatives",
+            mine_negatives.main,
+            (mine_negatives.NegativesArguments,),
+            model | mbeir | dict(search_depth=600),
+            MODEL_IS_LOADED,
+            names(mine_negatives.NegativesArguments) - names(MiningFlags) | {"output_dir"},
+        ),
+        Entrypoint(
+            "teacher_scores",
+            teacher_scores.main,
+            (teacher_scores.TeacherArguments,),
+            model | mbeir | dict(mined=places.mined / "mined.jsonl"),
+            MODEL_IS_LOADED,
+            frozenset({"mined", "queries", "output_dir"}),
         ),
         Entrypoint(
             "mbeir_get_rerank_train_data",

@@ -1,0 +1,80 @@
+"""What LamRA-Rank says of each training query's positives and mined negatives, for the retriever to learn from.
+
+Started from lamra_ret/teacher_scores.sh. Writes <output_dir>/teacher.jsonl, a ranking {qid, did, score, rank} whose
+scores are log P(Yes) - log P(No), which --teacher of stage 2 reads. A restarted run asks nothing twice. Queries without
+a mined negative are not asked about: there is nothing to learn from one candidate.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from lamra.common.cli import parse, run
+from lamra.common.files import sha256, whole_file
+from lamra.common.flags import FILE, OUT_FOLDER, flag, listed, require
+from lamra.common.lock import folder_lock
+from lamra.common.processes import is_first_process
+from lamra.datasets.rankings import RankedQuery, write_lines
+from lamra.eval.flags import RetrieverArguments, output_folder
+from lamra.eval.reporting.results import write_json
+from lamra.eval.training_files import TrainingFiles
+
+
+@dataclass
+class TeacherArguments(TrainingFiles, RetrieverArguments):
+    mined: str | None = flag(None, "what mine_negatives.sh or mine.sh wrote; several: A,B,C", path=FILE, several=True)
+    output_dir: str | None = flag(None, "default: results/<model>/teacher", path=OUT_FOLDER)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.mined is not None, "mined", "", FILE)
+
+    def check_paths(self) -> None:
+        super().check_paths()
+        output_folder(self, "teacher")
+
+
+def main() -> None:
+    (args,) = parse(TeacherArguments)
+    import numpy as np  # and torch and transformers, which --help does not wait for
+
+    from lamra.datasets.mbeir.mined import MinedCandidates
+    from lamra.eval.inference import start
+    from lamra.eval.mining import QUERIES_TOGETHER, open_training_queries
+    from lamra.eval.rerank.asking import Asking
+
+    start(args)
+    folder = output_folder(args, "teacher")
+    with folder_lock(folder):
+        queries = open_training_queries(args)
+        pairs, mined = queries.pairs, MinedCandidates(queries.pairs, listed(args.mined or ""))
+        files = {path.name: sha256(path) for path in (pairs.queries.path, pairs.pool.path)}
+        asking = Asking.of(args, queries, folder / "answers", files)
+        numbers = np.searchsorted(queries.rows, mined.queries)  # of the queries that have a mined negative
+        count, path = 0, folder / "teacher.jsonl"
+        with whole_file(path) if is_first_process() else nullcontext() as file:
+            for start_row in range(0, len(numbers), QUERIES_TOGETHER):
+                ranking = []
+                for query in numbers[start_row : start_row + QUERIES_TOGETHER].tolist():
+                    row = int(queries.rows[query])
+                    ranking.append(RankedQuery(query, pairs.answers(row) + mined.of(row), []))
+                answers = asking.about(ranking, "log_odds", f"{start_row // QUERIES_TOGETHER:05d}")
+                count += sum(map(len, answers))
+                if file:
+                    write_lines(file, queries, pairs.pool, map(best_first, ranking, answers))
+        if is_first_process():
+            write_json(folder / "made_by.json", {**asking.provenance, "mined": list(map(sha256, mined.files))})
+            print(f"{count:,} candidates of {len(numbers):,} of {len(queries):,} queries in {path}")
+
+
+def best_first(ranked: RankedQuery, scores: list[float]) -> RankedQuery:
+    """The candidates in the order of new scores; ties stay as they were."""
+    order = sorted(range(len(scores)), key=lambda position: -scores[position])
+    return RankedQuery(
+        ranked.query, [ranked.candidates[position] for position in order], [scores[position] for position in order]
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -27,6 +27,7 @@ expect "a whole number, 1 or more" '[1-9][0-9]{0,8}' \
 expect "a whole number, 0 or more" '0|[1-9][0-9]{0,8}' NODE_RANK SEED GRAD_CACHE_CHUNK HARD_NEGATIVES
 expect "a number" '([0-9]{1,12}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?' \
   LR NUM_EPOCHS WEIGHT SEARCH_MEMORY PAUSE MAX_UNPACKED_GB MAX_RATIO
+expect "numbers with commas between" '[0-9.eE+-]+(,[0-9.eE+-]+)*' WEIGHTS
 expect "whole numbers with blanks between" '[0-9]{1,9}( [0-9]{1,9})*' SEEDS PERCENTS
 expect "a port, 1 to 65535" \
   '[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]' MASTER_PORT

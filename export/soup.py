@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,7 @@ def require_alike(ours: Part, theirs: Part) -> None:
     a, b = ours.folder, theirs.folder
     if ours.kind != theirs.kind:
         raise UserError(f"{a} is {ours.kind} and {b} {theirs.kind}: merge the adapters first, by scripts/merge_lora.sh")
-    for name, value, other in differing_settings(ours.settings, theirs.settings):
-        raise UserError(f"{a} has {name} {value} and {b} {other}: a soup is of models trained with the same settings")
+    require_same_settings(ours, theirs)
     if not have_one_base(ours, theirs):
         raise UserError(f"{a} and {b} were trained on different base models: a soup is of models of one base")
     if ours.base:
@@ -190,13 +189,20 @@ def require_alike(ours: Part, theirs: Part) -> None:
             raise UserError(f"{a} and {b} have not the same weights: {name} is {found}; train or merge them alike")
 
 
-def differing_settings(ours: Settings | None, theirs: Settings | None) -> list[tuple[str, Any, Any]]:
-    """Name and both values of each setting; not of the base model, which stands in different places."""
-    if ours is None or theirs is None:
-        return [] if ours is theirs else [("a lamra.json:", ours is not None, theirs is not None)]
-    names = [field.name for field in fields(Settings) if field.name not in ("base_model", "base_sha256")]
-    values = ((name, getattr(ours, name), getattr(theirs, name)) for name in names)
-    return [(name, value, other) for name, value, other in values if value != other]
+def require_same_settings(ours: Part, theirs: Part) -> None:
+    """All but the folder and digest of the base model; a temperature too: a model remembers no mean of two."""
+    if ours.settings is None or theirs.settings is None:
+        if ours.settings is not theirs.settings:
+            trained, other = (ours, theirs) if ours.settings else (theirs, ours)
+            raise UserError(f"{trained.folder} was trained by LamRA and {other.folder} was not: it has no lamra.json")
+        return
+    values, others = asdict(ours.settings), asdict(theirs.settings)
+    for name in values:
+        if name not in ("base_model", "base_sha256") and values[name] != others[name]:
+            raise UserError(
+                f"{ours.folder} has {name} {values[name]} and {theirs.folder} {others[name]}: a soup is of models "
+                "trained with the same settings"
+            )
 
 
 def have_one_base(ours: Part, theirs: Part) -> bool:

@@ -129,6 +129,11 @@ class Recall:
         rows = [[self.told(of), f"{100 * recall:.2f}", "kept" if kept else "left out"] for of, recall, kept in trials]
         print_table(["soup, recall in percent on the validation data", "recall", ""], rows)
 
+    def clear(self) -> None:
+        """Remove what runs left that were stopped while they measured something else."""
+        for trial in self.folder.glob(f"{TRIAL}*"):
+            remove(trial)
+
     def _names(self) -> tuple[str, ...]:
         return (*EVALUATIONS[self.args.eval], *SHARED)
 

@@ -108,6 +108,8 @@ def main() -> None:
             for part, weight in zip(parts, weights)
         ]
         on_first_process(lambda: write_soup(folder, parts, weights, {"models": models, **recipe}))
+        if recall:
+            on_first_process(recall.clear)
     if is_first_process():
         if recall:
             recall.print(trials)

@@ -53,7 +53,8 @@ def choose(number: int, recall: Callable[[Rows], float]) -> list[Trial]:
     """
     alone = [recall((row,)) for row in range(number)]
     first, *others = sorted(range(number), key=lambda row: -alone[row])
-    kept, best = (first,), alone[first]
+    kept: Rows = (first,)
+    best = alone[first]
     trials = [Trial(kept, best, True)]
     for row in others:
         soup = (*kept, row)

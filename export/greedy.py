@@ -152,8 +152,9 @@ class Recall:
             paths.append(Path(flags.data_path, flags.instructions))
         else:
             path = Path(flags.text_data_path)
-            paths = [path] if path.is_file() else sorted(of for of in path.iterdir() if of.is_file())
-        return {str(path): sha256(path) for path in paths}
+            paths = [path] if path.is_file() else sorted(path.iterdir())
+        # The evaluation tells what is missing.
+        return {str(path): sha256(path) for path in paths if path.is_file()}
 
     def _measured(self, trial: Path) -> float:
         if self.args.eval == "mbeir":

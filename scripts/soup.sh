@@ -14,7 +14,10 @@ WEIGHTS=${WEIGHTS:-}                     # 1,2,1: by default all the same
 ORIGINAL_MODEL_ID=${ORIGINAL_MODEL_ID:-} # base model under the adapters; by default the one they remember
 OUTPUT_DIR=${OUTPUT_DIR:-}               # by default the first model's folder with _soup behind
 
-evaluation export/soup.py \
+start=tethered
+if [ "$NUM_GPUS" -gt 1 ] && [[ " $* " == *" --greedy"* ]]; then start=evaluation; fi
+
+"$start" export/soup.py \
   ${WEIGHTS:+--weights "$WEIGHTS"} \
   ${ORIGINAL_MODEL_ID:+--original_model_id "$ORIGINAL_MODEL_ID"} \
   ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} \

@@ -37,8 +37,13 @@ class ZeroshotArguments(SearchArguments):
 
 
 def evaluate_captions(default_name: str) -> None:
-    """Parse the command line, encode, print the table and write metrics.json (and rankings, with --save_for_rerank)."""
+    """Parse the command line and evaluate what it names."""
     (args,) = upstream.parse(upstream.ZEROSHOT, ZeroshotArguments)
+    evaluate_captions_of(args, default_name)
+
+
+def evaluate_captions_of(args: ZeroshotArguments, default_name: str) -> None:
+    """Encode, print the table and write metrics.json (and rankings, with --save_for_rerank)."""
     from lamra.eval.evaluate import evaluate  # torch and transformers, which --help does not wait for
     from lamra.eval.inference import load_retriever, start
     from lamra.eval.metrics import measures_by_query

@@ -229,7 +229,7 @@ def inspect_adapter(folder: str | Path, expected: Mapping[str, Shape]) -> list[s
         inner = name.removeprefix("base_model.model.")
         module, _, part = inner.rpartition(".lora_")
         if module:
-            linear, rank = expected.get(f"{module}.weight", ()), _rank_of(config, module)
+            linear, rank = expected.get(f"{module}.weight", ()), rank_of(config, module)
             shapes = {"A.weight": (rank, *linear[1:]), "B.weight": (*linear[:1], rank)}
             fits = len(linear) == 2 and shapes.get(part) == stored.shape
             modules |= {module} if fits else set()
@@ -309,10 +309,22 @@ def _within(tensor: str, module: str) -> bool:
     return f".{module}." in f".{tensor}"
 
 
-def _rank_of(config: dict[str, Any], module: str) -> int:
-    """What PEFT takes from a rank_pattern of plain names: the value of the first that the module ends with."""
-    named = (r for name, r in (config.get("rank_pattern") or {}).items() if _ends_with(module, todays_name(name)))
-    return next(named, config["r"])
+def rank_of(config: dict[str, Any], module: str) -> int:
+    """The rank of an adapter on a module; see _of_pattern."""
+    return _of_pattern(config, "rank_pattern", module, config["r"])
+
+
+def scaling_of(config: dict[str, Any], module: str) -> float:
+    """What a module's product B A is multiplied by: alpha / r, with use_rslora alpha / sqrt(r) (arXiv 2312.03732)."""
+    rank = rank_of(config, module)
+    alpha = _of_pattern(config, "alpha_pattern", module, config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _of_pattern(config: dict[str, Any], key: str, module: str, default: Any) -> Any:
+    """What PEFT takes from a pattern of plain names: the value of the first that the module ends with."""
+    named = (of for name, of in (config.get(key) or {}).items() if _ends_with(module, todays_name(name)))
+    return next(named, default)
 
 
 def _ends_with(module: str, name: str) -> bool:

@@ -27,6 +27,7 @@ expect "a whole number, 1 or more" '[1-9][0-9]{0,8}' \
 expect "a whole number, 0 or more" '0|[1-9][0-9]{0,8}' NODE_RANK SEED GRAD_CACHE_CHUNK HARD_NEGATIVES SKIP
 expect "a number" '([0-9]{1,12}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?' \
   LR NUM_EPOCHS WEIGHT SEARCH_MEMORY BELOW_SHARE MARGIN JUDGE_ABOVE PAUSE MAX_UNPACKED_GB MAX_RATIO
+expect "numbers with commas between" '[0-9.eE+-]+(,[0-9.eE+-]+)*' WEIGHTS
 expect "whole numbers with blanks between" '[0-9]{1,9}( [0-9]{1,9})*' SEEDS PERCENTS
 expect "two whole numbers, such as 10:60" '[0-9]{1,5}:[0-9]{1,5}' RANKS
 expect "a port, 1 to 65535" \

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
@@ -45,7 +46,7 @@ class Places:
     """What right command lines name.
 
     Attributes:
-        model: a whole model; adapter: an adapter on it.
+        model: a whole model; adapter, other_adapter: adapters on it.
         world, mbeir, mined: as the fixtures of conftest.py.
         rankings: a folder of rankings of nights_task4, with upstream's three files beside.
         suite: of each set of the zero-shot suite flags that name its files.
@@ -53,6 +54,7 @@ class Places:
 
     model: Path
     adapter: Path
+    other_adapter: Path
     world: Path
     mbeir: Path
     mined: Path
@@ -66,6 +68,7 @@ class Entrypoint:
 
     Attributes:
         own: the fields to try; None: all.
+        words: before the flags.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Entrypoint:
     right: dict[str, Any]
     stop: tuple[str, ...]
     own: frozenset[str] | None = None
+    words: tuple[Path, ...] = ()
 
 
 MODEL_IS_LOADED = ("lamra.models.loading.load_model", "lamra.train.build.load_model")
@@ -106,7 +110,7 @@ def entrypoints(places: Places) -> list[Entrypoint]:
     from lamra.eval.training_files import MiningFlags
     from lamra.eval.zeroshot_sets import SETS
     from lamra.eval.zeroshot_suite import evaluate_set
-    from lamra.export import merge_lora, sentence_transformers
+    from lamra.export import merge_lora, sentence_transformers, soup
     from lamra.scripts import download
     from lamra.train import flags as of_train
     from lamra.train import mbeir_get_rerank_train_data, mine_batches, train_mbeir, train_nli, train_rerank
@@ -278,6 +282,14 @@ def entrypoints(places: Places) -> list[Entrypoint]:
             MODEL_IS_LOADED,
         ),
         Entrypoint(
+            "soup",
+            soup.main,
+            (soup.SoupArguments,),
+            captions | dict(output_dir="soup", greedy=True, eval="captions"),
+            MODEL_IS_LOADED,
+            words=(places.adapter, places.other_adapter),
+        ),
+        Entrypoint(
             "export",
             sentence_transformers.main,
             (sentence_transformers.ExportArguments,),
@@ -334,7 +346,7 @@ def begin(of: Entrypoint, folder: Path, command: dict[str, Any]) -> None:
         where, _, name = place.rpartition(".")
         setattr(resolve_name(where), name, accept)
     with suppress(Accepted):
-        start(of.main, *(part for name, value in command.items() for part in (f"--{name}", value)))
+        start(of.main, *of.words, *(part for name, value in command.items() for part in (f"--{name}", value)))
 
 
 # Entrypoint -> functions of this project that its right start calls.
@@ -455,7 +467,8 @@ def make_places(folder: Path, model: Path, world: Path, mbeir: Path, mined: Path
         write_ranking(rankings / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
     (rankings / "items.jsonl").write_text('{"id": "1", "text": "a"}\n')
     (folder / "suite").mkdir()
-    return Places(model, adapter, world, mbeir, mined, rankings, suite_files(folder / "suite"))
+    other = shutil.copytree(adapter, folder / "other_adapter")
+    return Places(model, adapter, other, world, mbeir, mined, rankings, suite_files(folder / "suite"))
 
 
 def unlimited(places: Places) -> list[str]:

@@ -87,10 +87,10 @@ class TeacherScores:
             (mined.keys[~np.isin(mined.keys, keys)], f"does not score {{}}, mined in {mined.files[0]}"),
         ):
             if len(wrong):
-                query, candidate = divmod(int(wrong[0]), len(pairs.pool))
-                words = what.format(f"the candidate {pairs.pool.id(candidate)}")
+                of, row = divmod(int(wrong[0]), len(pairs.pool))
+                words = what.format(f"the candidate {pairs.pool.id(row)}")
                 raise UserError(
-                    f"--teacher {file} {words}, for the query {pairs.queries.id(query)} ({len(wrong)} such): give what "
+                    f"--teacher {file} {words}, for the query {pairs.queries.id(of)} ({len(wrong)} such): give what "
                     "teacher_scores.sh wrote with the same --mined, --queries and --pool"
                 )
 

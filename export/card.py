@@ -16,6 +16,7 @@ from lamra.models.settings import RUN_FILE, Settings
 SHOWN = (
     *("data_path", "queries", "per_device_train_batch_size", "gradient_accumulation_steps", "grad_cache_chunk"),
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "temperature", "use_lora", "lora_r"),
+    *("symmetric_loss", "false_negative_margin", "false_negative_above", "hardness_weight"),
     *("lora_alpha", "lora_dropout", "train_vision_encoder", "train_vision_projector", "use_vision_lora", "seed"),
 )
 # Of the base models; the weights here are theirs with what was trained added.
@@ -143,6 +144,8 @@ def _numbers(content: Mapping[str, Any], within: str = "") -> Iterator[tuple[str
 
 def _training(arguments: Mapping[str, Any], settings: Settings) -> str:
     rows = {name: arguments[name] for name in SHOWN if arguments.get(name) is not None}
+    if arguments.get("learn_temperature"):
+        rows["temperature"] = f"{settings.temperature:.4g}, learnt from {rows['temperature']:g}"
     rows |= {
         "position_ids": settings.position_ids,
         "min_pixels": settings.min_pixels,

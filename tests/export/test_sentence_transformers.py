@@ -232,6 +232,7 @@ def test_the_card_says_what_was_trained_and_measured(adapter, tmp_path):
     source, results = tmp_path / "run", tmp_path / "results"
     shutil.copytree(adapter, source)
     run_json = {"arguments": {"model_id": "qwen2-vl-2b", "queries": "q.jsonl", "learning_rate": 2e-4, "lora_r": 64}}
+    run_json["arguments"] |= {"learn_temperature": True, "temperature": 0.07}
     (source / "run.json").write_text(json.dumps(run_json))
     (results / "flickr30k").mkdir(parents=True)
     measured = {"image_retrieval_recall@1": 0.8123, "protocol": "clean", "queries": 5000}
@@ -241,6 +242,7 @@ def test_the_card_says_what_was_trained_and_measured(adapter, tmp_path):
     for part in (
         "base_model: qwen2-vl-2b",
         "| learning_rate | 0.0002 |",
+        "| temperature | 0.05, learnt from 0.07 |",
         "| flickr30k | clean | image_retrieval_recall@1 | 0.8123 |",
         "trust_remote_code=True",
         "prompt=",

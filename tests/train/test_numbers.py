@@ -258,6 +258,11 @@ def test_a_learnt_temperature_is_kept_and_gone_on_with(train, tmp_path):
     going_on = f"--max_steps 4 {EVERY_STEP} --resume auto"
     assert "learn_temperature was True and is False" in train(broken, going_on)
     assert "hardness_weight was 9.0 and is 8.0" in train(broken, f"{going_on} {LEARNT} --hardness_weight 8")
+    manifest = broken / "checkpoint-2" / "manifest.json"
+    before = manifest.read_text()
+    manifest.write_text(before.replace('"temperature.offset"', '"x"'))
+    assert "checkpoint-2 has no learnt temperature" in train(broken, f"{going_on} {LEARNT}")
+    manifest.write_text(before)
     train(broken, f"{going_on} {LEARNT}")
     assert temperatures(broken / "checkpoint-4") == seen
     assert equal(weights(whole), weights(broken))

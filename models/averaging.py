@@ -23,6 +23,7 @@ from lamra.models.lora import PATTERNS, is_finite
 from lamra.models.shapes import todays_name
 
 SHARD = 4 * 2**30  # bytes of tensors in a file
+BLOCK = 2**20  # numbers that are added at a time
 FORMAT = {"format": "pt"}
 
 
@@ -58,11 +59,13 @@ def mean(name: str, parts: Sequence[Tensors], weights: Sequence[float], dtype: t
         weights: sum to 1.
         dtype: of the result; None: that of the first model's tensor.
     """
-    first = parts[0][name]
-    total = first.double().mul_(weights[0])
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        total.add_(part[name], alpha=weight)
-    return total.to(dtype or first.dtype).contiguous()
+    tensors = [part[name] for part in parts]
+    result = torch.empty(tensors[0].shape, dtype=dtype or tensors[0].dtype)
+    # A block at a time: a copy in float64 of the embeddings of tokens would take 4 GiB.
+    blocks = zip(result.view(-1).split(BLOCK), *(tensor.view(-1).split(BLOCK) for tensor in tensors))
+    for into, *block in blocks:
+        into.copy_(sum(weight * of.double() for weight, of in zip(weights, block, strict=True)))
+    return result
 
 
 def write_mean_adapter(folder: Path, adapters: Sequence[Path], weights: Sequence[float]) -> None:
@@ -125,6 +128,8 @@ def write_mean_model(folder: Path, models: Sequence[Path], weights: Sequence[flo
         tensors = {parts[0].stored_names[name]: mean(name, parts, weights) for name in names}
         save_file(tensors, folder / file, metadata=FORMAT)
         weight_map |= dict.fromkeys(tensors, file)
+        # Before the next file's are made.
+        del tensors
     if len(shards) > 1:
         (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2) + "\n")
 

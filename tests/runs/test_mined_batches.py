@@ -28,7 +28,7 @@ def test_two_processes_train_as_one_and_a_broken_run_ends_alike(mbeir, stage1, t
     text = run_script("bash", "scripts/lamra_ret/mine_batches.sh", **variables).stdout
     assert f"10 communities of 4 rows in {batches}" in text
 
-    flags = dict(max_steps=STEPS, lora_dropout=0, save_strategy="steps", save_steps=1, save_total_limit=STEPS)
+    flags = dict(max_steps=STEPS, lora_dropout=0, save_strategy="steps", save_steps=STEPS - 1)
     flags |= dict(dataloader_num_workers=0, report_to="none", gradient_checkpointing=False)
     variables = dict(MODEL_ID="miniature", MODEL_LOCAL_PATH=stage1, DATA_PATH=mbeir, BATCHES=batches)
     variables |= dict(OUTPUT_DIR=output, NUM_GPUS=2, PER_DEVICE_BATCH_SIZE=4, DS_STAGE="none", GRAD_CACHE_CHUNK=3)

@@ -193,9 +193,10 @@ def usable(pairs: MBEIRPairs, answers: list[int], candidates: list[int], passed:
 
 def same(a: Item, b: Item) -> bool:
     """Whether two candidates have the same text or the same picture, or both nothing at all."""
-    if (a.text and a.text == b.text) or not (a.text or a.images or b.text or b.images):
+    text, other_text, images, others = a.text, b.text, a.images, b.images
+    if (text and text == other_text) or not (text or images or other_text or others):
         return True
-    return any(_same_file(Path(str(image)), Path(str(other))) for image in a.images for other in b.images)
+    return any(_same_file(Path(str(image)), Path(str(other))) for image in images for other in others)
 
 
 def _same_file(a: Path, b: Path) -> bool:

@@ -47,7 +47,9 @@ class Asking:
             UserError: as answers_of, also where answers of that name are about other candidates.
         """
         pairs = self.queries.pairs
-        task = RetrievalTask("training", self.queries, pairs.pool, answers=[[]] * len(self.queries))
+        unknown: list[list[int]] = [[]] * len(self.queries)
+        # Nobody looks for these queries by id, or leaves some out: they need not have what Items have for that.
+        task = RetrievalTask("training", self.queries, pairs.pool, unknown)  # type: ignore[arg-type]
         depth = max((len(ranked.candidates) for ranked in ranking), default=0)
         asked = digest(repr([(ranked.query, ranked.candidates) for ranked in ranking]))
         manifest = {**self.provenance, "ranking": asked}

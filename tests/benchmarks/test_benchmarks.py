@@ -21,7 +21,7 @@ SMALL = {
     "eval_encode": ("--pictures", 2, "--rounds", 1),
     "suite_memory": ("--pairs", 4000, "--shard_size", 512),
     "peers": ("--tiny",),
-    "mining": ("--queries", 150, 300, "--dimension", 8),
+    "hard_negatives": ("--queries", 150, 300, "--dimension", 8),
     "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
 }
 NEEDS = {"peers": ("sentence_transformers", "torchvision", "faiss")}  # what it is compared with

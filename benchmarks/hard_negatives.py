@@ -1,6 +1,6 @@
 """What mining hard negatives takes beside the model, of time and memory, and what it would take of all of M-BEIR.
 
-python benchmarks/mining.py --queries 2000 8000 32000
+python benchmarks/hard_negatives.py --queries 2000 8000 32000
 
 Texts in M-BEIR's files, 5 candidates a query, random embeddings on disk. Each size has a process of its own: search,
 rules and file, and what a training reads. The search grows with queries times candidates, and a GPU does it: its time
@@ -53,10 +53,10 @@ def write_files(folder: Path, queries: int, candidates: int) -> None:
 
 
 def open_files(folder: Path, **negatives: Any) -> MBEIRPairs:
-    rows = (
-        Rows(folder / f"{name}.jsonl", folder, fields) for name, fields in (("queries", QUERY), ("pool", CANDIDATE))
+    queries, pool = (
+        Rows(folder / f"{name}.jsonl", folder, kind) for name, kind in (("queries", QUERY), ("pool", CANDIDATE))
     )
-    return MBEIRPairs(*rows, Instructions(folder / "instructions.tsv"), **negatives)
+    return MBEIRPairs(queries, pool, Instructions(folder / "instructions.tsv"), **negatives)
 
 
 class Stages:
@@ -93,12 +93,12 @@ def measure(folder: Path, queries: int, dimension: int, memory: float, connectio
         searched[0] += time.perf_counter() - since
         return found
 
-    mining.search = timed
+    mining.search = timed  # type: ignore[assignment]
     stages = Stages()
     training = TrainingQueries(open_files(folder))
     stages.end("open")
     of = Embedded(training, embeddings, gallery, {"version": VERSION})
-    how = dict(own_kind=True, search_depth=None, search_memory=memory, device="cpu")
+    how: dict[str, Any] = dict(own_kind=True, search_depth=None, search_memory=memory, device="cpu")
     pieces = mined_pieces(of, folder / "mined", of.made_by, top=100, **how)
     stages.end("mine")
     counts, rules = Counter[int](), Rules(0, 100, 10, below_share=0.95, margin=0.01)
@@ -138,6 +138,7 @@ def main() -> None:
             if child.exitcode != 0:
                 raise SystemExit(f"mining for {queries} queries ended with status {child.exitcode}")
             found.append(ours.recv())
+            print(f"{queries:,} queries are done", flush=True)
     names = [name for name in found[0] if name != "queries"]
     for of_size in found:
         of_size["mine_seconds"] -= of_size["search_seconds"]

@@ -192,7 +192,7 @@ def require_alike(ours: Part, theirs: Part) -> None:
 
 
 def require_same_settings(ours: Part, theirs: Part) -> None:
-    """All but the folder and digest of the base model; a temperature too: a model remembers no mean of two."""
+    """All but the folder and digest of the base model, and a temperature, which may be learnt and ranks nothing."""
     if ours.settings is None or theirs.settings is None:
         if ours.settings is not theirs.settings:
             trained, other = (ours, theirs) if ours.settings else (theirs, ours)
@@ -200,7 +200,7 @@ def require_same_settings(ours: Part, theirs: Part) -> None:
         return
     values, others = asdict(ours.settings), asdict(theirs.settings)
     for name in values:
-        if name not in ("base_model", "base_sha256") and values[name] != others[name]:
+        if name not in ("base_model", "base_sha256", "temperature") and values[name] != others[name]:
             raise UserError(
                 f"{ours.folder} has {name} {values[name]} and {theirs.folder} {others[name]}: a soup is of models "
                 "trained with the same settings"

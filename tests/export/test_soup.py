@@ -186,7 +186,7 @@ def test_what_makes_no_soup_is_refused(pair, variant, tiny_model, stage1, world,
     assert f"{world} is no model" in refused(a, world)
     assert "nowhere is no model" in refused(a, "nowhere")
     assert f"{a} is an adapter and {tiny_model} a whole model: merge" in refused(a, tiny_model)
-    assert f"{a} has temperature 0.05 and " in refused(a, variant(temperature=0.1))
+    assert f"{a} has text_max_tokens None and " in refused(a, variant(text_max_tokens=9))
     assert "has role retriever and" in refused(a, variant(role="reranker", rank_style="released"))
     assert "has attention causal and" in refused(a, variant(attention="bidirectional"))
     assert "were trained on different base models" in refused(a, variant(base_sha256="0" * 64))

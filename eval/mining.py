@@ -23,7 +23,7 @@ from lamra.eval.cache.embeddings import EmbeddingsCache
 from lamra.eval.cache.shards import RowsOf
 from lamra.eval.inference import load_retriever
 from lamra.eval.search import Blocks, Embeddings, search
-from lamra.eval.training_files import MiningFlags, TrainingFiles
+from lamra.eval.training_files import MiningFlags, SeededTrainingFiles
 
 QUERIES_TOGETHER = 16_384  # of a search, and of what is in memory at a time
 
@@ -77,7 +77,7 @@ def embedded(args: MiningFlags, folder: Path) -> Embedded:
     return Embedded(queries, embeddings, gallery, {**provenance, "files": cache.files, **queries.drawn_by})
 
 
-def open_training_queries(args: TrainingFiles) -> TrainingQueries:
+def open_training_queries(args: SeededTrainingFiles) -> TrainingQueries:
     """The training queries that the flags name."""
     with PartialState().main_process_first():  # it writes the indexes
         pairs = open_pairs(args.data_path, args.queries, args.pool, args.instructions, seed=args.seed)

@@ -18,11 +18,11 @@ from lamra.common.processes import is_first_process
 from lamra.datasets.rankings import RankedQuery, write_lines
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.reporting.results import write_json
-from lamra.eval.training_files import TrainingFiles
+from lamra.eval.training_files import SeededTrainingFiles
 
 
 @dataclass
-class TeacherArguments(TrainingFiles, RetrieverArguments):
+class TeacherArguments(SeededTrainingFiles, RetrieverArguments):
     mined: str | None = flag(None, "what mine_negatives.sh or mine.sh wrote; several: A,B,C", path=FILE, several=True)
     output_dir: str | None = flag(None, "default: results/<model>/teacher", path=OUT_FOLDER)
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, Flags, flag
-from lamra.datasets.mbeir.layout import DATA_PATH, GET_MBEIR, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
+from lamra.common.flags import LARGEST_SEED, OUT_FOLDER, flag
+from lamra.datasets.mbeir.layout import TrainingFiles
 from lamra.eval.flags import GuestArguments
 
 
 @dataclass
-class TrainingFiles(Flags):
-    data_path: str = flag(DATA_PATH, "M-BEIR's folder; the paths below are inside it", path=FOLDER, source=GET_MBEIR)
-    queries: str = flag(TRAIN_QUERIES, "of the training", path=FILE, inside="data_path", source=GET_MBEIR)
-    pool: str = flag(TRAIN_POOL, "candidates", path=FILE, inside="data_path", source=GET_MBEIR)
-    instructions: str = flag(INSTRUCTIONS, "what to retrieve", path=FILE, inside="data_path", source=GET_MBEIR)
+class SeededTrainingFiles(TrainingFiles):
     seed: int = flag(0, "draws each query's instruction", low=0, high=LARGEST_SEED)
 
 
 @dataclass
-class MiningFlags(TrainingFiles, GuestArguments):
+class MiningFlags(SeededTrainingFiles, GuestArguments):
     own_kind: bool = flag(True, "of the positives' data set and modality only, as from a local pool")
     search_depth: int | None = flag(
         None, "candidates to choose from; default: as many as it takes to find enough", low=1

@@ -30,7 +30,7 @@ from lamra.common.flags import (
 )
 from lamra.common.processes import TIMEOUT
 from lamra.common.secrets import is_secret
-from lamra.datasets.mbeir.layout import DATA_PATH, GET_MBEIR, INSTRUCTIONS, TRAIN_POOL, TRAIN_QUERIES
+from lamra.datasets.mbeir.layout import TrainingFiles
 from lamra.datasets.pairs import DATA_FORMATS
 from lamra.models.folders import local_folder
 from lamra.models.settings import (
@@ -132,15 +132,7 @@ class DataArguments(Flags):
 
 
 @dataclass
-class MBEIRFiles(Flags):
-    data_path: str = flag(DATA_PATH, "M-BEIR's folder; the paths below are inside it", path=FOLDER, source=GET_MBEIR)
-    queries: str = flag(TRAIN_QUERIES, "to train on", path=FILE, inside="data_path", source=GET_MBEIR)
-    pool: str = flag(TRAIN_POOL, "candidates", path=FILE, inside="data_path", source=GET_MBEIR)
-    instructions: str = flag(INSTRUCTIONS, "what to retrieve", path=FILE, inside="data_path", source=GET_MBEIR)
-
-
-@dataclass
-class MBEIRDataArguments(MBEIRFiles):
+class MBEIRDataArguments(TrainingFiles):
     eval_queries: str | None = flag(None, "queries to measure after each epoch", path=FILE, inside="data_path")
     eval_pool: str | None = flag(
         None, "their candidates; default: those of the training", path=FILE, inside="data_path"

@@ -22,7 +22,7 @@ from lamra.common.errors import UserError
 from lamra.common.files import sha256
 from lamra.common.flags import FILE, OUT_FILE, flag, listed, require, require_path
 from lamra.datasets.communities import Communities
-from lamra.train.flags import MBEIRFiles
+from lamra.datasets.mbeir.layout import TrainingFiles
 from lamra.train.partition import Graph, Keys, NotApart, partition
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ ROWS_TOGETHER = 100_000  # that are joined to others
 
 
 @dataclass
-class BatchArguments(MBEIRFiles):
+class BatchArguments(TrainingFiles):
     mined: str = flag(
         "", "files of mine.sh, or upstream's json; several: A,B,C", path=FILE, several=True, source="mine.sh makes it"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamra.common.errors import UserError
+from lamra.common.flags import FILE, FOLDER, Flags, flag
 from lamra.datasets.tasks import Reported
 
 DATA_NAME = "M-BEIR"  # what reports call it; the paper's numbers stand beside no other name
@@ -17,6 +18,14 @@ GET_MBEIR = "bash scripts/download.sh mbeir gets it"
 TRAIN_QUERIES = "query/union_train/mbeir_union_up_train.jsonl"
 TRAIN_POOL = "cand_pool/global/mbeir_union_train_cand_pool.jsonl"
 INSTRUCTIONS = "instructions/query_instructions.tsv"
+
+
+@dataclass
+class TrainingFiles(Flags):
+    data_path: str = flag(DATA_PATH, "M-BEIR's folder; the paths below are inside it", path=FOLDER, source=GET_MBEIR)
+    queries: str = flag(TRAIN_QUERIES, "of the training", path=FILE, inside="data_path", source=GET_MBEIR)
+    pool: str = flag(TRAIN_POOL, "candidates", path=FILE, inside="data_path", source=GET_MBEIR)
+    instructions: str = flag(INSTRUCTIONS, "what to retrieve", path=FILE, inside="data_path", source=GET_MBEIR)
 
 
 def global_pool(split: str) -> str:

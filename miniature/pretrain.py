@@ -46,6 +46,7 @@ from lamra.miniature.model import (
     random_model,
     save_model,
 )
+from lamra.miniature.pretrain_rank import next_token_loss as packed_loss
 from lamra.miniature.recipes import Recipe
 from lamra.miniature.world import (
     CAPTIONS,
@@ -162,7 +163,8 @@ def train(model: PreTrainedModel, corpus: Corpus, recipe: Recipe) -> float:
     """Teach the model the four tasks; returns the mean loss of the last ten steps."""
     rng = random.Random(recipe.seed)
     # Positions as stage 1 uses for this family.
-    backbone = Backbone(model, FAMILIES[recipe.family].position_ids, padding_free=False)
+    backbone = Backbone(model, FAMILIES[recipe.family].position_ids, padding_free=recipe.hard)
+    loss_of = packed_loss if recipe.hard else next_token_loss
     optimizer = adamw(model, recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
@@ -170,7 +172,7 @@ def train(model: PreTrainedModel, corpus: Corpus, recipe: Recipe) -> float:
     losses = []
     progress = tqdm(range(recipe.steps), desc="pre-training")
     for _ in progress:
-        loss = next_token_loss(backbone, corpus.sample(rng, recipe.sentences, recipe.details), corpus.processor)
+        loss = loss_of(backbone, corpus.sample(rng, recipe.sentences, recipe.details), corpus.processor)
         descend(optimizer, loss)
         schedule.step()
         losses.append(loss.item())

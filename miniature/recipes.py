@@ -32,7 +32,7 @@ class Recipe:
 
 
 STUDY = Recipe(triplets=2000, steps=600, study=True)
-HARD = Recipe(steps=900, sentences=3, details=6, hard=True)
+HARD = Recipe(steps=700, sentences=3, details=6, hard=True)
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,19 @@ RUN_KEYS = ["rung", "seed", "flags", "seconds"]
 # pools; secondary sources are marked so.
 REPORTED = {
     "temperature": "+1.2 (U-MARVEL, second hand)",
-    "mined": "57.2 to 57.4 unfiltered (U-MARVEL, second hand)",
+    "mined": "60.6 to 57.4 (U-MARVEL, unfiltered, second hand)",
     "mined-filtered": "60.6 to 61.7 (U-MARVEL, second hand)",
     "hardness": "+1.1 (LLaVE, other data)",
     "mined-batches": "+14 at batch 32 to 64, +2.5 at 1024 (B3, other data)",
     "distilled": "61.7 to 63.2 (U-MARVEL, second hand)",
-    "soup": "71.5 to 73.2 (Qwen3-VL-Embedding, other data)",
+    "soup": "71.5 to 73.2 (other data)",
     "bidirectional": "+0.6 (U-MARVEL, second hand); -1.0 (MoCa, other data)",
 }
+
+NOTE = """\
+In percent, on test, each task in its local pool: {}. Average and gain: mean ± standard deviation over seeds; the gain
+is over the recipe with the same seed and stage-1 model, and `gained` says of how many seeds it is above zero. Where a
+rung has several settings, the val queries chose. The last column is of others' models and data, and of no run here."""
 
 
 def read_rungs(folder: Path) -> pd.DataFrame:
@@ -104,10 +109,7 @@ def write_table(path: Path, frame: pd.DataFrame) -> str:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     ks = {task.name: task.k for task in TASKS}
     counted = ", ".join(f"{task} recall@{ks[task]}" for task in tasks)
-    lines += ["", f"In percent, on test, each task in its local pool: {counted}. Average and gain: mean ± standard"]
-    lines += ["deviation over seeds; the gain is over the recipe with the same seed and stage-1 model, and `gained` says"]
-    lines += ["of how many seeds it is above zero. Where a rung has several settings, the val queries chose. The last"]
-    lines += ["column is of others' models and data, and of no run here.", ""]
+    lines += ["", NOTE.format(counted), ""]
     lines += ["| rung | what it adds to the recipe |", "|---|---|"]
     flags = frame.drop_duplicates("rung")
     lines += [f"| {row.rung} | {f'`{row.flags}`' if row.flags else '-'} |" for row in flags.itertuples()]

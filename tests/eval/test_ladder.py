@@ -75,7 +75,7 @@ def test_val_chooses(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoil, words",
+    ("spoil", "words"),
     [
         (lambda folder: write_run(folder, "recipe", 0, (0.5, 0.5), name="again"), "recipe of one seed twice"),
         (lambda folder: write_run(folder, "soup", 0, (0.5,), 9), "measured on other tasks"),

@@ -1,12 +1,13 @@
 """A miniature M-BEIR in which hard negatives have something to teach: the tasks and files of mbeir.py, in families.
 
 It is made so, on purpose, and a gain here says that a method works, not how much it gives on real data. Scenes come in
-families: each member is another member with one shape recoloured, exchanged or moved, and a local pool holds whole
-families. To find the family is easy and gives a recall at 5 of about 5 / MEMBERS; to find the member needs each detail.
-Queries to train on are so few of each family that a batch drawn at random hardly ever holds two of them: it teaches to
-find families. A miner finds the other members in the training pool, and `neg_cand_list` names them, an oracle's
-negatives. As in real data, some training candidates are right and not listed as such (TWINS): whoever mines without
-care trains against right answers. The pools of val and test have none, and what matches scenes exactly scores 100.
+families: all members are the first with one of its three shapes recoloured, exchanged or moved, and a local pool holds
+whole families. To find the family is easy and gives a recall at 5 of about 5 / MEMBERS; to find the member needs each
+detail. Queries to train on are so few of each family that a batch drawn at random hardly ever holds two of them: it
+teaches to find families. A miner finds the other members in the training pool, and `neg_cand_list` names them, an
+oracle's negatives. As in real data, some training candidates are right and not listed as such (TWINS): whoever mines
+without care trains against right answers. The pools of val and test have none, and what matches scenes exactly scores
+100.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from pathlib import Path
 from lamra.datasets.mbeir.layout import INSTRUCTIONS, global_pool, local_pool
 from lamra.datasets.mbeir.write import MBEIRFiles
 from lamra.miniature import world
-from lamra.miniature.mbeir import CIRR, COCO, DONE, INFOSEEK, INSTRUCTION_ROWS, NIGHTS, change, crowded_scene, question
+from lamra.miniature.mbeir import CIRR, COCO, DONE, INFOSEEK, INSTRUCTION_ROWS, NIGHTS, change, question
 from lamra.miniature.world import Scene, Shape, describe, descriptions, draw, edited, shaken
 
-MEMBERS = 12  # of a family
+MEMBERS = 16  # of a family
 TWINS = 0.3  # share of training queries with a right candidate beside it that is not listed
 SPLITS = ("val", "test", "train")
 
@@ -32,7 +33,7 @@ AddFamily = Callable[[str, list[Scene], int], None]
 
 
 def build_hard_mbeir(
-    folder: str | Path, seed: int, *, train: int = 250, gallery: int = 40, asked: tuple[int, int] = (2, 5)
+    folder: str | Path, seed: int, *, train: int = 160, gallery: int = 30, asked: tuple[int, int] = (3, 7)
 ) -> None:
     """Write the hard miniature M-BEIR; the same seed writes the same bytes. No scene is in two splits or datasets.
 
@@ -67,15 +68,9 @@ class _Builder:
             self.facts[shape] = [self.files.candidate(INFOSEEK, pools, text) for text in texts]
 
     def family(self) -> list[Scene]:
-        """MEMBERS new scenes, each but the first an edit of an earlier one."""
-        scenes = world.distinct_scenes(self.rng, 1, self.taken, crowded_scene)
-        while len(scenes) < MEMBERS:
-            scenes += world.distinct_scenes(self.rng, 1, self.taken, partial(self._near, scenes))
-        return scenes
-
-    @staticmethod
-    def _near(scenes: list[Scene], rng: random.Random) -> Scene:
-        return edited(rng.choice(scenes), rng)
+        """MEMBERS new scenes: one of three shapes, and edits of it."""
+        (first,) = world.distinct_scenes(self.rng, 1, self.taken, three_shapes)
+        return [first, *world.distinct_scenes(self.rng, MEMBERS - 1, self.taken, partial(edited, first))]
 
     def captions(self, split: str, scenes: list[Scene], asked: int) -> None:
         """MSCOCO, both directions."""
@@ -140,6 +135,12 @@ class _Builder:
         """A query whose wrong candidates are the rest of the family."""
         wrong = [did for scene, did in candidates.items() if scene != right]
         self.files.query(dataset, task, split, [candidates[right]], negatives=wrong, **parts)
+
+
+def three_shapes(rng: random.Random) -> Scene:
+    while len(scene := world.random_scene(rng)) < 3:
+        pass
+    return scene
 
 
 def _differ_in_one(shape: Shape, other: Shape) -> bool:

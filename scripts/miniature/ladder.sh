@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 bash scripts/setup.sh
 source scripts/env.sh
 
-export MODEL_ID=miniature_hard SEEDS=${SEEDS:-0 1 2} NUM_GPUS=${NUM_GPUS:-1}
+export MODEL_ID=miniature SEEDS=${SEEDS:-0 1 2} NUM_GPUS=${NUM_GPUS:-1}
 export DS_STAGE=none BF16=False GRADIENT_CHECKPOINTING=False LORA_R=16 LORA_ALPHA=32 PER_DEVICE_BATCH_SIZE=64
 export DATA_PATH=data/miniature_mbeir_hard
 export TASKS=mscoco_task0_test,mscoco_task3_test,nights_task4,cirr_task7,infoseek_task6
@@ -16,9 +16,9 @@ export TASKS=mscoco_task0_test,mscoco_task3_test,nights_task4,cirr_task7,infosee
 if [ ! -e "$DATA_PATH/done" ]; then "$PYTHON" miniature/build_mbeir.py --hard; fi
 
 for seed in $SEEDS; do
-  stage1=checkpoints/${MODEL_ID}_LamRA_Ret_Pretrain_seed$seed
+  stage1=checkpoints/miniature_hard_LamRA_Ret_Pretrain_seed$seed
   if [ ! -e "${stage1}_merged/lamra.json" ]; then
-    TRAIN_DATA_PATH=data/miniature/nli.csv OUTPUT_DIR=$stage1 NUM_EPOCHS=1 LR=1e-3 \
+    MODEL_LOCAL_PATH=checkpoints/hf_models/miniature_hard TRAIN_DATA_PATH=data/miniature/nli.csv OUTPUT_DIR=$stage1 NUM_EPOCHS=1 LR=1e-3 \
       bash scripts/lamra_ret/pretrain.sh --seed "$seed" --force True
     rm -rf "${stage1}_merged"
     MODEL_ID=$stage1 SAVE_PATH=${stage1}_merged DTYPE=fp32 bash scripts/merge_lora.sh
@@ -26,4 +26,5 @@ for seed in $SEEDS; do
 done
 
 NUM_EPOCHS=${NUM_EPOCHS:-2} LR=${LR:-1e-3} STUDY=${STUDY:-miniature_ladder} DATA_NAME="hard miniature M-BEIR" \
+  STAGE1=./checkpoints/miniature_hard_LamRA_Ret_Pretrain_seed@_merged \
   bash scripts/study/ladder.sh

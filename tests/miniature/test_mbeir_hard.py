@@ -23,7 +23,7 @@ from lamra.miniature.model import random_model
 from lamra.miniature.pretrain import Scenes, instructions
 from lamra.miniature.world import Scene
 
-SIZES = dict(train=10, gallery=2, asked=(2, 5))
+SIZES = dict(train=10, gallery=2, asked=(3, 7))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 # Model and machine
 export MODEL_ID=${MODEL_ID:-qwen2-vl-7b} NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
 STAGE1=${STAGE1:-./checkpoints/${MODEL_ID}_LamRA_Ret_Pretrain_seed@_merged} # @ stands for the seed
+STAGE1_BIDIRECTIONAL=${STAGE1_BIDIRECTIONAL:-${STAGE1/_Pretrain/_Pretrain_bidirectional}}
 JOBS=${JOBS:-1} # seeds at once after the first, where the machine has room for them
 
 # Data, and what to call them
@@ -22,11 +23,20 @@ SAVE_STEPS=${SAVE_STEPS:-100} # a broken run goes on from its last checkpoint
 # chooses. A step is a function below and the value that it is given, such as mine-100, and @ in the flags is the folder
 # of the seed's steps. "soup: A B" trains nothing: it is the mean of the weights of rungs above it.
 ladder="
-recipe        =
-another-order = --seed 1000
-homogeneous   = --mixture_batches homogeneous
-bidirectional = --attention bidirectional --pooling mean
-listed        = --hard_negatives 2 or --hard_negatives 4
+recipe          =
+another-order   = --seed 1000
+homogeneous     = --mixture_batches homogeneous
+temperature     = --learn_temperature True --temperature_lr 1e-2
+symmetric       = --symmetric_loss True
+false-negatives = --false_negative_margin 0.1
+hardness        = --hardness_weight 9
+bidirectional   = --attention bidirectional --pooling mean
+listed          = --hard_negatives 4
+mined           = mine-20: --mined @/mine-20/mined.jsonl --hard_negatives 4
+mined-filtered  = negatives-98: --mined @/negatives-98/negatives.jsonl --hard_negatives 4
+mined-batches   = mine-100 batches-8: --batches @/batches-8/batches.jsonl
+soup            = soup: recipe another-order mined-filtered
+together        = negatives-98: --mined @/negatives-98/negatives.jsonl --hard_negatives 4 --symmetric_loss True
 "
 names=$(sed -n 's/ *=.*//p' <<<"$ladder" | xargs)
 RUNGS=${RUNGS:-$names}
@@ -44,6 +54,17 @@ mine() { # the VALUE best wrong candidates of each training query
   fi
 }
 
+negatives() { # hard negatives below VALUE percent of the similarity of the query's positive
+  if [ ! -e "$2/negatives.jsonl" ]; then
+    MODEL_ID=checkpoints/$STUDY/$(run_of recipe "$3") KEEP=10 OUTPUT_DIR=$2 \
+      BELOW_SHARE=$("$PYTHON" -c "print($1 / 100)") bash scripts/lamra_ret/mine_negatives.sh --seed "$3"
+  fi
+}
+batches() { # communities of VALUE rows, from what mine-100 found
+  MINED=${2%/*}/mine-100/mined.jsonl COMMUNITY_SIZE=$1 SKIP=0 NEIGHBOURS=30 OUTPUT=$2/batches.jsonl \
+    bash scripts/lamra_ret/mine_batches.sh
+}
+
 # The settings of a rung, into `settings`, numbered from 1.
 settings_of() {
   local line
@@ -57,7 +78,7 @@ settings_of() {
 
 # Train a run unless that is done: make_run RUNG NUMBER SEED SETTING
 make_run() {
-  local name=$1.$2-seed$3 rung=$1 seed=$3 setting=$4 steps="" flags step begin
+  local name=$1.$2-seed$3 rung=$1 seed=$3 setting=$4 steps="" flags step begin begun
   local run=checkpoints/$STUDY/$name results=results/$STUDY/$name made=results/$STUDY/steps-seed$seed
   if [ -e "$results/rung.json" ]; then
     grep -qF "\"flags\": \"$setting\"" "$results/rung.json" ||
@@ -75,7 +96,9 @@ make_run() {
     for step in $steps; do "${step%%-*}" "${step#*-}" "$made/$step" "$seed"; done
     begin=$SECONDS
     if compgen -G "$run/checkpoint-*/manifest.json" >/dev/null; then flags+=(--resume auto); else flags+=(--force True); fi
-    MODEL_LOCAL_PATH=${STAGE1//@/$seed} OUTPUT_DIR=$run RUN_ID=$name bash scripts/lamra_ret/finetune.sh \
+    begun=${STAGE1//@/$seed}
+    if [[ $setting == *--attention* ]]; then begun=${STAGE1_BIDIRECTIONAL//@/$seed}; fi # a model keeps its attention
+    MODEL_LOCAL_PATH=$begun OUTPUT_DIR=$run RUN_ID=$name bash scripts/lamra_ret/finetune.sh \
       --seed "$seed" --save_strategy steps --save_steps "$SAVE_STEPS" --save_total_limit 1 "${flags[@]}"
   fi
   mkdir -p "$results"

@@ -24,7 +24,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md")) + CHINESE
 PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 GLOSSARY = ROOT / "docs" / "zh" / "glossary.md"
 # Pages that a user works from.
-IN_CHINESE = "backbones evaluate export formats memory method own_data quickstart rank serving several_machines study"
+IN_CHINESE = "backbones evaluate export formats memory method own_data quickstart rank recipes serving several_machines study"
 IN_CHINESE = [*IN_CHINESE.split(), "tables", "train_stage1", "train_stage2", "troubleshooting", "upstream", "zeroshot"]
 GENERATED = ROOT / "docs" / "flags.md"  # its flags are those of the installed transformers
 

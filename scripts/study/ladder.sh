@@ -35,8 +35,8 @@ listed          = --hard_negatives 4
 mined           = mine-20: --mined @/mine-20/mined.jsonl --hard_negatives 4
 mined-filtered  = negatives-98: --mined @/negatives-98/negatives.jsonl --hard_negatives 4
 mined-batches   = mine-100 batches-8: --batches @/batches-8/batches.jsonl
-soup            = soup: recipe another-order mined-filtered
-together        = negatives-98: --mined @/negatives-98/negatives.jsonl --hard_negatives 4 --symmetric_loss True
+together        = negatives-98: --mined @/negatives-98/negatives.jsonl --hard_negatives 4 --hardness_weight 9
+soup            = soup: mined-filtered hardness together
 "
 names=$(sed -n 's/ *=.*//p' <<<"$ladder" | xargs)
 RUNGS=${RUNGS:-$names}

@@ -47,6 +47,7 @@ expect "qwen2_vl, qwen2_5_vl or qwen3_vl" 'qwen2_vl|qwen2_5_vl|qwen3_vl' FAMILY
 expect "test or val" 'test|val' SPLIT
 expect "released or clean" 'released|clean' PROTOCOL
 expect "released, clean or qwen3_reranker" 'released|clean|qwen3_reranker' RANK_STYLE
+expect "lamra or beyond" 'lamra|beyond' RECIPE
 expect "mixed or homogeneous" 'mixed|homogeneous' MIXTURE_BATCHES
 expect "an address that begins with https:// or http://" 'https?://[^[:space:]]+' HF_ENDPOINT
 expect "a value that does not begin with a dash, which is a flag's: write ./ before a path" '[^-].*' \

@@ -13,7 +13,7 @@ without care trains against right answers. The pools of val and test have none, 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -114,7 +114,7 @@ class _Builder:
     def _twin(self, split: str) -> bool:
         return split == "train" and self.rng.random() < TWINS
 
-    def _pools(self, task: str, split: str) -> Iterable[str]:
+    def _pools(self, task: str, split: str) -> Sequence[str]:
         own = f"{task}_{split}" if task.startswith("mscoco") else task
         return [global_pool(split)] if split == "train" else [global_pool(split), local_pool(own)]
 

@@ -137,11 +137,24 @@ def plot_rungs(path: Path, frame: pd.DataFrame) -> None:
             of_rung = values[frame["rung"] == rung].dropna()
             if side is right and rung == RECIPE:
                 continue
-            of_seed, mean = {}, {}
-            if y == 0:
-                of_seed, mean = dict(label="a seed"), dict(label="their mean")
-            side.plot(of_rung, [y] * len(of_rung), "o", color=COLOURS[0], markersize=5, alpha=0.65, **of_seed)
-            side.plot([of_rung.mean()], [y], "|", color="black", markersize=14, markeredgewidth=2, **mean)
+            side.plot(
+                of_rung,
+                [y] * len(of_rung),
+                "o",
+                color=COLOURS[0],
+                markersize=5,
+                alpha=0.65,
+                label="a seed" if y == 0 else None,
+            )
+            side.plot(
+                [of_rung.mean()],
+                [y],
+                "|",
+                color="black",
+                markersize=14,
+                markeredgewidth=2,
+                label="their mean" if y == 0 else None,
+            )
         side.grid(axis="y", linewidth=0.4)
         side.set_axisbelow(True)
         side.set_ylim(len(rungs) - 0.4, -0.6)

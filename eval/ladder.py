@@ -12,6 +12,7 @@ from pathlib import Path
 from lamra.common.cli import parse, run
 from lamra.common.files import whole_file
 from lamra.common.flags import FOLDER, OUT_FOLDER, Flags, flag, require, require_path
+from lamra.eval.reporting.results import METRICS
 
 
 @dataclass
@@ -28,6 +29,9 @@ class LadderArguments(Flags):
         super().check_paths()
         require_path("study", self.results, FOLDER, "scripts/study/ladder.sh makes it")
         require_path("study", self.results, OUT_FOLDER)
+        for name in self.choose or []:
+            measured = bool(name) and (self.results / name / "val_local" / METRICS).is_file()
+            require(measured, "choose", name, f"a run below {self.results} that was measured on val")
 
     @property
     def results(self) -> Path:

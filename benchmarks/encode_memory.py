@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import socket
 import tempfile
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +45,7 @@ class StandIn:
     def length(self, item: Item) -> int:
         return TOKENS[int(item.id) < self.first_text]
 
-    def prepare(self, items: list[Item]) -> tuple[Tensor, list]:
+    def prepare(self, items: Sequence[Item]) -> tuple[Tensor, list]:
         return torch.tensor([int(item.id) for item in items]), []
 
     def embed(self, inputs: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from lamra.collators.texts import ToldTexts
 from lamra.common.files import sha256, whole_file
+from lamra.common.machines import require_alike
 from lamra.common.processes import is_first_process, on_first_process
 from lamra.datasets.items import Indexed, Item
 from lamra.datasets.mbeir.tasks import JoinedPools
@@ -39,7 +40,11 @@ class EmbeddingsCache:
         self.files: dict[str, str] = {}
 
     def embed(self, items: FileItems) -> Shards:
-        """(N, D) embeddings; see encode_to_shards. All processes must call this."""
+        """(N, D) embeddings; see encode_to_shards. All processes must call this.
+
+        Raises:
+            UserError: as encode_to_shards; or a machine has another file.
+        """
         if isinstance(items, JoinedPools):
             return Shards([file for part in items.parts for file in self.embed(part).files])
         path = Path(items.path)
@@ -48,6 +53,7 @@ class EmbeddingsCache:
         for name, value in getattr(items, "drawn_by", {}).items():
             manifest[name] = sha256(value) if isinstance(value, Path) else value
         manifest["file"] = self.files[path.name]
+        require_alike({str(path): manifest})
         return encode_to_shards(self.retriever, items, self.folder / items.name, manifest, self.shard_size)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,10 +75,7 @@ def test_every_way_to_run_gives_the_same_curve(trained, world, tiny_model, tmp_p
 
 def on_two_machines(**variables) -> dict:
     """Of a Slurm job whose machines are launchers on this one."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    return slurm.job(2, MASTER_PORT=port, **variables)
+    return slurm.job(2, MASTER_PORT=slurm.free_port(), **variables)
 
 
 def stop_once_and_finish(world, tiny_model, output: Path, job: dict, told: Path) -> None:
@@ -97,6 +93,26 @@ def stop_once_and_finish(world, tiny_model, output: Path, job: dict, told: Path)
     assert told.read_text() == "scontrol requeue 17\n" and not (output / "lamra.json").exists()
     result = pretrain(world, tiny_model, output, *flags, script=SBATCH, **job, SLURM_RESTART_COUNT=1)
     assert f"going on from {output}/checkpoint-" in result.stdout
+
+
+def test_a_machine_with_other_data_ends_the_run(world, tiny_model, tmp_path):
+    """As users meet it: two launchers, the sentence on the first, no training on either."""
+    (tmp_path / "nli.csv").write_text((world / "nli.csv").read_text() + "A dog.,An animal.,A cat.\n")
+    job = on_two_machines(NUM_GPUS=1, NNODES=2, MASTER_ADDR="localhost")
+    data = (world / "nli.csv", tmp_path / "nli.csv")
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(
+                *(pretrain, world, tiny_model, tmp_path / "run"),
+                check=False,
+                **{**job, "NODE_RANK": rank, "TRAIN_DATA_PATH": path},
+            )
+            for rank, path in enumerate(data)
+        ]
+    first, second = (run.result() for run in runs)
+    assert first.returncode != 0 and second.returncode != 0
+    assert f"error: --data_path {data[0]} is not the same on " in first.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_not_written_over(trained, world, tiny_model):

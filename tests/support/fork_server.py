@@ -191,7 +191,7 @@ class Launcher:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
         if nodes > 1:  # its machines are all this one
-            port = args.master_port
+            port = config.rdzv_endpoint.rpartition(":")[2]
         world = nodes * here
         variables = dict(MASTER_ADDR="localhost", MASTER_PORT=port, WORLD_SIZE=world, LOCAL_WORLD_SIZE=here)
         variables |= dict(GROUP_RANK=node, GROUP_WORLD_SIZE=nodes, ROLE_WORLD_SIZE=world, ROLE_NAME=config.role)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,3 +51,9 @@ def stand_ins(folder: Path, patch: pytest.MonkeyPatch | None = None) -> None:
 def job(nodes: int, **variables) -> dict[str, str]:
     """What Slurm sets for a job."""
     return dict(SLURM_JOB_ID="17", SLURM_JOB_NUM_NODES=str(nodes), SLURM_JOB_NODELIST=f"node[1-{nodes}]") | variables
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]

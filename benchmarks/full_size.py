@@ -39,6 +39,21 @@ from lamra.eval.mining import TrainingQueries
 from lamra.eval.search import search
 
 PICTURES = 1000  # files, each of another length, that stand for all pictures
+POOL_ROWS, UP_TRAIN_ROWS
+
+from lamra.datasets.mbeir.instructions import Instructions
+from lamra.datasets.mbeir.layout import INSTRUCTIONS, TASKS, TRAIN_POOL, TRAIN_QUERIES, Task, global_pool
+from lamra.datasets.mbeir.pairs import open_pairs
+from lamra.datasets.mbeir.tasks import open_tasks
+from lamra.datasets.rankings import write_by_query, write_ranking
+from lamra.datasets.rerank import RerankExamples
+from lamra.datasets.tasks import Items
+from lamra.eval import evaluate, mine_rerank, mining, stored
+from lamra.eval.metrics import measures_by_query
+from lamra.eval.mining import TrainingQueries
+from lamra.eval.search import search
+
+PICTURES = 1000  # files, each of another length, that stand for all pictures
 WORDS = [
     "a",
     "text",
@@ -76,7 +91,7 @@ class Writer:
         return max(2, round(self.scale * count))
 
     def text(self, number: int, letters: int) -> str:
-        return f"{number} " + " ".join(WORDS[(number + i) % len(WORDS)] for i in range(letters // 6))
+        return f"{number} " + letters // 6 * "thing "
 
     def fields(self, number: int, modality: str, letters: int) -> tuple[str | None, str | None]:
         picture = f"mbeir_images/{number % PICTURES}.jpg" if "image" in modality else None

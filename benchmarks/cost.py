@@ -19,7 +19,6 @@ from backbones import PUBLISHED, picture_flops
 from mbeir_sizes import SIZES, TRAIN_POOL_ROWS, UP_TRAIN_ROWS
 from shapes import PREFIX, SUFFIX
 
-from lamra.models.backbone import Backbone
 from lamra.models.embedder import Embedder
 from lamra.models.families import FAMILIES
 from lamra.models.lora import add_lora
@@ -130,7 +129,7 @@ def stages(model: str) -> dict[str, Stage]:
 
 
 @cache
-def built(model: str, lora: int) -> tuple[Backbone, int, dict]:
+def built(model: str, lora: int) -> tuple[Embedder, int, dict]:
     """A model on the meta device, FLOPs of a picture's forward pass, and the values of each parameter."""
     shape, default = PUBLISHED[model], torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

@@ -39,39 +39,6 @@ from lamra.eval.mining import TrainingQueries
 from lamra.eval.search import search
 
 PICTURES = 1000  # files, each of another length, that stand for all pictures
-POOL_ROWS, UP_TRAIN_ROWS
-
-from lamra.datasets.mbeir.instructions import Instructions
-from lamra.datasets.mbeir.layout import INSTRUCTIONS, TASKS, TRAIN_POOL, TRAIN_QUERIES, Task, global_pool
-from lamra.datasets.mbeir.pairs import open_pairs
-from lamra.datasets.mbeir.tasks import open_tasks
-from lamra.datasets.rankings import write_by_query, write_ranking
-from lamra.datasets.rerank import RerankExamples
-from lamra.datasets.tasks import Items
-from lamra.eval import evaluate, mine_rerank, mining, stored
-from lamra.eval.metrics import measures_by_query
-from lamra.eval.mining import TrainingQueries
-from lamra.eval.search import search
-
-PICTURES = 1000  # files, each of another length, that stand for all pictures
-WORDS = [
-    "a",
-    "text",
-    "about",
-    "some",
-    "thing",
-    "that",
-    "people",
-    "may",
-    "look",
-    "for",
-    "in",
-    "a",
-    "large",
-    "collection",
-    "of",
-    "pictures",
-]
 POOL_ROWS = sum(size.pool for size in SIZES.values())
 TOP, DEPTH = 100, 50
 
@@ -233,12 +200,12 @@ def measure(root: Path, scale: float, dimension: int, memory: float, with_mining
     found: dict[str, Any] = {"scale": scale, "files_gb": gigabytes, "draw_ms": time.process_time() - since}
     if with_mining:
         queries = TrainingQueries(pairs)
-        sides = vectors(len(queries), dimension, 1), vectors(len(pairs.pool), dimension, 2)
+        embeddings = vectors(len(queries), dimension, 1), vectors(len(pairs.pool), dimension, 2)
         stages.begin()
-        mined = mining.mine(queries, *sides, top=TOP, own_kind=False, search_depth=None, **how)
+        mined = mining.mine(queries, *embeddings, top=TOP, own_kind=False, search_depth=None, **how)
         mine_rerank.write(results, queries, mined)
         stages.end("mining")
-        del mined, sides
+        del mined, embeddings
         stages.begin()
         assert len(RerankExamples(pairs, [results / "mined.jsonl"])) == len(pairs)
         stages.end("rank examples")

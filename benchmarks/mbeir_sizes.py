@@ -13,7 +13,6 @@ from lamra.datasets.mbeir.layout import TASKS
 UP_TRAIN_ROWS = 1_332_790  # of mbeir_union_up_train.jsonl, which repeats queries of small sets
 # The published union pools have 2.43 GB (test) and 0.478 GB (training): 434 bytes a row of the 5.6 million.
 TRAIN_POOL_ROWS = 1_100_000  # at as many bytes a row
-ROW_BYTES = 434
 
 
 class Size(NamedTuple):
@@ -43,7 +42,7 @@ _KINDS = (
 )  # fmt: skip
 _POSITIVES = (1, 1, 3, 2, 3, 1, 1, 5, 1, 1, 9, 7, 1, 1, 18, 8)
 SIZES = {
-    task.name: Size(*kinds, *(round(1000 * thousand) for thousand in rows), positives)
-    for task, kinds, rows, positives in zip(TASKS, _KINDS, _ROWS, _POSITIVES, strict=True)
+    task.name: Size(query, candidate, 1000 * train, round(1000 * test), 1000 * pool, positives)
+    for task, (query, candidate), (train, test, pool), positives in zip(TASKS, _KINDS, _ROWS, _POSITIVES, strict=True)
 }
 SMALL = {"fashion200k", "webqa", "edis", "nights", "fashioniq", "cirr"}  # whose training queries are repeated

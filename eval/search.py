@@ -5,17 +5,20 @@ Dimension letters: Q queries, N gallery items, D embedding size; q and n are the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lamra.common.errors import UserError
 from lamra.common.gather import all_gather_with_grad, sum_over_processes
-from lamra.common.processes import process_rank, world_size
+from lamra.common.processes import is_first_process, process_rank, world_size
 from lamra.models.float32 import full_float32
 
+PATIENCE = 10.0  # seconds until a search shows how far it is
 CHUNK = 32  # neighbouring scores of which only the highest is looked at first
 
 
@@ -123,13 +126,37 @@ def search(
     world, rank = world_size(), process_rank()
     count = -(-len(gallery) // blocks.block_size)
     first, last = (min(count * of // world * blocks.block_size, len(gallery)) for of in (rank, rank + 1))
-    found = []
-    for start in range(0, len(query), blocks.queries):
-        together = as_float32(query[start : start + blocks.queries], device)  # (q, D)
-        best = top_k(together, gallery, k, blocks.block_size, blocks.query_block_size, range(first, last))
-        found.append([column.cpu() for column in _merge_ranks(*best, k)])
+    found, groups = [], range(0, len(query), blocks.queries)
+    with tqdm(
+        total=len(groups) * (last - first),
+        desc="search",
+        unit="candidate",
+        unit_scale=True,
+        delay=PATIENCE,
+        disable=not is_first_process(),
+    ) as progress:
+        for start in groups:
+            together = as_float32(query[start : start + blocks.queries], device)  # (q, D)
+            looked = Counted(gallery, progress.update)
+            best = top_k(together, looked, k, blocks.block_size, blocks.query_block_size, range(first, last))
+            found.append([column.cpu() for column in _merge_ranks(*best, k)])
     scores, indices = (torch.cat(column)[:, : len(gallery)] for column in zip(*found))
     return scores, indices
+
+
+class Counted:
+    """Embeddings that tell how many of their rows were taken."""
+
+    def __init__(self, embeddings: Embeddings, tell: Callable[[int], object]):
+        self.embeddings, self.tell, self.shape = embeddings, tell, embeddings.shape
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __getitem__(self, rows: slice) -> Tensor | np.ndarray:
+        part = self.embeddings[rows]
+        self.tell(len(part))
+        return part
 
 
 def rescored(

@@ -38,7 +38,8 @@ def model_sha256(folder: str | Path, patterns: Sequence[str] = MODEL_FILES) -> s
     Raises:
         UserError: a machine has other files.
     """
-    found = on_first_process(lambda: _model_sha256(Path(folder), patterns))
+    doing = f"the first process reads {folder} for its digest"
+    found = on_first_process(lambda: _model_sha256(Path(folder), patterns), doing)
     reads = several_machines() and is_first_of_machine() and not is_first_process()
     require_alike({f"the model {folder}": _model_sha256(Path(folder), patterns) if reads else found})
     return found

@@ -58,7 +58,7 @@ def output_folder(args: TrainingArguments, base: Path) -> Iterator[str | None]:
         return checkpoint_to_resume(args.output_dir, args.resume) if args.resume else None
 
     with nullcontext() if args.dry_run else folder_lock(args.output_dir):
-        yield on_first_process(decide)
+        yield on_first_process(decide, "the first process looks at what the output folder holds")
 
 
 def prepare_output(folder: str | Path, base: str | Path, *, force: bool, resume: str | None) -> None:

@@ -6,6 +6,7 @@ is complete or not there. All processes must see the folder.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,9 +76,12 @@ def encode_to_shards(
     files = [folder / f"{number:05d}.npy" for number in range(len(parts))]
     # One process looks: on a network disk another may remember for a while that a file was not there.
     complete = on_first_process(lambda: [_is_complete(file, len(rows)) for file, rows in zip(files, parts)])
-    texts = ToldTexts()
-    for number in [i for i, there in enumerate(complete) if not there]:
+    texts, began, wanted = ToldTexts(), time.monotonic(), [i for i, there in enumerate(complete) if not there]
+    for done, number in enumerate(wanted):
         part = f"{folder.name} {number + 1}/{len(files)}" if len(files) > 1 else folder.name
+        if done:  # what the bar of a part cannot say
+            minutes = (time.monotonic() - began) / done * (len(wanted) - done) / 60
+            part += f", {minutes:.0f} min for all that is left" if minutes >= 1 else ""
         shown = [items[row] for row in parts[number]]
         embeddings = retriever.encode(shown, part, texts=texts)  # (n, D), the same on every process
         if is_first_process():

@@ -80,7 +80,9 @@ def test_what_a_picture_costs(family, monkeypatch):
 def test_what_is_for_a_gpu_runs_in_a_small_size(tmp_path):
     result = run_script("bash", "benchmarks/gpu.sh", "--tiny", OUTPUT_DIR=tmp_path, SECONDS_IN_ALL=3000, timeout=900)
     found = json.loads(result.stdout.splitlines()[-1])
-    assert {line["part"] for line in found["results"]} == set("abcdefgh")
+    assert {line["part"] for line in found["results"]} == set("abcdefghijk")
+    (on_disk,) = (line for line in found["results"] if line["part"] == "j")
+    assert on_disk["equal"]
     assert not [line for line in found["results"] if line.get("note", "").startswith(("failed", "its time", "skipped"))]
     if found["device"] == "CPU":
         notes = {line["part"]: line["note"] for line in found["results"] if "note" in line}

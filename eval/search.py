@@ -5,7 +5,7 @@ Dimension letters: Q queries, N gallery items, D embedding size; q and n are the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ def top_k(
     block_size: int = 16384,
     query_block_size: int = 1024,
     rows: range | None = None,
+    tell: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k gallery items of highest inner product with each query, best first; ties go to the lower gallery index.
 
@@ -52,6 +53,7 @@ def top_k(
         gallery: (N, D).
         k: capped at the number of rows.
         rows: the part of the gallery to look at, by default all of it; indices are the whole gallery's.
+        tell: is given the rows of each block that was looked at.
 
     Returns:
         (Q, k) float32 scores and (Q, k) int64 gallery indices.
@@ -70,8 +72,7 @@ def top_k(
     # For all products, since a new one costs a third of its time in page faults.
     room = torch.empty(min(query_block_size, len(query)) * min(block_size, len(rows)), device=query.device)
     with torch.no_grad(), full_float32():
-        for start in range(rows.start, rows.stop, block_size):
-            block = as_float32(gallery[start : min(start + block_size, rows.stop)], query.device)  # (n, D)
+        for start, block in blocks_of(gallery, rows, block_size, query.device):
             parts = []
             for some in query.split(query_block_size):  # (q, D)
                 product = room[: len(some) * len(block)].view(len(some), len(block))
@@ -81,6 +82,8 @@ def top_k(
             merged_indices = torch.cat([indices, torch.cat([i for _, i in parts]) + start], dim=1)
             scores, order = merged.sort(dim=1, descending=True, stable=True)
             scores, indices = scores[:, :k], merged_indices.gather(1, order[:, :k])  # (Q, k)
+            if tell:
+                tell(len(block))
     return scores, indices
 
 
@@ -137,26 +140,11 @@ def search(
     ) as progress:
         for start in groups:
             together = as_float32(query[start : start + blocks.queries], device)  # (q, D)
-            looked = Counted(gallery, progress.update)
-            best = top_k(together, looked, k, blocks.block_size, blocks.query_block_size, range(first, last))
+            sizes = blocks.block_size, blocks.query_block_size
+            best = top_k(together, gallery, k, *sizes, range(first, last), progress.update)
             found.append([column.cpu() for column in _merge_ranks(*best, k)])
     scores, indices = (torch.cat(column)[:, : len(gallery)] for column in zip(*found))
     return scores, indices
-
-
-class Counted:
-    """Embeddings that tell how many of their rows were taken."""
-
-    def __init__(self, embeddings: Embeddings, tell: Callable[[int], object]):
-        self.embeddings, self.tell, self.shape = embeddings, tell, embeddings.shape
-
-    def __len__(self) -> int:
-        return len(self.embeddings)
-
-    def __getitem__(self, rows: slice) -> Tensor | np.ndarray:
-        part = self.embeddings[rows]
-        self.tell(len(part))
-        return part
 
 
 def rescored(
@@ -251,6 +239,18 @@ def _lowest_columns(scores: Tensor, kth: Tensor, k: int) -> Tensor:
     above, equal = scores > kth, scores == kth
     chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= k - above.sum(dim=1, keepdim=True)))
     return chosen.nonzero()[:, 1].view(-1, k)  # exactly k in each row
+
+
+def blocks_of(
+    gallery: Embeddings, rows: range, block_size: int, device: torch.device | str
+) -> Iterator[tuple[int, Tensor]]:
+    """The first row and the (n, D) float32 embeddings of each block; a block of files takes the memory of the last."""
+    read = getattr(gallery, "read", None)
+    room = torch.empty(min(block_size, len(rows)), gallery.shape[1]) if read else None
+    for start in range(rows.start, rows.stop, block_size):
+        stop = min(start + block_size, rows.stop)
+        block = gallery[start:stop] if room is None else read(start, room[: stop - start])
+        yield start, as_float32(block, device)
 
 
 def as_float32(block: Tensor | np.ndarray, device: torch.device | str) -> Tensor:

@@ -8,6 +8,9 @@
     f  stage-2 step with pictures
     g  LamRA-Rank: a training step, and pointwise answers
     h  4-bit base weights under LoRA
+    i  a batch's pictures on their way to the device: bytes and time, against float32 with each half twice
+    j  search with the gallery's blocks from disk, in the page cache and not
+    k  host work beside the device: a stage-2 step whose batches data workers prepare
 
 Each part is a process of its own within its own time, so that a part that fails, hangs or fills the memory does not
 stop the next. Results are written as they come: results.jsonl, results.md, profile.txt. Neither deepspeed nor
@@ -20,6 +23,7 @@ import argparse
 import importlib.util
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import tempfile
@@ -39,12 +43,14 @@ from PIL import Image
 from shapes import AFTER, batches, build, build_stock, right_padded, sentence_lengths, with_lora
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import IGNORED, RankPrompts
 from lamra.common.processes import default_workers
 from lamra.datasets.items import Item
+from lamra.eval.cache.shards import Shards
 from lamra.eval.encode import encode
 from lamra.eval.rerank.judge import Judge
 from lamra.eval.search import Blocks, search
@@ -412,6 +418,74 @@ def part_g(machine: Machine) -> Iterator[tuple[str, dict]]:
         yield f"training step of {machine.of(4, 1)} queries", throughput(found, tokens, model, machine)
 
 
+def part_i(machine: Machine) -> Iterator[tuple[str, dict]]:
+    with processor_of(machine.size) as (processor, folder):
+        count = machine.of(60, 2)
+        items = [Item(path.name, None, (path,)) for path in photographs(folder, count)]
+        start = time.perf_counter()
+        batch = processor(items)
+        prepared = time.perf_counter() - start
+        if machine.cuda:
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        found = machine.timed(lambda: [tensor.to(machine.device, non_blocking=True) for tensor in batch.values()], 1, 5)
+        patches = int(batch["image_grid_thw"].prod(dim=1).sum())
+        found |= {f"{name}_dtype": str(x.dtype) for name, x in batch.items() if name.startswith("pixel")}
+        found |= {"megabytes": sum(x.nbytes for x in batch.values()) / 1e6, "prepared_seconds": prepared}
+        yield f"{count} photographs", found | {"float32_megabytes": 4 * patches * 3 * 2 * 14**2 / 1e6}
+
+
+def part_j(machine: Machine) -> Iterator[tuple[str, dict]]:
+    rows, queries, size = machine.of(200_000, 500), machine.of(512, 8), machine.of(3584, 32)
+    rng = torch.Generator().manual_seed(0)
+    gallery, query = (F.normalize(torch.randn(n, size, generator=rng), dim=1) for n in (rows, queries))
+    blocks = Blocks.within(machine.of(4 * GIB, 2**20), size, 50)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, f"{number}.npy") for number in range(4)]
+        for file, part in zip(files, gallery.chunk(4)):
+            np.save(file, part.numpy())
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        found, results = {}, []
+        for name, of in (("memory", gallery), ("disk", Shards(files)), ("cold_disk", Shards(files))):
+            for file in files if name == "cold_disk" else ():
+                with open(file, "rb") as forgotten:
+                    os.posix_fadvise(forgotten.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            start = time.perf_counter()
+            results.append(search(query, of, 50, blocks, machine.device))
+            found[f"{name}_seconds"] = time.perf_counter() - start
+    (scores, indices), *others = results
+    found["equal"] = all(torch.equal(scores, s) and torch.equal(indices, i) for s, i in others)
+    found["cold_gigabytes_per_second"] = gallery.nbytes / found["cold_disk_seconds"] / 1e9
+    yield f"{queries} queries in {rows} x {size} on disk, top 50", found
+
+
+def part_k(machine: Machine) -> Iterator[tuple[str, dict]]:
+    with processor_of(machine.size) as (processor, folder):
+        stock = build_stock(machine.size, machine.device, machine.dtype, tokenizer=processor.tokenizer, vision=True)
+        embedder = trained_in(torch.float32, Embedder(with_lora(stock, r=machine.of(128, 8)), "sequential").train())
+        embedder.activation_checkpointing_enable()
+        rng, pairs, steps = random.Random(0), machine.of(16, 2), machine.of(8, 2)
+        paths = photographs(folder, 2 * pairs)
+        queries = [Item("q", sentence(rng, 12), (path,), "Find a picture.") for path in paths[:pairs]]
+        items = [*queries, *(Item("t", None, (path,)) for path in paths[pairs:])]
+        optimizer, workers = optimizer_of(embedder, machine), machine.of(default_workers(), 1)
+
+        def on_device(batch: dict) -> dict:
+            return {name: tensor.to(machine.device, non_blocking=True) for name, tensor in batch.items()}
+
+        step = stage1_step(embedder, machine, optimizer, [on_device(processor(items))])
+        found = machine.timed(step, machine.of(2, 0), machine.of(5, 1))
+        rows: Any = [items] * (steps + 2)  # lists are data sets too
+        of_workers = iter(
+            DataLoader(rows, batch_size=None, collate_fn=processor, num_workers=workers, pin_memory=machine.cuda)
+        )
+        fed = machine.timed(
+            lambda: stage1_step(embedder, machine, optimizer, [on_device(next(of_workers))])(), 2, steps
+        )
+        found = {"resident_seconds": found["seconds"], "fed_seconds": fed["seconds"], "workers": workers}
+        yield f"{pairs} pairs of photographs", found | {"waited_share": 1 - found["resident_seconds"] / fed["seconds"]}
+
+
 def part_h(machine: Machine) -> Iterator[tuple[str, dict]]:
     if not machine.cuda or importlib.util.find_spec("bitsandbytes") is None:
         raise NotHere("4-bit weights need CUDA and bitsandbytes")
@@ -446,6 +520,9 @@ PARTS = {
     "f": ("stage-2 step", 70, part_f),
     "g": ("LamRA-Rank", 70, part_g),
     "h": ("4-bit", 40, part_h),
+    "i": ("pictures to the device", 20, part_i),
+    "j": ("search from disk", 60, part_j),
+    "k": ("host beside the device", 60, part_k),
 }
 
 

@@ -7,6 +7,6 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 OUTPUT_DIR=${OUTPUT_DIR:-${OUT:-results/gpu}} # results.jsonl, results.md and profile.txt
 SECONDS_IN_ALL=${SECONDS_IN_ALL:-510}         # a part that does not fit any more is skipped
-PARTS=${PARTS:-abcdefgh}                      # which, see benchmarks/gpu.py
+PARTS=${PARTS:-abcdefghijk}                   # which, see benchmarks/gpu.py
 
 exec "$PYTHON" benchmarks/gpu.py --output_dir "$OUTPUT_DIR" --seconds "$SECONDS_IN_ALL" --parts "$PARTS" "$@"

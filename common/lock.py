@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lamra.common.errors import UserError
 from lamra.common.files import appears
+from lamra.common.machines import require_same_code
 from lamra.common.processes import Owner, of_all_processes, on_first_process
 
 FILE_NAME = ".lock"
@@ -29,7 +30,8 @@ def folder_lock(folder: str | Path, flag: str = "output_dir", name: str = FILE_N
         name: of the lock; for an output that is one file, let it hold the file's name.
 
     Raises:
-        UserError: another job holds it, or one on another machine that may; or not all processes see the folder.
+        UserError: another job holds it, or one on another machine that may; or not all processes see the folder, or
+            run the same code.
     """
     lock = Path(folder) / name
     is_new = on_first_process(lambda: not lock.parent.exists())
@@ -37,6 +39,7 @@ def folder_lock(folder: str | Path, flag: str = "output_dir", name: str = FILE_N
     try:
         if not all(of_all_processes([appears(lock)])):
             raise UserError(f"--{flag} {lock.parent} is not the same folder on all machines: they must share it")
+        require_same_code()
         yield
     finally:
         if owner == str(Owner.this()):

@@ -11,7 +11,9 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -29,6 +31,7 @@ ALONE_UNDER_ACCELERATE = "ACCELERATE_USE_CPU"  # it starts one process without R
 # How long processes wait for one that works alone: an index of 5.6 million rows, digests of 15 GB of weights. That a
 # process has died is noticed otherwise, and at once.
 TIMEOUT = timedelta(hours=2)
+HEARTBEAT = 60.0  # seconds between two lines about it
 FROM_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # What torch, accelerate and this project take for a launcher's word.
 TAKEN_FOR_IT = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"]
@@ -70,11 +73,38 @@ def is_first_process() -> bool:
     return process_rank() == 0 if _process_group() else os.environ.get("RANK", "0") == "0"
 
 
-def on_first_process(decide: Callable[[], T]) -> T:
+@contextmanager
+def heartbeat(doing: str) -> Iterator[None]:
+    """Around what the first process does while the others wait for it: a line a minute says so, on stderr.
+
+    Args:
+        doing: "the first process reads ...", for the line.
+    """
+    if not several_processes() or process_rank() != 0:
+        yield
+        return
+    ended, since = threading.Event(), time.monotonic()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT):
+            minutes = (time.monotonic() - since) / 60
+            print(f"note: {doing}, for {minutes:.0f} min now; the others wait for it", file=sys.stderr, flush=True)
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def on_first_process(decide: Callable[[], T], doing: str = "the first process works alone") -> T:
     """What `decide` returns on the first process, on every process; it runs there alone, and the others wait for it.
 
     All must call this. Whatever looks at files, deletes or makes them goes through here: on its own each process would
     see, and do, something else.
+
+    Args:
+        doing: as `heartbeat` takes it.
 
     Raises:
         Exception: `decide` raised it; the other processes raise an equal one, or a RuntimeError with its words where it
@@ -86,7 +116,8 @@ def on_first_process(decide: Callable[[], T]) -> T:
     failure: Exception | None = None
     if process_rank() == 0:
         try:
-            answer = decide()
+            with heartbeat(doing):
+                answer = decide()
         except Exception as error:
             failure = error
     answer, told = broadcast([answer, failure and _pickled(failure)])

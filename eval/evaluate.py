@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lamra.common.processes import is_first_process
+from lamra.common.processes import heartbeat, is_first_process
 from lamra.datasets.rankings import RankedQuery
 from lamra.datasets.tasks import Items, RetrievalTask
 from lamra.eval.cache.shards import RowsOf, Shards
@@ -63,12 +63,13 @@ def evaluate(
         rankings = _searched(whole, of_gallery, depth, search_memory, device, stored_as)
         if not is_first_process():
             continue
-        for task, query in zip(sharing, of_queries):
-            if task.candidates is None:
-                ranking = next(rankings)
-            else:
-                ranking = _ranked_stored(query, of_gallery, task.candidates, device, **stored_as)
-            yield task, ranking, measures(task, ranking)
+        with heartbeat("the first process measures and writes rankings"):
+            for task, query in zip(sharing, of_queries):
+                if task.candidates is None:
+                    ranking = next(rankings)
+                else:
+                    ranking = _ranked_stored(query, of_gallery, task.candidates, device, **stored_as)
+                yield task, ranking, measures(task, ranking)
 
 
 def _searched(

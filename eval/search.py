@@ -5,18 +5,20 @@ Dimension letters: Q queries, N gallery items, D embedding size; q and n are the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lamra.common.errors import UserError
 from lamra.common.gather import all_gather_with_grad, sum_over_processes
-from lamra.common.processes import process_rank, world_size
+from lamra.common.processes import is_first_process, process_rank, world_size
 from lamra.models.float32 import full_float32
 
+PATIENCE = 10.0  # seconds until a search shows how far it is
 CHUNK = 32  # neighbouring scores of which only the highest is looked at first
 
 
@@ -38,6 +40,7 @@ def top_k(
     block_size: int = 16384,
     query_block_size: int = 1024,
     rows: range | None = None,
+    tell: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k gallery items of highest inner product with each query, best first; ties go to the lower gallery index.
 
@@ -50,6 +53,7 @@ def top_k(
         gallery: (N, D).
         k: capped at the number of rows.
         rows: the part of the gallery to look at, by default all of it; indices are the whole gallery's.
+        tell: is given the rows of each block that was looked at.
 
     Returns:
         (Q, k) float32 scores and (Q, k) int64 gallery indices.
@@ -78,6 +82,8 @@ def top_k(
             merged_indices = torch.cat([indices, torch.cat([i for _, i in parts]) + start], dim=1)
             scores, order = merged.sort(dim=1, descending=True, stable=True)
             scores, indices = scores[:, :k], merged_indices.gather(1, order[:, :k])  # (Q, k)
+            if tell:
+                tell(len(block))
     return scores, indices
 
 
@@ -123,11 +129,20 @@ def search(
     world, rank = world_size(), process_rank()
     count = -(-len(gallery) // blocks.block_size)
     first, last = (min(count * of // world * blocks.block_size, len(gallery)) for of in (rank, rank + 1))
-    found = []
-    for start in range(0, len(query), blocks.queries):
-        together = as_float32(query[start : start + blocks.queries], device)  # (q, D)
-        best = top_k(together, gallery, k, blocks.block_size, blocks.query_block_size, range(first, last))
-        found.append([column.cpu() for column in _merge_ranks(*best, k)])
+    found, groups = [], range(0, len(query), blocks.queries)
+    with tqdm(
+        total=len(groups) * (last - first),
+        desc="search",
+        unit="candidate",
+        unit_scale=True,
+        delay=PATIENCE,
+        disable=not is_first_process(),
+    ) as progress:
+        for start in groups:
+            together = as_float32(query[start : start + blocks.queries], device)  # (q, D)
+            sizes = blocks.block_size, blocks.query_block_size
+            best = top_k(together, gallery, k, *sizes, range(first, last), progress.update)
+            found.append([column.cpu() for column in _merge_ranks(*best, k)])
     scores, indices = (torch.cat(column)[:, : len(gallery)] for column in zip(*found))
     return scores, indices
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lamra.common.cli import note
 from lamra.common.files import sha256, whole_file
-from lamra.common.processes import on_first_process
+from lamra.common.machines import is_first_of_machine, require_alike, several_machines
+from lamra.common.processes import is_first_process, on_first_process
 from lamra.models.folders import LAMRA_TEMPLATE
 
 KEPT = ".sha256.json"
@@ -28,12 +29,20 @@ MODEL_FILES = (
 def model_sha256(folder: str | Path, patterns: Sequence[str] = MODEL_FILES) -> str:
     """The digest of the files of a folder, their names and their bytes.
 
-    The first process reads and tells the others: all processes must call this.
+    The first process reads and tells the others: all processes must call this. The first of each other machine reads
+    too, of a shared folder only what is kept beside the files.
 
     Args:
         patterns: of the files; hidden ones are none.
+
+    Raises:
+        UserError: a machine has other files.
     """
-    return on_first_process(lambda: _model_sha256(Path(folder), patterns))
+    doing = f"the first process reads {folder} for its digest"
+    found = on_first_process(lambda: _model_sha256(Path(folder), patterns), doing)
+    reads = several_machines() and is_first_of_machine() and not is_first_process()
+    require_alike({f"the model {folder}": _model_sha256(Path(folder), patterns) if reads else found})
+    return found
 
 
 def _model_sha256(folder: Path, patterns: Sequence[str]) -> str:

@@ -139,7 +139,8 @@ launch() {
   stay_on_this_machine
   "$PYTHON" common/tether.py "$@" &
   child=$!
-  trap 'kill -TERM "$child" 2>/dev/null' TERM INT
+  # Once: at a second one torchrun would leave its processes to be killed while they write.
+  trap 'trap "" TERM; kill -TERM "$child" 2>/dev/null' TERM INT
   wait "$child" || status=$?
   while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
     status=0

@@ -30,6 +30,7 @@ from lamra.models.reranker import Reranker
 from lamra.models.saving import follow_umask, fsync, whole_model
 from lamra.models.settings import Settings
 from lamra.models.shapes import todays_name
+from lamra.train.flags import AUTO, IF_ANY
 
 MANIFEST = "manifest.json"
 # What the pickles of a checkpoint are made of, beside what torch itself takes for safe: DeepSpeed and the state of
@@ -207,13 +208,24 @@ def not_finite(folder: Path) -> str | None:
     return None
 
 
-def checkpoint_to_resume(folder: str | Path, resume: str) -> str:
-    """The folder to go on from: the newest complete checkpoint for "auto", else `resume` itself if it is complete.
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether a run in the folder has come to a checkpoint that was written to its end."""
+    return any((path / MANIFEST).is_file() for path in named_as_checkpoints(Path(folder)))
+
+
+def checkpoint_to_resume(folder: str | Path, resume: str) -> str | None:
+    """The folder to go on from: for AUTO the newest complete checkpoint, else `resume` itself if it is complete.
+
+    IF_ANY is AUTO, and None where no checkpoint was ever written.
 
     Raises:
         UserError: there is none; says what is wrong with each.
     """
-    if resume != "auto":
+    if resume == IF_ANY:
+        if not has_checkpoint(folder):
+            return None
+        resume = AUTO
+    if resume != AUTO:
         if reason := fault(Path(resume)):
             raise UserError(f"--resume {resume}: {reason}; give a complete checkpoint, or auto")
         return resume

@@ -45,6 +45,7 @@ from lamra.models.settings import (
 from lamra.models.shapes import vector_size
 from lamra.train.inherited import REFUSED, InheritedFlags, with_help
 
+AUTO, IF_ANY = "auto", "if_any"  # of --resume, beside a folder
 MEASURES = ("recall@1", "accuracy")  # what an evaluation during training gives
 FOLLOW_A_FALLING_MEASURE = ("reduce_lr_on_plateau", "greedy")
 OF_A_LEARNT_TEMPERATURE = ("temperature_min", "temperature_max", "temperature_lr")
@@ -211,7 +212,11 @@ class TrainingFlags(InheritedFlags):
     )
     warmup_ratio: float | None = flag(None, "share of the steps that warm up", low=0, below=1)
     force: bool = flag(False, "start again in an output folder that holds a run")
-    resume: str | None = flag(None, "auto, or a checkpoint-N folder to go on from", path=FOLDER)
+    resume: str | None = flag(
+        None,
+        "auto, or a checkpoint-N folder to go on from; if_any: as auto, or anew where a run ended before a checkpoint",
+        path=FOLDER,
+    )
     allow_changes: bool = flag(False, "go on although settings or data changed")
     on_nonfinite: str = flag(
         "stop", "what to do if loss or gradient is not finite; skip: the update", one_of=("stop", "skip")
@@ -272,7 +277,7 @@ class TrainingFlags(InheritedFlags):
         if self.warmup_ratio is not None:
             self.warmup_steps = self.warmup_ratio  # transformers 5: below 1 it is a ratio
         if self.resume_from_checkpoint is not None:
-            same = "auto" if self.resume_from_checkpoint.lower() == "true" else self.resume_from_checkpoint
+            same = AUTO if self.resume_from_checkpoint.lower() == "true" else self.resume_from_checkpoint
             require(self.resume in (None, same), "resume_from_checkpoint", same, f"the same as --resume {self.resume}")
             self.resume = same
         if isinstance(self.lr_scheduler_kwargs, str):
@@ -301,7 +306,7 @@ class TrainingFlags(InheritedFlags):
             require(max(self.matryoshka_sizes) < dimensions, "matryoshka_dims", self.matryoshka_dims, wanted)
 
     def unread(self) -> Collection[str]:
-        return ["resume"] if self.resume == "auto" else []
+        return ["resume"] if self.resume in (AUTO, IF_ANY) else []
 
     def _check_temperature(self, has_optimizer: bool) -> None:
         """A temperature that is trained begins between its bounds; has_optimizer: the one of --deepspeed is used."""

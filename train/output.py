@@ -15,7 +15,15 @@ from lamra.models.saving import MODEL_MARKS
 from lamra.models.settings import FILE_NAME as SETTINGS_FILE
 from lamra.models.settings import RUN_FILE, Settings
 from lamra.train.arguments import TrainingArguments
-from lamra.train.checkpoints import PARTIAL, checkpoint_to_resume, checkpoints, named_as_checkpoints, put_back
+from lamra.train.checkpoints import (
+    PARTIAL,
+    checkpoint_to_resume,
+    checkpoints,
+    has_checkpoint,
+    named_as_checkpoints,
+    put_back,
+)
+from lamra.train.flags import IF_ANY
 from lamra.train.guards.skipped import FILE_NAME as SKIPPED_FILE
 from lamra.train.record import write_run_record
 
@@ -50,7 +58,7 @@ def output_folder(args: TrainingArguments, base: Path) -> Iterator[str | None]:
         return checkpoint_to_resume(args.output_dir, args.resume) if args.resume else None
 
     with nullcontext() if args.dry_run else folder_lock(args.output_dir):
-        yield on_first_process(decide)
+        yield on_first_process(decide, "the first process looks at what the output folder holds")
 
 
 def prepare_output(folder: str | Path, base: str | Path, *, force: bool, resume: str | None) -> None:
@@ -61,7 +69,7 @@ def prepare_output(folder: str | Path, base: str | Path, *, force: bool, resume:
 
     Raises:
         UserError: the folder is `base`, or holds it, a model that no training wrote there, or a run where neither
-            force nor resume is set.
+            force nor resume is set; with IF_ANY a finished run without a checkpoint.
     """
     folder, inside = Path(folder), Path(base).resolve()
     if folder.resolve() == inside or any(path.resolve() in (inside, *inside.parents) for path in _of_a_run(folder)):
@@ -74,7 +82,7 @@ def prepare_output(folder: str | Path, base: str | Path, *, force: bool, resume:
         if has_model:
             raise UserError(f"--output_dir {folder} holds a model that no training wrote there: choose another folder")
         return
-    if resume or force:
+    if force or (resume and (resume != IF_ANY or not has_model or has_checkpoint(folder))):
         return
     if has_model:
         state = "a finished run"
@@ -89,13 +97,13 @@ def prepare_output(folder: str | Path, base: str | Path, *, force: bool, resume:
 
 
 def begin_output(args: TrainingArguments, checkpoint: str | None, settings: Settings, data: dict, *flags) -> None:
-    """Delete an earlier run where --force says so, and write run.json.
+    """Delete an earlier run where --force or --resume says so, and write run.json.
 
     Args:
         data: what the run records of its data: "path", "sha256", "pairs".
         flags: the other dataclasses of the command line.
     """
-    if args.force and not checkpoint:
+    if (args.force or args.resume == IF_ANY) and not checkpoint:
         on_first_process(lambda: clear_output(args.output_dir))
     if is_first_process():
         arguments = {name: value for group in flags for name, value in asdict(group).items()} | args.to_dict()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
+from lamra.common.machines import package_versions, require_alike
 from lamra.common.secrets import without_secrets
 from lamra.models.settings import RUN_FILE, Settings
 from lamra.train.checkpoints import MANIFEST
@@ -34,16 +33,21 @@ DECISIVE = {
 # What the tensors of a checkpoint, or their division among processes, are made of.
 CANNOT_CHANGE = {"world_size", "base_model", "base_sha256", "deepspeed", "use_lora", "lora_r", "use_vision_lora"}
 CANNOT_CHANGE |= {"train_vision_encoder", "train_vision_projector", "learn_temperature"}
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "flash-attn", "numpy", "pillow")
 
 
 def run_record(settings: Settings, data: dict, *arguments: Any, checkpoint: str | None = None) -> dict:
     """What decides a run's result, for a checkpoint to remember: data, world size and the flags that matter.
 
+    All processes must call this.
+
     Args:
         arguments: the dataclasses of the command line, TrainingArguments last.
         checkpoint: to go on from; raises as `check_unchanged`.
+
+    Raises:
+        UserError: as `check_unchanged`, or a machine has other data.
     """
+    require_alike({f"--data_path {data['path']}": data["sha256"]})
     flags = {name: value for group in arguments for name, value in vars(group).items() if name in DECISIVE}
     deepspeed = flags.pop("deepspeed", None)
     record = {
@@ -105,14 +109,6 @@ def write_run_record(folder: str | Path, settings: Settings, arguments: dict, da
     }
     with whole_file(Path(folder) / RUN_FILE) as file:
         file.write(json.dumps(without_secrets(record), indent=2, default=str) + "\n")
-
-
-def package_versions() -> dict[str, str]:
-    versions = {"python": sys.version.split()[0]} | dict.fromkeys(PACKAGES, "not installed")
-    for package in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
 
 
 def git_commit() -> str:

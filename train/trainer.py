@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from lamra.collators.texts import ToldTexts
 from lamra.common.cli import note
 from lamra.common.gather import sum_over_processes
-from lamra.common.processes import is_first_process
+from lamra.common.processes import heartbeat, is_first_process
 from lamra.models.settings import Settings
 from lamra.train.checkpoints import MANIFEST, PARTIAL, commit_checkpoint, load_weights, require_shared, save_model
 from lamra.train.guards.full import DiskGuard, tell_when_full
@@ -153,7 +153,7 @@ class LamRATrainer(Trainer):
         if is_first_process():
             more = {"updates_skipped": self.nonfinite.skipped, "save_only_model": self.args.save_only_model}
             more |= self.learnt
-            with self.disk():
+            with self.disk(), heartbeat("the first process writes the checkpoint"):
                 self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
                 commit_checkpoint(partial, final, record=self.record | more, keep=self.args.save_total_limit, best=best)
                 shutil.rmtree(self.partial_dir, ignore_errors=True)

@@ -6,6 +6,7 @@ is complete or not there. All processes must see the folder.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from accelerate import PartialState
 
 from lamra.collators.texts import ToldTexts
 from lamra.common.files import sha256, whole_file
+from lamra.common.machines import require_alike
 from lamra.common.processes import is_first_process, on_first_process
 from lamra.datasets.items import Indexed, Item
 from lamra.datasets.mbeir.tasks import JoinedPools
@@ -40,7 +42,11 @@ class EmbeddingsCache:
         self.files: dict[str, str] = {}
 
     def embed(self, items: FileItems) -> Shards:
-        """(N, D) embeddings; see encode_to_shards. All processes must call this."""
+        """(N, D) embeddings; see encode_to_shards. All processes must call this.
+
+        Raises:
+            UserError: as encode_to_shards; or a machine has another file.
+        """
         if isinstance(items, JoinedPools):
             return Shards([file for part in items.parts for file in self.embed(part).files])
         path = Path(items.path)
@@ -49,6 +55,7 @@ class EmbeddingsCache:
         for name, value in getattr(items, "drawn_by", {}).items():
             manifest[name] = sha256(value) if isinstance(value, Path) else value
         manifest["file"] = self.files[path.name]
+        require_alike({str(path): manifest})
         return encode_to_shards(self.retriever, items, self.folder / items.name, manifest, self.shard_size)
 
 
@@ -73,8 +80,12 @@ def encode_to_shards(
     # One process looks: on a network disk another may remember for a while that a file was not there.
     complete = on_first_process(lambda: [_is_complete(file, len(rows)) for file, rows in zip(files, parts)])
     texts, dtype = ToldTexts(), getattr(torch, str(manifest.get("store", "float32")))
-    for number in [i for i, there in enumerate(complete) if not there]:
+    began, wanted = time.monotonic(), [i for i, there in enumerate(complete) if not there]
+    for done, number in enumerate(wanted):
         part = f"{folder.name} {number + 1}/{len(files)}" if len(files) > 1 else folder.name
+        if done:  # what the bar of a part cannot say
+            minutes = (time.monotonic() - began) / done * (len(wanted) - done) / 60
+            part += f", {minutes:.0f} min for all that is left" if minutes >= 1 else ""
         shown = [items[row] for row in parts[number]]
         embeddings = retriever.encode(shown, part, texts=texts, everywhere=False, dtype=dtype)  # (n, D)
         if is_first_process():

@@ -23,11 +23,12 @@ SMALL = {
     "suite_memory": ("--pairs", 4000, "--shard_size", 512),
     "peers": ("--tiny",),
     "hard_negatives": ("--queries", 150, 300, "--dimension", 8),
+    "full_size": ("--tiny",),
     "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
 }
 NEEDS = {"peers": ("sentence_transformers", "torchvision", "faiss")}  # what it is compared with
-# What several use, what gpu.sh starts, and what tests/eval/test_mteb.py runs.
-SHARED = {"shapes", "gpu", "mteb_agreement"}
+# What several use, what gpu.sh starts, what tests/eval/test_mteb.py runs, and what the last test runs.
+SHARED = {"shapes", "mbeir_sizes", "gpu", "mteb_agreement", "cost"}
 
 
 def test_none_is_forgotten():
@@ -80,7 +81,9 @@ def test_what_a_picture_costs(family, monkeypatch):
 def test_what_is_for_a_gpu_runs_in_a_small_size(tmp_path):
     result = run_script("bash", "benchmarks/gpu.sh", "--tiny", OUTPUT_DIR=tmp_path, SECONDS_IN_ALL=3000, timeout=900)
     found = json.loads(result.stdout.splitlines()[-1])
-    assert {line["part"] for line in found["results"]} == set("abcdefgh")
+    assert {line["part"] for line in found["results"]} == set("abcdefghijk")
+    (on_disk,) = (line for line in found["results"] if line["part"] == "j")
+    assert on_disk["equal"]
     assert not [line for line in found["results"] if line.get("note", "").startswith(("failed", "its time", "skipped"))]
     if found["device"] == "CPU":
         notes = {line["part"]: line["note"] for line in found["results"] if "note" in line}
@@ -135,3 +138,32 @@ def test_a_part_that_fails_hangs_or_comes_too_late_does_not_stop_the_next(tmp_pa
         {"part": "e", "note": "skipped: the time is used up"},
     ]
     assert "| d fourth | all | value 0.1235 |" in (tmp_path / "results.md").read_text()
+
+
+def test_the_page_of_costs_shows_what_is_computed(monkeypatch, capsys):
+    """Its rows of one model; two stages are checked against a count by hand."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    cost, sizes = importlib.import_module("cost"), importlib.import_module("mbeir_sizes").SIZES.values()
+    monkeypatch.setattr(sys, "argv", ["cost", "--only", "Qwen2-VL-2B"])
+    cost.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    for page in ("docs/cost.md", "docs/zh/cost.md"):
+        shown = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("| Qwen")]
+        assert len(shown) == len(cost.MODELS) * len(rows)
+        assert [line.split("|")[3:] for line in shown[: len(rows)]] == [line.split("|")[3:] for line in rows]
+    assert round(sum(size.train for size in sizes), -4) == 1_150_000  # as the file has
+    assert sum(size.pool for size in sizes) == pytest.approx(5.6e6, rel=0.01)
+
+    stages = cost.stages("Qwen2-VL-2B")
+    assert stages["stage 1"].tokens == pytest.approx(47.3e6, rel=1e-3)  # counted on the csv
+    weights = 28 * (1536 * 128 * (2 * 12 + 2 * 2) + 3 * 1536 * 8960)
+    lora = 28 * 64 * (4 * 1536 + 128 * (2 * 12 + 2 * 2) + 3 * (1536 + 8960))
+    seconds = 47.3e6 * (4 * weights + 6 * lora) / (0.27 * 989e12)
+    one, many = (cost.cost("Qwen2-VL-2B", stages["stage 1"], gpus) for gpus in (1, 8))
+    assert many.gpu_hours == pytest.approx(seconds / 3600, rel=1e-3) and many.hours == many.gpu_hours / 8
+    assert one.hours == pytest.approx(many.gpu_hours * 4 / 3)  # the gradient cache
+    encoded = stages["evaluation, global"]
+    searched = 2 * sum(size.test for size in sizes) * sum(size.pool for size in sizes) * 1536 / 1.13e12
+    picture = cost.built("Qwen2-VL-2B", 0)[1]
+    seconds = (encoded.tokens * 2 * weights + encoded.pictures * picture) / (0.3 * 989e12) + searched
+    assert cost.cost("Qwen2-VL-2B", encoded, 16).gpu_hours == pytest.approx(seconds / 3600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 import torch.distributed as dist
@@ -72,3 +73,24 @@ def test_a_closed_pipe_ends_in_a_sentence(monkeypatch, capsys):
         os.close(write)
     assert exit_.value.code == 2
     assert "error: what this run prints goes into a pipe that was closed" in capsys.readouterr().err
+
+
+def test_a_process_that_works_alone_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(processes, "HEARTBEAT", 0.02)
+    with processes.heartbeat("the first process reads"):  # alone, nobody waits
+        time.sleep(0.1)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(processes, "several_processes", lambda: True)
+    monkeypatch.setattr(processes, "broadcast", lambda value: value)
+    assert processes.on_first_process(lambda: time.sleep(0.2) or 7, "the first process reads") == 7
+    said = capsys.readouterr().err.splitlines()
+    assert 2 < len(said) < 12
+    assert set(said) == {"note: the first process reads, for 0 min now; the others wait for it"}
+    with pytest.raises(ValueError, match="broken"):
+        processes.on_first_process(lambda: int("broken"))
+    time.sleep(0.1)
+    assert not capsys.readouterr().err  # it ends with the work
+    monkeypatch.setattr(processes, "process_rank", lambda: 1)
+    with processes.heartbeat("the first process reads"):
+        time.sleep(0.1)
+    assert not capsys.readouterr().err

@@ -76,3 +76,16 @@ def test_a_nan_among_the_scores_is_told():
     scores[1, 700] = torch.nan
     with pytest.raises(UserError, match="a score is NaN"):
         block_top_k(scores, 3)
+
+
+def test_a_long_search_shows_how_far_it_is(monkeypatch, capsys):
+    """Every candidate is counted once for each group of queries; a short search shows nothing."""
+    query, gallery = torch.randn(7, 4), torch.randn(50, 4)
+    blocks = Blocks(queries=4, block_size=8, query_block_size=2)
+    expected = search(query, gallery, 3, blocks)
+    for patience, shown in ((10.0, False), (0.0, True)):
+        monkeypatch.setattr("lamra.eval.search.PATIENCE", patience)
+        found = search(query, gallery, 3, blocks)
+        assert all(torch.equal(*columns) for columns in zip(found, expected))
+        assert ("search: 100%" in (text := capsys.readouterr().err)) == shown
+    assert "100/100" in text

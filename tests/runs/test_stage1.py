@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+import slurm
 from conftest import run_script
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import STEPS, curve, pretrain
+
+SBATCH = "scripts/slurm/pretrain.sbatch"
 
 
 @pytest.fixture(scope="module")
@@ -43,34 +50,69 @@ def test_a_run_leaves_what_is_needed_to_trust_it(trained, world):
     assert len(names) == 2 * 7 * 4 and all(".language_model.layers." in name for name in names)  # A and B, 4 layers
 
 
-@pytest.mark.parametrize("parallel", ["data", "zero2_grad_cache", "zero3_on_two_machines", "one_process"])
-def test_every_way_to_run_gives_the_same_curve(trained, world, tiny_model, tmp_path, parallel):
+WAYS = ["data", "zero2_grad_cache", "zero3_on_two_machines", "zero2_queued_again_on_two_machines", "one_process"]
+
+
+@pytest.mark.parametrize("parallel", WAYS)
+def test_every_way_to_run_gives_the_same_curve(trained, world, tiny_model, tmp_path, parallel, monkeypatch):
     output = tmp_path / parallel
+    slurm.stand_ins(tmp_path, monkeypatch)
     if parallel == "data":
         pretrain(world, tiny_model, output, DS_STAGE="none", GRAD_CACHE_CHUNK=5)
     elif parallel == "zero2_grad_cache":
         pretrain(world, tiny_model, output, GRAD_CACHE_CHUNK=4, GRADIENT_CHECKPOINTING=False)
     elif parallel == "zero3_on_two_machines":
-        on_two_machines(world, tiny_model, output)
+        job = on_two_machines(NUM_GPUS=1, DS_STAGE="zero3")
+        pretrain(world, tiny_model, output, real=True, script=SBATCH, **job)
+    elif parallel == "zero2_queued_again_on_two_machines":
+        job = on_two_machines(NUM_GPUS=2, PER_DEVICE_BATCH_SIZE=4, GRAD_CACHE_CHUNK=3)
+        stop_once_and_finish(world, tiny_model, output, job, tmp_path / "step.scontrol")
     else:
         variables = dict(NUM_GPUS=1, PER_DEVICE_BATCH_SIZE=16, DS_STAGE="none", GRADIENT_CHECKPOINTING=False)
         pretrain(world, tiny_model, output, "--padding_free", "False", **variables)
     np.testing.assert_allclose(curve(output), curve(trained), rtol=1e-5)
 
 
-def on_two_machines(world, tiny_model, output):
-    """Two launchers that find each other, one process each."""
-    import socket
-    from concurrent.futures import ThreadPoolExecutor
+def on_two_machines(**variables) -> dict:
+    """Of a Slurm job whose machines are launchers on this one."""
+    return slurm.job(2, MASTER_PORT=slurm.free_port(), **variables)
 
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    nodes = dict(real=True, NNODES=2, NUM_GPUS=1, MASTER_ADDR="localhost", MASTER_PORT=port, DS_STAGE="zero3")
+
+def stop_once_and_finish(world, tiny_model, output: Path, job: dict, told: Path) -> None:
+    """A preemption of a job of two machines after its second step; Slurm starts it again."""
+    flags = ("--save_steps", 1)  # behind the job's own
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(pretrain, world, tiny_model, output, *flags, check=False, script=SBATCH, **job)
+        while not (output / "checkpoint-2" / "manifest.json").exists():
+            assert not run.done(), run.result().stderr
+            time.sleep(0.05)
+        (batch,) = (p for p in psutil.Process().children() if SBATCH in p.cmdline())
+        batch.send_signal(signal.SIGUSR1)
+        stopped = run.result()
+    assert stopped.returncode == 75 and "asked to stop: checkpoint-" in stopped.stdout, stopped.stderr
+    assert told.read_text() == "scontrol requeue 17\n" and not (output / "lamra.json").exists()
+    result = pretrain(world, tiny_model, output, *flags, script=SBATCH, **job, SLURM_RESTART_COUNT=1)
+    assert f"going on from {output}/checkpoint-" in result.stdout
+
+
+def test_a_machine_with_other_data_ends_the_run(world, tiny_model, tmp_path):
+    """As users meet it: two launchers, the sentence on the first, no training on either."""
+    (tmp_path / "nli.csv").write_text((world / "nli.csv").read_text() + "A dog.,An animal.,A cat.\n")
+    job = on_two_machines(NUM_GPUS=1, NNODES=2, MASTER_ADDR="localhost")
+    data = (world / "nli.csv", tmp_path / "nli.csv")
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(pretrain, world, tiny_model, output, **nodes, NODE_RANK=rank) for rank in range(2)]
-        for run in runs:
-            run.result()
+        runs = [
+            pool.submit(
+                *(pretrain, world, tiny_model, tmp_path / "run"),
+                check=False,
+                **{**job, "NODE_RANK": rank, "TRAIN_DATA_PATH": path},
+            )
+            for rank, path in enumerate(data)
+        ]
+    first, second = (run.result() for run in runs)
+    assert first.returncode != 0 and second.returncode != 0
+    assert f"error: --data_path {data[0]} is not the same on " in first.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_not_written_over(trained, world, tiny_model):

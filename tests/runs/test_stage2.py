@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import slurm
 from conftest import call, run_script
 from training import stage2_flags
 
@@ -95,6 +96,7 @@ def table_in(stdout: str) -> list[str]:
 def test_one_process_finds_what_two_find_also_when_it_was_killed(
     evaluated, mbeir_20, trained, tmp_path, monkeypatch, capsys
 ):
+    """And what two machines find that are a Slurm job."""
     output, stdout = evaluated
     encoded = []
     encode = Retriever.encode
@@ -133,6 +135,15 @@ def test_one_process_finds_what_two_find_also_when_it_was_killed(
     assert (tmp_path / "test_local" / "metrics.json").read_bytes() == same  # one by one as all together
     call(eval_mbeir.main, **run | {"pool": "global"})
     assert {name.split()[0] for name in encoded} == {"mbeir_union_test_cand_pool"}  # the queries are known
+
+    slurm.stand_ins(tmp_path, monkeypatch)
+    variables = dict(MODEL_ID=trained, DATA_PATH=mbeir_20, TASKS=",".join(TASKS), OUTPUT_DIR=tmp_path / "machines")
+    run_script(
+        *("bash", "scripts/slurm/eval_mbeir_global.sbatch", "--shard_size", 5, "--data_name", "miniature"),
+        **slurm.job(2, NUM_GPUS=2, MASTER_PORT=slurm.free_port(), **variables),
+    )
+    same = (tmp_path / "test_global" / "metrics.json").read_bytes()
+    assert (tmp_path / "machines" / "test_global" / "metrics.json").read_bytes() == same
 
 
 def test_rankings_and_metrics(evaluated, mbeir_20):

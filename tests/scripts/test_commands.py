@@ -22,9 +22,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests/support"))
+import slurm  # noqa: E402
+
 TRANSCRIPT = Path(__file__).with_name("commands.txt")
 NO_COMMAND = {"scripts/env.sh", "scripts/setup.sh", "scripts/test.sh", "scripts/types.sh", "scripts/study/env.sh",
-              "scripts/eval/suite.sh"}  # fmt: skip
+              "scripts/eval/suite.sh", "scripts/slurm/job.sh"}  # fmt: skip
 
 
 def blocks() -> dict[str, list[list[str]]]:
@@ -54,9 +57,9 @@ def make_checkout(folder: Path) -> Path:
     (folder / "scripts/setup.sh").write_text("")
     (folder / "bin").mkdir()
     stand_in = shlex.join([sys.executable, "-IS", str(ROOT / "tests/support/stand_in.py"), "python"])
-    for name, text in {"python": f'exec {stand_in} "$@"', "scontrol": 'echo "scontrol $*" >>scontrol.txt'}.items():
-        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / "bin" / name).chmod(0o755)
+    (folder / "bin/python").write_text(f'#!/bin/sh\nexec {stand_in} "$@"\n')
+    (folder / "bin/python").chmod(0o755)
+    slurm.stand_ins(folder / "bin")
     return folder
 
 
@@ -213,27 +216,20 @@ def test_slurm_queues_a_preempted_job_again(checkout, status, preempted, ends):
     if preempted:  # as a run leaves it; its lock keeps the next start from deleting it
         (run / "preempted").touch()
         (run / ".lock").touch()
-    variables = dict(OUTPUT_DIR="run", SLURM_JOB_ID="17", LAMRA_RECORD_STATUS=str(status))
-    (command,), done = recorded(checkout, "bash scripts/slurm/pretrain.sbatch", **variables)
-    assert "--resume" not in command and done.returncode == ends
-    requeued = (checkout / "scontrol.txt").read_text() if (checkout / "scontrol.txt").exists() else ""
-    assert requeued == ("scontrol requeue 17\n" if preempted else "")
+    variables = slurm.job(2, OUTPUT_DIR="run", LAMRA_RECORD_STATUS=str(status), NUM_GPUS="4")
+    commands, done = recorded(checkout, "bash scripts/slurm/pretrain.sbatch", **variables)
+    assert done.returncode == ends
+    ranks = [command[command.index("--node_rank") + 1 :][:5] for command in commands]
+    assert sorted(ranks) == [[rank, "--master_addr", "localhost", "--master_port", "20017"] for rank in "01"]
+    assert all(command[:3] == ["torchrun", "--nnodes", "2"] for command in commands)
+    requeued = checkout / "bin/step.scontrol"
+    assert (requeued.read_text() if requeued.exists() else "") == ("scontrol requeue 17\n" if preempted else "")
 
 
-@pytest.mark.parametrize(
-    ("files", "flags"),
-    [
-        (("checkpoint-5/manifest.json", "run.json"), ["--resume", "auto"]),
-        (("checkpoint-5/optimizer.pt", "run.json"), ["--force", "True"]),  # stopped before its first whole checkpoint
-        (("run.json", "lamra.json"), []),  # finished: the run itself says so
-    ],
-)
-def test_slurm_goes_on_where_there_is_something_to_go_on_from(checkout, files, flags):
-    for file in files:
-        (checkout / "run" / file).parent.mkdir(parents=True, exist_ok=True)
-        (checkout / "run" / file).touch()
-    (command,), _ = recorded(checkout, "bash scripts/slurm/pretrain.sbatch", OUTPUT_DIR="run")
-    assert command[command.index("--save_steps") + 2 :] == flags
+def test_a_job_file_is_no_script(checkout):
+    commands, done = recorded(checkout, "bash scripts/slurm/mine.sbatch")
+    assert not commands and done.returncode == 2
+    assert done.stderr.endswith(" submit it with sbatch, or start scripts/lamra_rank/mine.sh itself\n")
 
 
 def main() -> None:
@@ -252,7 +248,7 @@ def main() -> None:
                 rows[-1] += f" {word}"
             text += "\n".join(rows) + "\n"
         text += "\n"
-    TRANSCRIPT.write_text(text)
+    TRANSCRIPT.write_text(text.rstrip() + "\n")
 
 
 if __name__ == "__main__":

@@ -181,23 +181,26 @@ class Launcher:
         return 0
 
     def launch_ranks(self, args) -> None:
-        """In place of torchrun's agent: start the ranks of this machine, end them all when one fails."""
+        """In place of torchrun's agent: start the ranks of one machine, end them all when one fails."""
         from torch.distributed.run import config_from_args
 
         config, _, command = config_from_args(args)
-        assert config.min_nodes == config.max_nodes == 1, "several machines need a real launcher"
+        assert config.min_nodes == config.max_nodes, "the number of machines is given"
+        nodes, node, here = config.max_nodes, args.node_rank, config.nproc_per_node
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        world = config.nproc_per_node
-        variables = dict(MASTER_ADDR="localhost", MASTER_PORT=port, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world)
-        variables |= dict(GROUP_RANK=0, GROUP_WORLD_SIZE=1, ROLE_WORLD_SIZE=world, ROLE_NAME=config.role)
+        if nodes > 1:  # its machines are all this one
+            port = config.rdzv_endpoint.rpartition(":")[2]
+        world = nodes * here
+        variables = dict(MASTER_ADDR="localhost", MASTER_PORT=port, WORLD_SIZE=world, LOCAL_WORLD_SIZE=here)
+        variables |= dict(GROUP_RANK=node, GROUP_WORLD_SIZE=nodes, ROLE_WORLD_SIZE=world, ROLE_NAME=config.role)
         variables |= dict(TORCHELASTIC_RESTART_COUNT=0, TORCHELASTIC_MAX_RESTARTS=config.max_restarts)
         variables |= dict(TORCHELASTIC_RUN_ID=config.run_id or "none", TORCHELASTIC_USE_AGENT_STORE=False)
         os.environ.update({name: str(value) for name, value in variables.items()})
         script = [part for part in command if part != "-u"]
-        for rank in range(world):
-            self.start(script, RANK=rank, LOCAL_RANK=rank, ROLE_RANK=rank)
+        for rank in range(here):
+            self.start(script, RANK=node * here + rank, LOCAL_RANK=rank, ROLE_RANK=node * here + rank)
         if self.wait(passes_on=True) != 0 or self.signalled:
             raise SystemExit(1)
 

@@ -15,6 +15,7 @@ from lamra.collators.retrieval import RetrievalCollator
 from lamra.datasets.usable import UsablePairs
 
 STEPS = 10
+PRETRAIN = "scripts/lamra_ret/pretrain.sh"
 
 
 def settings(world, tiny_model, output: Path) -> dict:
@@ -33,10 +34,10 @@ def settings(world, tiny_model, output: Path) -> dict:
     )
 
 
-def pretrain(world, tiny_model, output: Path, *flags, check: bool = True, **variables):
+def pretrain(world, tiny_model, output: Path, *flags, check: bool = True, script: str = PRETRAIN, **variables):
     """scripts/lamra_ret/pretrain.sh, STEPS steps, without dropout unless a flag sets it."""
     fixed = ["--max_steps", STEPS, "--lora_dropout", 0, "--dataloader_num_workers", 1]
-    command = ["bash", "scripts/lamra_ret/pretrain.sh", *fixed, *flags]
+    command = ["bash", script, *fixed, *flags]
     return run_script(*command, check=check, **(settings(world, tiny_model, output) | variables))
 
 

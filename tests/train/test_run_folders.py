@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import call
 from full_disk import largest_file
 
 from lamra.common import lock
@@ -131,6 +132,24 @@ def test_a_run_that_was_stopped_early_is_no_published_model(copy, tiny_model, fa
     shutil.copytree(tiny_model, copy, dirs_exist_ok=True)
     with pytest.raises(ValueError, match="is half-written: its run.json says that a training began"):
         load_trained(copy, dtype=torch.float32)
+
+
+def test_a_job_that_is_queued_again_goes_on_from_what_there_is(copy, tiny_model, fails, world):
+    """--resume if_any: from a checkpoint, or anew over what was stopped before one; never over a finished run."""
+    flags = dict(model_id="miniature", model_local_path=tiny_model, data_path=world / "nli.csv", output_dir=copy)
+    flags |= dict(per_device_train_batch_size=8, max_steps=1, dataloader_num_workers=0, report_to="none")
+    assert checkpoints.checkpoint_to_resume(copy, "if_any") == str(copy / "checkpoint-1")
+    shutil.rmtree(copy / "checkpoint-1")
+    assert f"--output_dir {copy} holds a finished run" in fails(train_nli.main, **flags, resume="if_any")
+    (copy / "checkpoint-1").mkdir()
+    (copy / "checkpoint-1" / "manifest.json").write_text("{")
+    assert "its manifest.json is damaged" in fails(train_nli.main, **flags, resume="if_any")  # and costs no run
+    clear_output(copy)
+    (copy / "run.json").write_text("{}")
+    (copy / ".partial").mkdir()
+    call(train_nli.main, **flags, resume="if_any")
+    assert checkpoints.checkpoint_to_resume(copy, "if_any") == str(copy / "checkpoint-1")
+    assert not (copy / ".partial").exists()
 
 
 def test_a_kill_between_two_renames_loses_no_checkpoint(copy, tiny_model, monkeypatch):

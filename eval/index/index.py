@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from lamra.datasets.items import Item
 from lamra.eval.encode import FEW, prepared
 from lamra.eval.flags import GuestArguments
 from lamra.eval.index.extra import TABLE, require_index, require_lancedb
+from lamra.eval.index.hits import Hit
 from lamra.eval.index.rows import KINDS, Row, item_of, root_of, rows_of
 from lamra.eval.index.thumbnails import thumbnail_of
 from lamra.eval.inference import Entry, Retriever
@@ -48,27 +49,6 @@ KEPT = timedelta(minutes=10)  # older states of the table are deleted; a reader 
 # Flags that decide vectors and are not in a model's folder. Not trust_remote_code: a user says that each time.
 REMEMBERED = ("original_model_id", "position_ids", "max_pixels", "special_tokens_in_text", "exif_rotation")
 REMEMBERED += ("prompt_style", "attn_implementation", "library")
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A row that was found.
-
-    Attributes:
-        key, kind, folder, path, text: see Row.
-        score: cosine with the query.
-        thumbnail: a JPEG; b"" for a text.
-        line: see Row.
-    """
-
-    key: str
-    kind: str
-    folder: str
-    path: str
-    text: str
-    score: float
-    thumbnail: bytes
-    line: str
 
 
 class Changes(NamedTuple):
@@ -216,6 +196,11 @@ class Index:
         found = looking.select([*names, "_distance"]).to_arrow().to_pylist()
         hits = [Hit(score=1 - row.pop("_distance"), **row) for row in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.key))
+
+    def item_at(self, key: str) -> Item | None:
+        """The item of a key, with the paths of its files; None without such a row."""
+        found = self.table.search().where(f"key = {_quoted(key)}").select(["line"]).to_arrow()["line"].to_pylist()
+        return item_of(found[0], self.root) if found else None
 
     def item(self, hit: Hit) -> Item:
         """What was embedded, with the paths of its files."""
@@ -443,19 +428,21 @@ def about_index(folder: str | Path, flag: str = "index") -> dict[str, Any]:
     return Index.open(folder, flag=flag).about
 
 
-def arguments_of(about: dict[str, Any], **others: Any) -> GuestArguments:
-    """The flags of the model that made an index.
+def arguments_of(about: dict[str, Any], model_id: str | None = None, flag: str = "model_id", **others: Any):
+    """The GuestArguments of the model that made an index.
 
     Args:
-        others: flags beside, or instead of those remembered.
+        model_id: where it is now; default: where it was.
+        flag: that says so, for a sentence.
+        others: flags beside those remembered.
 
     Raises:
         UserError: the model is gone.
     """
     flags = about["flags"] | {"bf16": about["made_by"]["dtype"] == "torch.bfloat16"} | others
-    model_id = flags.pop("model_id", None) or about["model_id"]
+    model_id = model_id or about["model_id"]
     if not Path(model_id).exists():
-        raise UserError(f"the model of the index, {model_id}, does not exist: give --model_id where it is now")
+        raise UserError(f"the model of this index, {model_id}, does not exist: give --{flag} where it is now")
     return GuestArguments(str(model_id), **flags)
 
 

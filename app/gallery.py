@@ -20,6 +20,8 @@ from lamra.eval.index.extra import GET_GALLERY, require_index, require_lancedb
 from lamra.models.folders import local_folder
 
 if TYPE_CHECKING:
+    from gradio import Blocks, I18n
+
     from lamra.eval.index.index import Index
 
 HOST = "127.0.0.1"
@@ -64,7 +66,10 @@ def main() -> None:
             indexes.append(opened(*of_other, "other_index", "other_model_id"))
         say = translations()
         gallery = Gallery(indexes, judge_of(args), Path(uploads))
-        serve(build_page(gallery, instructions, say), say, args.port, Path(uploads))
+        page = build_page(gallery, instructions, say)
+        address = serve(page, say, args.port, Path(uploads))
+        print(f"the gallery is at {address} (Ctrl+C ends it)", flush=True)
+        page.block_thread()
 
 
 def stay_here(uploads: str) -> None:
@@ -116,8 +121,8 @@ def free_port(port: int) -> int:
     raise UserError(f"--port {port}: this and the next {PORTS - 1} ports are in use, give another")
 
 
-def serve(page, say, port: int, uploads: Path) -> None:
-    """Show the page to this machine until the process is ended."""
+def serve(page: Blocks, say: I18n, port: int, uploads: Path) -> str:
+    """Show the page to this machine, from a thread; its address."""
     import gradio as gr
     from starlette.middleware import Middleware
 
@@ -146,8 +151,7 @@ def serve(page, say, port: int, uploads: Path) -> None:
         theme=gr.themes.Base(**fonts),
         css=CSS,
     )
-    print(f"the gallery is at http://{HOST}:{port} (Ctrl+C ends it)", flush=True)
-    page.block_thread()
+    return f"http://{HOST}:{port}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.data_classes import ImageData
 
 from lamra.app.results import STYLE, Shown, grid, short, shown
 from lamra.app.words import WORDS, language_of
@@ -40,7 +39,7 @@ footer { display: none !important; }
 #lamra-about { opacity: .9; overflow-wrap: anywhere; }
 #lamra-picture { min-height: 0; }
 @media (max-width: 480px) {
-  .gradio-container { padding: 6px !important; }
+  .gradio-container, .gradio-container main { padding: 4px !important; }
   .lamra-grid { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; gap: 6px !important; }
 }
 """
@@ -51,16 +50,6 @@ element.addEventListener('click', event => {
   if (button) trigger('select', {key: button.dataset.key});
 });
 """
-
-
-class Upload(gr.Image):
-    """A picture as the path of its upload, which the project's own reader opens: it knows what to refuse."""
-
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        return None if payload is None else payload.path
-
-    def get_block_name(self) -> str:
-        return "image"
 
 
 @dataclass
@@ -154,10 +143,11 @@ class Gallery:
         return [status(words["like"].format(name=asked.key) if asked.key else ""), *found]
 
     def greeting(self, language: str) -> list[str]:
-        """The title, the line above the results, and a line for each of two indexes."""
+        """The title, the line above the results, some items of each index, and a line for each of two indexes."""
         heads = [f"<div>{about(index, language)}</div>" for index in self.indexes]
         one, several = (heads, []) if len(heads) == 1 else ([], heads)
-        return ["<h1>LamRA</h1>" + "".join(one), status(WORDS[language]["ask"]), *several]
+        some = [grid([Shown(hit) for hit in index.first(FIRST)], language, buttons=True) for index in self.indexes]
+        return ["<h1>LamRA</h1>" + "".join(one), status(WORDS[language]["ask"]), *some, *several]
 
 
 def about(index: Index, language: str) -> str:
@@ -195,8 +185,10 @@ def build_page(gallery: Gallery, instructions: Sequence[str], say: gr.I18n) -> g
     there = {kind for index in gallery.indexes for kind in index.kinds()}
     kinds = [(say(f"{kind}_kind"), kind) for kind in KINDS if kind in there]
 
-    def answer(*asked: Any, request: gr.Request) -> list[str]:
-        return gallery.answer(Asked(*asked), language_of(request.headers.get("accept-language", "")))
+    # Gradio gives a request to an argument that has a place.
+    def answer(text, picture, instruction, folder, kind, top, rerank, key, request: gr.Request) -> list[str]:
+        asked = Asked(text, picture, instruction, folder, kind, top, rerank, key)
+        return gallery.answer(asked, language_of(request.headers.get("accept-language", "")))
 
     def greet(request: gr.Request) -> list[str]:
         return gallery.greeting(language_of(request.headers.get("accept-language", "")))
@@ -214,14 +206,17 @@ def build_page(gallery: Gallery, instructions: Sequence[str], say: gr.I18n) -> g
                     choices, value="", label=say("instruction"), allow_custom_value=True, elem_id="lamra-instruction"
                 )
             with gr.Column(scale=2, min_width=240):
-                picture = Upload(
+                picture = gr.Image(
                     label=say("picture"),
                     type="filepath",
+                    placeholder=say("drop"),
                     sources=["upload", "clipboard"],
-                    height=170,
+                    height=172,
                     buttons=[],
                     elem_id="lamra-picture",
                 )
+                # The project's own reader opens it: it knows what to refuse. (A subclass would leave a .pyi here.)
+                picture.preprocess = lambda payload: None if payload is None else payload.path
         with gr.Row():
             choices = [(say("all"), ""), *((name, name) for name in folders)]
             folder = gr.Dropdown(choices, value="", label=say("folder"), elem_id="lamra-folder", **small)
@@ -231,8 +226,8 @@ def build_page(gallery: Gallery, instructions: Sequence[str], say: gr.I18n) -> g
             there = gallery.judge is not None
             rerank = gr.Checkbox(label=say("rerank"), visible=there, elem_id="lamra-rerank", **small)
         with gr.Row():
-            go = gr.Button(say("search"), variant="primary", min_width=120, elem_id="lamra-search")
-            clear = gr.Button(say("clear"), min_width=120, elem_id="lamra-clear")
+            go = gr.Button(say("search"), variant="primary", scale=3, min_width=120, elem_id="lamra-search")
+            clear = gr.Button(say("clear"), scale=1, min_width=90, elem_id="lamra-clear")
         line = gr.HTML(elem_id="lamra-status")
         heads, results = [], []
         with gr.Row():
@@ -252,7 +247,7 @@ def build_page(gallery: Gallery, instructions: Sequence[str], say: gr.I18n) -> g
             result.select(_key_of, outputs=key, **hidden).then(**ask)
         empty = ["", None, "", "", "", FIRST, False, None, *("" for _ in [line, *results])]
         clear.click(lambda: empty, outputs=[*asked, key, line, *results], **hidden)
-        page.load(greet, outputs=[head, line, *heads], **hidden)
+        page.load(greet, outputs=[head, line, *results, *heads], **hidden)
     return page
 
 

@@ -82,7 +82,9 @@ def grid(results: Sequence[Shown], language: str = "en", buttons: bool = False) 
     tiles = []
     for rank, result in enumerate(results, start=1):
         hit = result.hit
-        score = f'<b>{rank}</b> <span title="{words["similarity"]}">{hit.score:.3f}</span>'
+        score = ""
+        if hit.score is not None:
+            score = f'<b>{rank}</b> <span title="{words["similarity"]}">{hit.score:.3f}</span>'
         if result.yes is not None:
             score += f" <span>P(Yes)&nbsp;{result.yes:.3f}</span> <span>({result.was}&nbsp;→&nbsp;{rank})</span>"
         text = hit.text if len(hit.text) <= LONGEST_TEXT else hit.text[:LONGEST_TEXT] + "…"

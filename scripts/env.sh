@@ -31,7 +31,7 @@ expect "numbers with commas between" '[0-9.eE+-]+(,[0-9.eE+-]+)*' WEIGHTS
 expect "whole numbers with blanks between" '[0-9]{1,9}( [0-9]{1,9})*' SEEDS PERCENTS
 expect "two whole numbers, such as 10:60" '[0-9]{1,5}:[0-9]{1,5}' RANKS
 expect "a port, 1 to 65535" \
-  '[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]' MASTER_PORT
+  '[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]' MASTER_PORT PORT
 expect "the name or address of a machine" '[A-Za-z0-9:][A-Za-z0-9:._-]*' MASTER_ADDR
 expect "True or False" 'True|False|true|false|1|0' TRAIN_VISION_ENCODER USE_VISION_LORA TRAIN_VISION_PROJECTOR USE_LORA \
   Q_LORA BF16 GRADIENT_CHECKPOINTING
@@ -51,7 +51,7 @@ expect "an address that begins with https:// or http://" 'https?://[^[:space:]]+
 expect "a value that does not begin with a dash, which is a flag's: write ./ before a path" '[^-].*' \
   OUTPUT_DIR SAVE_PATH LIBRARY MODEL_ID MODEL_LOCAL_PATH ORIGINAL_MODEL_ID RANKINGS RETRIEVED TUNE_WEIGHT DATA_PATH TRAIN_DATA_PATH \
   EVAL_DATA_PATH QUERIES POOL EVAL_QUERIES EVAL_POOL MINED TEACHER JUDGE BATCHES OUTPUT INIT TASKS RUN_ID STUDY TEXT_DATA IMAGE_DATA \
-  IMAGE_TEXT_DATA \
+  IMAGE_TEXT_DATA SOURCE INDEX OTHER_INDEX RERANK \
   FLICKR_IMAGES FLICKR_TEXTS COCO_IMAGES COCO_TEXTS FLICKR_TITLE COCO_TITLE MODELS_DIR DATA_DIR \
   SUGARCREPE_TEXTS SUGARCREPE_IMAGES CCNEG_TEXTS CCNEG_IMAGES SHAREGPT4V_TEXTS SHAREGPT4V_IMAGES \
   URBAN1K_TEXTS URBAN1K_IMAGES CIRCO_TEXTS CIRCO_IMAGES GENECIS_TEXTS GENECIS_IMAGES \

@@ -11,7 +11,7 @@ class Hit:
 
     Attributes:
         key, kind, folder, path, text: see rows.Row.
-        score: cosine with the query.
+        score: cosine with the query; None of what was not searched for.
         thumbnail: a JPEG; b"" for a text.
         line: see rows.Row.
     """
@@ -21,6 +21,6 @@ class Hit:
     folder: str
     path: str
     text: str
-    score: float
+    score: float | None
     thumbnail: bytes
     line: str

@@ -46,6 +46,7 @@ LEAST_FOR_PQ = 256  # vectors; a code of 8 bits has so many centres to learn
 MEASURED = 100  # items that search for their neighbours to measure the recall
 REFINE = 10  # times k candidates of IVF-PQ are scored once more with their whole vectors
 KEPT = timedelta(minutes=10)  # older states of the table are deleted; a reader may still read one of these
+OF_HIT = [field.name for field in fields(Hit) if field.name != "score"]
 # Flags that decide vectors and are not in a model's folder. Not trust_remote_code: a user says that each time.
 REMEMBERED = ("original_model_id", "position_ids", "max_pixels", "special_tokens_in_text", "exif_rotation")
 REMEMBERED += ("prompt_style", "attn_implementation", "library")
@@ -192,10 +193,14 @@ class Index:
             looking = looking.nprobes(_probes(_partitions(len(self)))).refine_factor(REFINE)
         if where := _where(kind, folder):
             looking = looking.where(where, prefilter=True)
-        names = [field.name for field in fields(Hit) if field.name != "score"]
-        found = looking.select([*names, "_distance"]).to_arrow().to_pylist()
+        found = looking.select([*OF_HIT, "_distance"]).to_arrow().to_pylist()
         hits = [Hit(score=1 - row.pop("_distance"), **row) for row in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.key))
+
+    def first(self, count: int) -> list[Hit]:
+        """Some rows, without a search."""
+        found = self.table.search().select(OF_HIT).limit(count).to_arrow().to_pylist()
+        return [Hit(score=None, **row) for row in found]
 
     def item_at(self, key: str) -> Item | None:
         """The item of a key, with the paths of its files; None without such a row."""

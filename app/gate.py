@@ -5,17 +5,19 @@ Gradio has many more: it streams files of other servers, edits its own code in d
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 Scope = MutableMapping[str, Any]
 LARGEST_UPLOAD = 25 * 2**20  # bytes
+LARGEST_QUESTION = 2**20
 API = "/gradio_api"
-FILE = f"{API}/file="
+FILE, JOIN = f"{API}/file=", f"{API}/queue/join"
 # Of the page itself, of its uploads, and of its events.
 OPEN = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/[^?]*"
@@ -44,6 +46,8 @@ class Gate:
             await self.app(scope, receive, send)
             return
         status = 404 if scope["type"] != "http" else self.refusal(scope)
+        if not status and scope["path"] == JOIN:
+            status, receive = await self.read_question(receive)
         if status:
             await _answer(send, status)
             return
@@ -70,6 +74,28 @@ class Gate:
             return None if self.is_upload(path.removeprefix(FILE)) else 403
         return None if OPEN.fullmatch(path) else 404
 
+    async def read_question(self, receive: Callable) -> tuple[int | None, Callable]:
+        """The status that a question to the page is refused with, and what receives it once more.
+
+        Gradio would copy what an address in it leads to.
+        """
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+            if len(body) > LARGEST_QUESTION:
+                return 413, receive
+        try:
+            wrong = not all(map(self.is_upload, _paths(json.loads(body or b"null"))))
+        except (ValueError, RecursionError):
+            wrong = True
+        waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Scope:
+            return waiting.pop() if waiting else await receive()
+
+        return (403 if wrong else None), again
+
     def is_upload(self, name: str) -> bool:
         """Whether a path, decoded or not, is a file in the folder of uploads once all links are followed."""
         for spelt in {name, unquote(name)}:
@@ -79,6 +105,17 @@ class Gate:
             if self.uploads not in path.parents or not path.is_file():
                 return False
         return True
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """What stands as "path" anywhere in a json value."""
+    if isinstance(value, dict):
+        if value.get("path") is not None:
+            yield str(value["path"])
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _paths(part)
 
 
 async def _answer(send: Callable, status: int) -> None:

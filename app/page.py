@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class Gallery:
         """Hits in the order of similarity + P(Yes) (arXiv 2412.01720); raises UserError where a file is gone."""
         if not hits:
             return []
-        yes = self.judge.rerank(query, [replace(index.item(hit), instruction=None) for hit in hits]).tolist()
+        yes = self.judge.rerank(query, [index.item(hit) for hit in hits]).tolist()
         order, _ = reranked([hit.score for hit in hits], yes, "pointwise", weight=1.0)
         return [Shown(hits[position], yes[position], position + 1) for position in order]
 

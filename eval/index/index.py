@@ -83,8 +83,12 @@ class Index:
         self.database = _connect(self.folder)
         self.table: Table | None = None
         self.about: dict[str, Any] = {}
-        if TABLE in self.database.list_tables().tables:
+        try:
             self.table = self.database.open_table(TABLE)
+        except ValueError as error:  # also where a run was killed before its first row
+            if "not found" not in str(error):
+                raise
+        else:
             self.about = _about(self.table, self.folder, flag)
         if retriever is not None and self.about:
             self.require_made_by(made_by(retriever, self.about["made_by"].get("truncate_dim")))

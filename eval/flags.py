@@ -127,8 +127,8 @@ class SkippingArguments(GuestArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        size, dimensions = self.truncate_dim, self.dimensions
-        if size is None or dimensions is None:
+        size = self.truncate_dim
+        if size is None or (dimensions := self.dimensions) is None:
             return
         require(size <= dimensions, "truncate_dim", size, f"at most {dimensions}, the size of this model's vectors")
         if size not in (dimensions, *self.matryoshka_dims):

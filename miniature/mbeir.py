@@ -86,10 +86,20 @@ def add_scene(files: MBEIRFiles, split: str, stem: str, scene: Scene, facts: dic
 
     shape = rng.choice(sorted(scene))
     wrong = [did for other_shape in sorted(scene - {shape}) for did in facts[other_shape]]
-    question = f"what is at {world.position(shape, rng)}?"
-    files.query(INFOSEEK, "infoseek_task6", split, facts[shape], text=question, image=picture, negatives=wrong)
+    asked = question(shape, rng)
+    files.query(INFOSEEK, "infoseek_task6", split, facts[shape], text=asked, image=picture, negatives=wrong)
+
+
+def question(shape: Shape, rng: random.Random) -> str:
+    """What is in the cell of a shape?"""
+    return f"what is at {world.position(shape, rng)}?"
 
 
 def change(scene: Scene, changed: Scene, rng: random.Random) -> str:
     """What was there, then what is there instead."""
     return f"{describe(scene - changed, rng)} {describe(changed - scene, rng)}"
+
+
+def instructions() -> list[str]:
+    """All prompts of INSTRUCTION_ROWS."""
+    return [words for row in INSTRUCTION_ROWS.splitlines()[1:] for words in row.split("\t")[4:]]

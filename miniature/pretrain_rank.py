@@ -28,7 +28,7 @@ from lamra.collators import messages
 from lamra.collators.processing import Processor
 from lamra.datasets.items import Item
 from lamra.miniature.comparisons import RESPECTS, Comparison, View, compare, one_shape, view
-from lamra.miniature.mbeir import INSTRUCTION_ROWS
+from lamra.miniature.mbeir import instructions
 from lamra.miniature.model import (
     END_OF_TURN,
     Example,
@@ -199,9 +199,8 @@ def rank_words() -> list[str]:
     prompts = [messages.pointwise_messages(STYLE, item, item)]
     prompts += [messages.listwise_messages(STYLE, item, [item for _ in numbers])]
     parts = [[part["text"] for part in turn["content"]] for (turn,) in prompts]
-    instructions = [words for row in INSTRUCTION_ROWS.splitlines()[1:] for words in row.split("\t")[4:]]
     questions = ["\nShape at top left: ", "\nColour at top left: ", "\nPlace of the red circle: ", FITS]
-    return [*map("".join, parts), *parts[1], *ANSWERS, *instructions, *questions]
+    return [*map("".join, parts), *parts[1], *ANSWERS, *instructions(), *questions]
 
 
 def build_rank_base(recipe: RankRecipe, folder: Path) -> None:

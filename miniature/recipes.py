@@ -27,10 +27,12 @@ class Recipe:
     details: int = 12  # examples of a step, of each of the two naming tasks
     learning_rate: float = 2e-3
     study: bool = False  # the world of study.py, and a base model that knows both its domains
+    hard: bool = False  # a base model for the world of mbeir_hard.py, which also answers questions and changes pictures
     family: str = "qwen2_vl"  # of the base model; the world is the same for all
 
 
 STUDY = Recipe(triplets=2000, steps=600, study=True)
+HARD = Recipe(steps=700, sentences=3, details=6, hard=True)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ expect() { # expect WORDS PATTERN NAME...: the variables that are set match the 
 }
 expect "a whole number, 1 or more" '[1-9][0-9]{0,8}' \
   NUM_GPUS NNODES LORA_R LORA_ALPHA PER_DEVICE_BATCH_SIZE GRAD_ACCUM MODEL_MAX_LEN TEXT_MAX_TOKENS MAX_TOKENS_PER_BATCH \
-  DEPTH TOP KEEP COMMUNITY_SIZE NEIGHBOURS STEPS SAVE_STEPS MAX_WORKERS MAX_TRIES MAX_FILES TORCH_ELASTIC_SHUTDOWN_TIMEOUT
+  DEPTH TOP KEEP COMMUNITY_SIZE NEIGHBOURS STEPS SAVE_STEPS JOBS MAX_WORKERS MAX_TRIES MAX_FILES TORCH_ELASTIC_SHUTDOWN_TIMEOUT
 expect "a whole number, 0 or more" '0|[1-9][0-9]{0,8}' NODE_RANK SEED GRAD_CACHE_CHUNK HARD_NEGATIVES SKIP
 expect "a number" '([0-9]{1,12}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?' \
   LR NUM_EPOCHS WEIGHT SEARCH_MEMORY BELOW_SHARE MARGIN JUDGE_ABOVE PAUSE MAX_UNPACKED_GB MAX_RATIO
@@ -39,6 +39,7 @@ expect "none, or a name in ds_configs/" '[A-Za-z0-9_][A-Za-z0-9_.-]*' DS_STAGE
 expect "flickr or coco, or both" '(flickr|coco)( (flickr|coco))*' DATASETS
 expect "kinds of data: text, image, image-text, mixture" '(text|image|image-text|mixture)( (text|image|image-text|mixture))*' \
   KINDS SCALE_KINDS
+expect "rungs of scripts/study/ladder.sh with blanks between" '[a-z-]+( [a-z-]+)*' RUNGS
 expect "a level of torch's: INFO, WARNING, ERROR or FATAL" 'INFO|WARNING|ERROR|FATAL|[0-3]' TORCH_CPP_LOG_LEVEL
 expect "pointwise or listwise" 'pointwise|listwise' STYLE
 expect "bf16 or fp32" 'bf16|fp32' DTYPE
@@ -46,12 +47,13 @@ expect "qwen2_vl, qwen2_5_vl or qwen3_vl" 'qwen2_vl|qwen2_5_vl|qwen3_vl' FAMILY
 expect "test or val" 'test|val' SPLIT
 expect "released or clean" 'released|clean' PROTOCOL
 expect "released, clean or qwen3_reranker" 'released|clean|qwen3_reranker' RANK_STYLE
+expect "lamra or beyond" 'lamra|beyond' RECIPE
 expect "mixed or homogeneous" 'mixed|homogeneous' MIXTURE_BATCHES
 expect "an address that begins with https:// or http://" 'https?://[^[:space:]]+' HF_ENDPOINT
 expect "a value that does not begin with a dash, which is a flag's: write ./ before a path" '[^-].*' \
   OUTPUT_DIR SAVE_PATH LIBRARY MODEL_ID MODEL_LOCAL_PATH ORIGINAL_MODEL_ID RANKINGS RETRIEVED TUNE_WEIGHT DATA_PATH TRAIN_DATA_PATH \
-  EVAL_DATA_PATH QUERIES POOL EVAL_QUERIES EVAL_POOL MINED TEACHER JUDGE BATCHES OUTPUT INIT TASKS RUN_ID STUDY TEXT_DATA IMAGE_DATA \
-  IMAGE_TEXT_DATA SOURCE INDEX OTHER_INDEX RERANK \
+  EVAL_DATA_PATH QUERIES POOL EVAL_QUERIES EVAL_POOL MINED TEACHER JUDGE BATCHES OUTPUT INIT TASKS RUN_ID STUDY STAGE1 \
+  STAGE1_BIDIRECTIONAL DATA_NAME TEXT_DATA IMAGE_DATA IMAGE_TEXT_DATA SOURCE INDEX OTHER_INDEX RERANK \
   FLICKR_IMAGES FLICKR_TEXTS COCO_IMAGES COCO_TEXTS FLICKR_TITLE COCO_TITLE MODELS_DIR DATA_DIR \
   SUGARCREPE_TEXTS SUGARCREPE_IMAGES CCNEG_TEXTS CCNEG_IMAGES SHAREGPT4V_TEXTS SHAREGPT4V_IMAGES \
   URBAN1K_TEXTS URBAN1K_IMAGES CIRCO_TEXTS CIRCO_IMAGES GENECIS_TEXTS GENECIS_IMAGES \

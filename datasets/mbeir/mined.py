@@ -1,7 +1,6 @@
 """What was found for training queries: wrong candidates, and how a reranker scores candidates. Arrays, not lists.
 
-A million queries have ten million lines: in memory a line is 8 bytes, or with a score 12, and twice that while it is
-read.
+A million queries have ten million lines: a line is 8 bytes, or with a score 12, and about 100 while a file is read.
 """
 
 from __future__ import annotations

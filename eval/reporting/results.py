@@ -20,7 +20,7 @@ Recalls = Mapping[str, Mapping[str, float]]  # name of a run -> content of its m
 DIRECTIONS = {"image_retrieval_recall": "image retrieval", "text_retrieval_recall": "text retrieval"}
 
 METRICS, MADE_BY = "metrics.json", "made_by.json"
-OF_TASKS = ("files", "tasks")  # of MADE_BY: what each task was made of
+OF_TASKS = ("files", "rankings", "tasks")  # of MADE_BY: what each task was made of
 AGAIN = "delete it, and evaluate again"
 
 # Qwen2-VL-7B after stage 1 on the Flickr30K 1K test split, zero-shot, as the practice this project starts from reports.

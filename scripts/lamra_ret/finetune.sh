@@ -30,6 +30,13 @@ LORA_ALPHA=${LORA_ALPHA:-256}
 DATA_PATH=${DATA_PATH:-./data/M-BEIR}
 EVAL_QUERIES=${EVAL_QUERIES:-None}      # below DATA_PATH, to measure after each epoch
 EVAL_POOL=${EVAL_POOL:-}                # their candidates
+RECIPE=${RECIPE:-lamra}                 # or beyond, what docs/recipes.md recommends: hard negatives, of MINED, that weigh more
+recipe=()
+if [[ $RECIPE == beyond ]]; then
+  [[ -n ${MINED:-} ]] || refuse "RECIPE=beyond draws hard negatives from MINED=file: scripts/lamra_ret/mine_negatives.sh writes it"
+  HARD_NEGATIVES=${HARD_NEGATIVES:-4}
+  recipe=(--hardness_weight 9)
+fi
 HARD_NEGATIVES=${HARD_NEGATIVES:-0}     # of each query
 BATCHES=${BATCHES:-}                    # what mine_batches.sh wrote; by default rows stand together by chance
 MINED=${MINED:-}                        # to draw them from: mine_negatives.sh writes it
@@ -62,4 +69,4 @@ train train/train_mbeir.py \
   ${MINED:+--mined "$MINED"} \
   ${TEACHER:+--teacher "$TEACHER"} \
   --text_max_tokens "$TEXT_MAX_TOKENS" \
-  -- "$@"
+  -- "${recipe[@]}" "$@"

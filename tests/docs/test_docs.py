@@ -24,8 +24,17 @@ PAGES += sorted((ROOT / "docs").glob("*.md")) + CHINESE
 PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 GLOSSARY = ROOT / "docs" / "zh" / "glossary.md"
 # Pages that a user works from.
-IN_CHINESE = "backbones evaluate export formats memory method own_data quickstart rank serving several_machines study"
-IN_CHINESE = [*IN_CHINESE.split(), "tables", "train_stage1", "train_stage2", "troubleshooting", "upstream", "zeroshot"]
+IN_CHINESE = "backbones evaluate export formats memory method own_data quickstart rank recipes serving several_machines"
+IN_CHINESE = [
+    *IN_CHINESE.split(),
+    "study",
+    "tables",
+    "train_stage1",
+    "train_stage2",
+    "troubleshooting",
+    "upstream",
+    "zeroshot",
+]
 GENERATED = ROOT / "docs" / "flags.md"  # its flags are those of the installed transformers
 
 # What commands make, and what is on the user's side.

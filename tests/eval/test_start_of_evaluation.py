@@ -79,6 +79,6 @@ def test_help_and_mistakes_come_at_once(entrypoint):
 def test_every_entrypoint_is_tried():
     sources = [path for room in ("eval", "app") for path in (ROOT / room).rglob("*.py")]
     found = {str(path.relative_to(ROOT)) for path in sources if "__main__" in path.read_text()}
-    no_model = ("report", "study", "zeroshot_report", "compare_mbeir", "compare_rerank", "compare_zeroshot")
+    no_model = ("report", "study", "ladder", "zeroshot_report", "compare_mbeir", "compare_rerank", "compare_zeroshot")
     others = {f"eval/{name}.py" for name in no_model}
     assert found - others == ENTRYPOINTS.keys() - {"demo.py"}

@@ -11,6 +11,7 @@ from conftest import call, run_script
 from safetensors.torch import load_file
 from training import stage2_flags
 
+from lamra.datasets.mbeir.layout import TRAIN_QUERIES
 from lamra.eval import mine_negatives, teacher_scores
 from lamra.models.settings import Settings
 from lamra.train import train_mbeir, train_rerank
@@ -28,11 +29,19 @@ def reranker(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(mbeir, tiny_model, mined, reranker, tmp_path_factory):
+def few(mbeir, tmp_path_factory):
+    """The training queries of 3 scenes, 15 in all."""
+    path = tmp_path_factory.mktemp("few") / "few.jsonl"
+    path.write_text("".join((mbeir / TRAIN_QUERIES).read_text().splitlines(keepends=True)[:15]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(mbeir, tiny_model, mined, reranker, few, tmp_path_factory):
     """The folder of what two processes make: negatives/, teacher/ and run/."""
     folder = tmp_path_factory.mktemp("two")
     shutil.copytree(mined / "embeddings", folder / "negatives/embeddings")
-    common = dict(DATA_PATH=mbeir, NUM_GPUS=2)
+    common = dict(DATA_PATH=mbeir, QUERIES=few, NUM_GPUS=2)
     run_script(
         *("bash", "scripts/lamra_ret/mine_negatives.sh", "--judge_above", 0.9, "--num_workers", 0),
         **common | dict(MODEL_ID=tiny_model, RANKS="0:6", KEEP=3, MARGIN=0.001, OUTPUT_DIR=folder / "negatives"),
@@ -46,7 +55,7 @@ def two(mbeir, tiny_model, mined, reranker, tmp_path_factory):
     run_script(
         *("bash", "scripts/lamra_ret/finetune.sh", "--max_steps", STEPS, "--save_strategy", "steps"),
         *("--save_steps", STEPS, "--lora_dropout", 0, "--dataloader_num_workers", 0),
-        *("--distill_weight", 2, "--distill_temperature", 0.1),
+        *("--distill_weight", 2, "--distill_temperature", 0.1, "--queries", few),
         **common | dict(MODEL_ID="miniature", MODEL_LOCAL_PATH=tiny_model, MINED=negatives, HARD_NEGATIVES=2),
         **dict(TEACHER=folder / "teacher/teacher.jsonl", OUTPUT_DIR=folder / "run", PER_DEVICE_BATCH_SIZE=4),
         **dict(BF16="False", LORA_R=4, LORA_ALPHA=8, LR="1e-3", DS_STAGE="none", NUM_EPOCHS=1),
@@ -54,9 +63,9 @@ def two(mbeir, tiny_model, mined, reranker, tmp_path_factory):
     return folder
 
 
-def test_one_process_mines_and_scores_what_two_do(two, mbeir, tiny_model, mined, reranker, tmp_path):
+def test_one_process_mines_and_scores_what_two_do(two, few, mbeir, tiny_model, mined, reranker, tmp_path):
     shutil.copytree(mined / "embeddings", tmp_path / "negatives/embeddings")
-    how = dict(data_path=mbeir, num_workers=0)
+    how = dict(data_path=mbeir, queries=few, num_workers=0)
     rules = dict(ranks="0:6", keep=3, margin=0.001, below_share=0.9999, judge=reranker, judge_above=0.9)
     call(mine_negatives.main, model_id=tiny_model, output_dir=tmp_path / "negatives", **how, **rules)
     call(
@@ -72,11 +81,11 @@ def losses_of(run) -> list[float]:
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
-def test_one_process_trains_alike_also_cached_and_after_a_break(two, mbeir, tiny_model, tmp_path, fails, capsys):
+def test_one_process_trains_alike_also_cached_and_after_a_break(two, few, mbeir, tiny_model, tmp_path, fails, capsys):
     """The global batch of 8 in chunks of 5 prompts. Then without the teacher, from the same draws."""
     mined, teacher = two / "negatives/negatives.jsonl", two / "teacher/teacher.jsonl"
     run = stage2_flags(mbeir, tiny_model, tmp_path / "one") | dict(per_device_train_batch_size=8, max_steps=STEPS)
-    run |= dict(lora_alpha=8, lora_dropout=0, warmup_ratio=0.03, text_max_tokens=480, save_steps=2)
+    run |= dict(queries=few, lora_alpha=8, lora_dropout=0, warmup_ratio=0.03, text_max_tokens=480, save_steps=2)
     untaught = run | dict(mined=mined, hard_negatives=2)
     taught = untaught | dict(teacher=teacher, distill_weight=2, distill_temperature=0.1)
     call(train_mbeir.main, **taught, grad_cache_chunk=5)
@@ -104,17 +113,22 @@ def test_one_process_trains_alike_also_cached_and_after_a_break(two, mbeir, tiny
     assert all(less < more - 0.001 for less, more in zip(losses_of(tmp_path / "untaught"), losses))
 
 
-def test_what_is_refused(two, mbeir, tiny_model, mined, tmp_path, fails, no_model):
-    run = stage2_flags(mbeir, tiny_model, tmp_path / "o")
+def test_what_is_refused(two, few, mbeir, tiny_model, mined, tmp_path, fails, no_model):
+    run = stage2_flags(mbeir, tiny_model, tmp_path / "o") | dict(queries=few)
     negatives, teacher = two / "negatives/negatives.jsonl", two / "teacher/teacher.jsonl"
     both = dict(mined=negatives, hard_negatives=1)
+    other = tmp_path / "other.jsonl"
+    asked = {line["qid"] for line in map(json.loads, few.read_text().splitlines())}
+    lines = (mined / "mined.jsonl").read_text().splitlines(keepends=True)
+    other.write_text("".join(line for line in lines if json.loads(line)["qid"] in asked))
     for change, words in (
         (dict(mined=negatives), f"--mined {negatives} needs --hard_negatives 1 or more"),
         (dict(teacher=teacher, hard_negatives=1), f"--teacher {teacher} needs --mined: it scores those candidates"),
         (both | dict(distill_weight=2), "--distill_weight 2.0 needs --teacher"),
         (both | dict(distill_temperature=2), "--distill_temperature 2.0 needs --teacher"),
         (both | dict(teacher=teacher, distill_weight=-1), "--distill_weight -1.0: expected more than 0"),
-        (both | dict(teacher=teacher, mined=mined / "mined.jsonl"), "does not score the candidate"),
+        (both | dict(teacher=teacher, mined=other), "does not score the candidate"),
+        (both | dict(mined=mined / "mined.jsonl"), "which is not in"),
     ):
         assert words in fails(train_mbeir.main, **run | change)
     reranking = dict(model_id="miniature", model_local_path=tiny_model, data_path=mbeir, output_dir=tmp_path / "r")

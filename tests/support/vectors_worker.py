@@ -52,7 +52,7 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     model = DistributedDataParallel(Embedder(stock, "sequential", grad_cache_chunk=3))
     embeds = model(**{name: share(rows, rank, world) for name, rows in load_file(folder / "batch.safetensors").items()})
     query, target = embeds.chunk(2)
-    loss, accuracy = matryoshka(partial(info_nce, temperature=0.05), query, target, SIZES)
+    loss, accuracy, _ = matryoshka(partial(info_nce, temperature=0.05), query, target, SIZES)
     loss.backward()
     gradients = {f"grad.{name}": p.grad for name, p in model.module.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), "accuracy": accuracy, **gradients}

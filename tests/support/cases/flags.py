@@ -86,6 +86,7 @@ MODEL_IS_LOADED = ("lamra.models.loading.load_model", "lamra.train.build.load_mo
 
 def entrypoints(places: Places) -> list[Entrypoint]:
     import lamra.eval.inference
+    import lamra.eval.reporting.ladder
     import lamra.eval.reporting.study
     import lamra.eval.rerank.judge
     import lamra.train.build
@@ -98,6 +99,7 @@ def entrypoints(places: Places) -> list[Entrypoint]:
         eval_mbeir,
         eval_mbeir_global,
         eval_rerank,
+        ladder,
         mine_negatives,
         mine_rerank,
         study,
@@ -320,6 +322,13 @@ def entrypoints(places: Places) -> list[Entrypoint]:
         ),
         Entrypoint(
             "study", study.main, (study.StudyArguments,), dict(study="s"), ("lamra.eval.reporting.study.read_results",)
+        ),
+        Entrypoint(
+            "ladder",
+            ladder.main,
+            (ladder.LadderArguments,),
+            dict(study="s"),
+            ("lamra.eval.reporting.ladder.read_rungs",),
         ),
         Entrypoint(
             "download",

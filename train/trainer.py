@@ -159,6 +159,13 @@ class LamRATrainer(Trainer):
                 shutil.rmtree(self.partial_dir, ignore_errors=True)
         self.disk.stop_if_full(self.args.device)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        # Each process writes its own: none may write on while another, without room, removes the folder.
+        if self.is_deepspeed_enabled:
+            self.disk.stop_if_full(self.args.device)
+        with self.disk():
+            super()._save_rng_state(output_dir)
+
     def _best_checkpoint(self) -> Path | None:
         step = self.state.best_global_step
         return Path(self.args.output_dir, f"checkpoint-{step}") if step else None

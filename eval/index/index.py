@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from functools import partial
@@ -29,6 +30,7 @@ from lamra.datasets.items import Item
 from lamra.eval.encode import FEW, prepared
 from lamra.eval.flags import GuestArguments
 from lamra.eval.index.extra import TABLE, require_index, require_lancedb
+from lamra.eval.index.held import Held, batches
 from lamra.eval.index.hits import Hit
 from lamra.eval.index.rows import KINDS, Row, item_of, root_of, rows_of
 from lamra.eval.index.thumbnails import thumbnail_of
@@ -82,6 +84,8 @@ class Index:
         self.folder, self.retriever, self.flag = Path(folder), retriever, flag
         self.database = _connect(self.folder)
         self.table: Table | None = None
+        self._vectors: Held | None = None
+        self._reading = threading.Lock()
         self.about: dict[str, Any] = {}
         try:
             self.table = self.database.open_table(TABLE)
@@ -180,26 +184,36 @@ class Index:
         k: int,
         kind: str | None = None,
         folder: str | None = None,
-        *,
-        exact: bool = False,
     ) -> list[Hit]:
-        """As `search`, for a (D,) float32 vector of unit norm.
-
-        Args:
-            exact: also where there is IVF-PQ.
-        """
+        """As `search`, for a (D,) float32 vector of unit norm."""
         require(k >= 1, "top", k, "1 or more")
         require(kind is None or kind in KINDS, "kind", kind, " or ".join(KINDS))
-        looking = self.table.search(vector, vector_column_name="vector").distance_type("dot").limit(k)
-        if exact or not self.is_approximate:
-            looking = looking.bypass_vector_index()
+        folder = folder.rstrip("/") if folder else None
+        count, approximate = len(self), self.is_approximate
+        if not approximate and Held.fits(self.table, count):
+            scores = self._held().best(vector, k, kind, folder)
+            found = self.table.search().where(_one_of(scores)).select(OF_HIT).to_arrow().to_pylist() if scores else []
+            hits = [Hit(score=scores[row["key"]], **row) for row in found]
         else:
-            looking = looking.nprobes(_probes(_partitions(len(self)))).refine_factor(REFINE)
-        if where := _where(kind, folder):
-            looking = looking.where(where, prefilter=True)
-        found = looking.select([*OF_HIT, "_distance"]).to_arrow().to_pylist()
-        hits = [Hit(score=1 - row.pop("_distance"), **row) for row in found]
+            looking = self.table.search(vector, vector_column_name="vector").distance_type("dot").limit(k)
+            if approximate:
+                looking = looking.nprobes(_probes(_partitions(count))).refine_factor(REFINE)
+            if where := _where(kind, folder):
+                looking = looking.where(where, prefilter=True)
+            found = looking.select([*OF_HIT, "_distance"]).to_arrow().to_pylist()
+            hits = [Hit(score=1 - row.pop("_distance"), **row) for row in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.key))
+
+    def _held(self) -> Held:
+        """The vectors in memory, as the table is now."""
+        with self._reading:
+            version = self.table.version
+            if self._vectors is None or self._vectors.version != version:
+                self._vectors = None  # not both at a time
+                as_it_is = self.database.open_table(TABLE)  # and stays, whoever writes meanwhile
+                as_it_is.checkout(version)
+                self._vectors = Held.of(as_it_is)
+            return self._vectors
 
     def first(self, count: int) -> list[Hit]:
         """Some rows, without a search."""
@@ -240,7 +254,7 @@ class Index:
                     readable = [items[i] for i in kept]
                     vectors = self.retriever.encode(readable, None, texts=told, truncate_dim=size).numpy()  # (n, D)
                     rows_of_it = [some[i] for i in kept], [thumbnails[i] for i in kept]
-                    on_first_process(partial(self._write, *rows_of_it, vectors, about))
+                    on_first_process(partial(self.write, *rows_of_it, vectors, about))
                 progress.update(len(some))
         told.tell("index")
         left_out = len(unreadable.found) - before
@@ -282,11 +296,12 @@ class Index:
 
     def _delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys) if self.table is not None else 0, TOGETHER):
-            self.table.delete(f"key IN ({', '.join(map(_quoted, keys[start : start + TOGETHER]))})")
+            self.table.delete(_one_of(keys[start : start + TOGETHER]))
 
-    def _write(
+    def write(
         self, rows: Sequence[Row], thumbnails: Sequence[bytes | None], vectors: np.ndarray, about: dict[str, Any]
     ) -> None:
+        """Rows with their (n, D) vectors, in the place of those with the same keys; for the first process."""
         import pyarrow
 
         if self.table is None:
@@ -300,7 +315,8 @@ class Index:
         self.table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(batch)
 
     def build_ivf_pq(self) -> float:
-        """Make, or make anew, what approximate search goes through; for the first process.
+        """Learn what approximate search goes through, unless it stands and the items since then are no more than those
+        it was learned from; for the first process.
 
         Returns:
             The recall@10 against exact search, which is kept in ivf_pq.json: of MEASURED items of the index as queries,
@@ -308,15 +324,17 @@ class Index:
         """
         from lancedb.index import IvfPq
 
-        count, size = len(self), self.table.schema.field("vector").type.list_size
-        # 8 dimensions a code, or the divisor next to it.
-        codes = next(size // width for width in (8, 4, 2, 1) if size % width == 0)
-        plan = IvfPq(distance_type="dot", num_partitions=_partitions(count), num_sub_vectors=codes)
-        self.table.create_index("vector", config=plan, replace=True)
+        count, size, kept = len(self), self.table.schema.field("vector").type.list_size, self.folder / RECALL
+        learned = read_json(kept)["learned_from"] if self.is_approximate and kept.is_file() else 0
+        if count > 2 * learned:
+            # 8 dimensions a code, or the divisor next to it.
+            codes = next(size // width for width in (8, 4, 2, 1) if size % width == 0)
+            plan = IvfPq(distance_type="dot", num_partitions=_partitions(count), num_sub_vectors=codes)
+            self.table.create_index("vector", config=plan, replace=True)
+            learned = count
         recall = self.recall()
-        about = {"recall@10": recall, "queries": min(MEASURED, count), "items": count}
-        about |= {"partitions": _partitions(count), "probes": _probes(_partitions(count)), "refine": REFINE}
-        with whole_file(self.folder / RECALL) as file:
+        about = {"recall@10": recall, "queries": min(MEASURED, count), "items": count, "learned_from": learned}
+        with whole_file(kept) as file:
             file.write(json.dumps(about, indent=1) + "\n")
         return recall
 
@@ -328,17 +346,25 @@ class Index:
 
     def recall(self, k: int = 10) -> float:
         """The share of the exact k nearest that approximate search finds, over items drawn with a fixed seed."""
-        count = len(self)
-        drawn = np.random.default_rng(0).permutation(count)[:MEASURED]
+        drawn = np.random.default_rng(0).permutation(len(self))[:MEASURED]
         taken = self.table.take_offsets(sorted(drawn.tolist())).select(["key", "vector"]).to_arrow()
+        queries = np.array(taken["vector"].to_pylist(), np.float32)  # (Q, D)
         shares = []
-        for key, vector in zip(taken["key"].to_pylist(), taken["vector"].to_pylist()):
-            of = [
-                {hit.key for hit in self.nearest(np.array(vector, np.float32), k + 1, exact=exact)} - {key}
-                for exact in (True, False)
-            ]
-            shares.append(len(of[0] & of[1]) / max(1, len(of[0])))
+        for key, vector, exact in zip(taken["key"].to_pylist(), queries, self._exact(queries, k + 1)):
+            wanted = [other for other in exact if other != key][:k]
+            found = [hit.key for hit in self.nearest(vector, k + 1) if hit.key != key][:k]
+            shares.append(len(set(wanted) & set(found)) / max(1, len(wanted)))
         return float(np.mean(shares))
+
+    def _exact(self, queries: np.ndarray, k: int) -> list[list[str]]:
+        """The keys nearest to each of (Q, D) queries, best first: all vectors are read once."""
+        scores, keys = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), object)
+        for batch, vectors in batches(self.table, ["key"]):
+            of_batch = np.broadcast_to(np.array(batch["key"].to_pylist(), object), (len(queries), len(batch)))
+            scores, keys = np.hstack([scores, queries @ vectors.T]), np.hstack([keys, of_batch])  # (Q, up to k + n)
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            scores, keys = np.take_along_axis(scores, best, 1), np.take_along_axis(keys, best, 1)
+        return keys.tolist()
 
 
 def make_index(
@@ -373,9 +399,8 @@ def make_index(
         rows = on_first_process(lambda: rows_of(source, image_root, skip_unreadable > 0, note))
         about = about_of(retriever, source, root_of(source, image_root), truncate_dim)
         if index.about:
-            require_source(index.about, source, folder)
+            require_source(index.about, about, folder)
             index.require_made_by(about["made_by"])
-            index.about = about
         if ivf_pq and len(rows) < LEAST_FOR_PQ:
             raise UserError(f"--ivf_pq True: {len(rows)} items are too few, it needs {LEAST_FOR_PQ} or more")
         changes = index.update(rows, root_of(source, image_root), about, Unreadable(skip_unreadable, retriever))
@@ -395,6 +420,10 @@ def _finish(index: Index, ivf_pq: bool | None, changes: Changes, report: Callabl
     was = index.is_approximate
     if not (was if ivf_pq is None else ivf_pq):
         index.drop_ivf_pq()
+        if not Held.fits(index.table, len(index)):
+            report(
+                "so many vectors are read from disk for each search: --ivf_pq True finds most of the same much faster"
+            )
         return
     if len(index) < LEAST_FOR_PQ:  # some are gone, or cannot be read
         index.drop_ivf_pq()
@@ -426,10 +455,17 @@ def made_by(retriever: Retriever, truncate_dim: int | None) -> dict[str, Any]:
     return of_model if truncate_dim is None else of_model | {"truncate_dim": truncate_dim}
 
 
-def require_source(about: dict[str, Any], source: Path, folder: Path) -> None:
+def require_source(there: dict[str, Any], about: dict[str, Any], folder: Path) -> None:
     """Refuse to turn the index of one source into another's, which would forget all its rows."""
-    if about["source"] != os.path.abspath(source):
-        raise UserError(f"--output_dir {folder} is the index of {about['source']}: choose another for {source}")
+    if there["source"] != about["source"]:
+        raise UserError(
+            f"--output_dir {folder} is the index of {there['source']}: choose another for {about['source']}"
+        )
+    if there["root"] != about["root"]:
+        raise UserError(
+            f"--image_root {about['root']}: the pictures of --output_dir {folder} were in {there['root']}, choose "
+            "another folder for the index"
+        )
 
 
 def about_index(folder: str | Path, flag: str = "index") -> dict[str, Any]:
@@ -490,9 +526,12 @@ def _about(table: Table, folder: Path, flag: str) -> dict[str, Any]:
 def _where(kind: str | None, folder: str | None) -> str:
     conditions = [f"kind = {_quoted(kind)}"] if kind else []
     if folder:
-        folder = folder.rstrip("/")
         conditions.append(f"(folder = {_quoted(folder)} OR starts_with(folder, {_quoted(folder + '/')}))")
     return " AND ".join(conditions)
+
+
+def _one_of(keys: Iterable[str]) -> str:
+    return f"key IN ({', '.join(map(_quoted, keys))})"
 
 
 def _quoted(text: str) -> str:

@@ -151,7 +151,7 @@ def test_what_is_too_large(page, source):
     assert ask(page, "POST", "/gradio_api/queue/join", b" " * (2**20 + 1), Content_Type="application/json")[0] == 413
 
 
-def test_a_file_in_use_is_told(capsys):
+def test_a_port_in_use_is_told(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -19,6 +19,7 @@ from lamra.eval.search import top_k
 pytest.importorskip("lancedb", reason="LanceDB is not installed: the index is not tried")
 
 from lamra.app import index as entrypoint
+from lamra.eval.index import held
 from lamra.eval.index.index import Index, arguments_of, make_index
 
 ODD = 'it\'s <b>50% "x" _ü狗'  # a file's name
@@ -83,7 +84,7 @@ def test_new_changed_gone_and_broken(retriever, source, tmp_path, capsys):
     assert index.root == source and index.about["model_id"] == retriever.args.model_id
 
 
-def test_search_is_exact_and_filters(retriever, source, tmp_path):
+def test_search_is_exact_and_filters(retriever, source, tmp_path, monkeypatch):
     lines = [
         {"id": "t<1>", "text": "a red circle"},
         {"id": "both", "image": "1.png", "text": 'and it\'s "blue"'},
@@ -120,6 +121,14 @@ def test_search_is_exact_and_filters(retriever, source, tmp_path):
     assert keys(index.search(query, 9, "picture", "a's/b/", instruction="Find it.")) == [
         k for k in order if k[0] == "q"
     ]
+    # The same where the vectors are too many to be held.
+    filters = ((None, None), ("picture", "a's/b"), ("text", None), ("video", None))
+    in_memory = [index.search(query, 9, *some, instruction="Find it.") for some in filters]
+    monkeypatch.setattr(held, "MOST", 0)
+    for some, expected in zip(filters, in_memory):
+        found = index.search(query, 9, *some, instruction="Find it.")
+        assert keys(found) == keys(expected)
+        np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in expected], atol=1e-6)
     like = index.like("p3", 3)
     assert keys(like) == keys(index.search(items[keys(index.search("x", 99)).index("p3")], 4))[1:]
     with pytest.raises(UserError, match="no item"):
@@ -155,6 +164,11 @@ def test_what_is_refused(retriever, tiny_model, stage1, source, tmp_path, fails)
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "holds no picture or video" in fails(entrypoint.main, model_id=tiny_model, source=empty, output_dir=other)
+    (other / "items.jsonl").write_text('{"id": "1", "image": "1.png"}')
+    of_file = dict(model_id=tiny_model, source=other / "items.jsonl", output_dir=tmp_path / "of file")
+    call(entrypoint.main, **of_file)
+    error = fails(entrypoint.main, image_root=source, **of_file)
+    assert f"--image_root {source}: the pictures of --output_dir" in error and f"were in {other}" in error
     error = fails(entrypoint.main, model_id=tiny_model, ivf_pq=True, **flags)
     assert "--ivf_pq True: 11 items are too few, it needs 256 or more" in error
     assert "--image_root" in fails(entrypoint.main, model_id=tiny_model, image_root=source, **flags)
@@ -206,10 +220,13 @@ def test_ivf_pq_and_its_recall(retriever, tmp_path, monkeypatch):
         shares.append(len(set(exact) & set(keys(index.like(names[row], 10)))) / 10)
     assert kept["recall@10"] == pytest.approx(np.mean(shares), abs=0.02) and kept["items"] == 380
     assert 0.5 < kept["recall@10"] <= 1 and f"{100 * kept['recall@10']:.1f}%" in sentences[1]
-    # What comes later is searched, too, and measured again.
+    # What comes later is searched, too, and measured again; nothing is learned anew for so few.
     write(400)
     make_index(retriever, file, tmp_path / "index", report=sentences.append)
-    assert json.loads((tmp_path / "index" / "ivf_pq.json").read_text())["items"] == 400 and "recall@10" in sentences[3]
+    kept = json.loads((tmp_path / "index" / "ivf_pq.json").read_text())
+    assert (kept["items"], kept["learned_from"]) == (400, 380) and "recall@10" in sentences[3]
+    make_index(retriever, file, tmp_path / "index", report=sentences.append)
+    assert sentences[5] == sentences[3]
     assert Index.open(tmp_path / "index", retriever).search(texts[399], 1)[0].key == texts[399]
     write(100)
     index = make_index(retriever, file, tmp_path / "index", report=sentences.append)
@@ -219,9 +236,9 @@ def test_ivf_pq_and_its_recall(retriever, tmp_path, monkeypatch):
 
 def test_killed_at_any_moment(retriever, tiny_model, source, tmp_path):
     folder = tmp_path / "index"
-    done = run_script("python", "tests/support/index_worker.py", tiny_model, source, folder, "3", timeout=60)
+    done = run_script("python", "tests/support/index_worker.py", tiny_model, source, folder, "2", timeout=60)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["found"] == sorted(found["found"]) and len(found["found"]) == 4  # nothing is lost
+    assert found["found"] == sorted(found["found"]) and len(found["found"]) == 3  # nothing is lost
     index = Index.open(folder, retriever)
     assert sorted(index._column("key")) == sorted(index._known()) and len(index) == 11  # and nothing is there twice
     same_rows(index, make_index(retriever, source, tmp_path / "anew"))

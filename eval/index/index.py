@@ -263,13 +263,13 @@ class Index:
             note(f"{left_out} of {len(rows)} items are left out, because a picture cannot be read; the first: {first}")
         unread = {of["id"] for of in unreadable.found[before:]}
         done = [row.key in known for row in todo if row.key not in unread]
-        if todo or gone:
-            on_first_process(self._tidy)
+        on_first_process(self.tidy)
         return Changes(done.count(False), done.count(True), len(gone), len(rows) - len(todo), left_out)
 
-    def _tidy(self) -> None:
+    def tidy(self, keep: timedelta = KEPT) -> None:
+        """Join what was written piece by piece, and delete older states of the table; for the first process."""
         if self.table is not None:
-            self.table.optimize(cleanup_older_than=KEPT)
+            self.table.optimize(cleanup_older_than=keep)
 
     def _known(self) -> dict[str, tuple[str, str]]:
         if self.table is None:

@@ -22,9 +22,11 @@ SMALL = {
     "suite_memory": ("--pairs", 4000, "--shard_size", 512),
     "peers": ("--tiny",),
     "hard_negatives": ("--queries", 150, 300, "--dimension", 8),
+    "gallery": ("--tiny",),
     "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
 }
-NEEDS = {"peers": ("sentence_transformers", "torchvision", "faiss")}  # what it is compared with
+# What it is compared with, or made of.
+NEEDS = {"peers": ("sentence_transformers", "torchvision", "faiss"), "gallery": ("lancedb",)}
 # What several use, what gpu.sh starts, and what tests/eval/test_mteb.py runs.
 SHARED = {"shapes", "gpu", "mteb_agreement"}
 

@@ -33,14 +33,21 @@ MOST, FIRST = 100, 12  # results
 CSS = (
     STYLE
     + """
-.gradio-container { max-width: 1280px !important; padding: 12px !important; }
+.gradio-container { max-width: 1600px !important; padding: 0 !important; }
+.main.app { padding: 20px !important; }
 footer { display: none !important; }
-#lamra-about h1 { font-size: 22px; margin: 0; }
-#lamra-about { opacity: .9; overflow-wrap: anywhere; }
+#lamra-ask { align-self: flex-start; gap: 12px; }
+#lamra-about h1 { font-size: 20px; margin: 0 0 2px; }
+.lamra-about { font-size: 13px; opacity: .75; overflow-wrap: anywhere; }
+#lamra-found { gap: 8px; }
 #lamra-picture { min-height: 0; }
-@media (max-width: 480px) {
-  .gradio-container, .gradio-container main { padding: 4px !important; }
-  .lamra-grid { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; gap: 6px !important; }
+#lamra-picture .wrap { font-size: 14px; }
+@media (min-width: 900px) {
+  #lamra-ask { position: sticky; top: 20px; max-height: calc(100vh - 40px); overflow-y: auto; }
+}
+@media (max-width: 700px) {
+  .main.app { padding: 10px !important; }
+  #lamra-ask { flex-grow: 1 !important; }
 }
 """
 )
@@ -144,10 +151,15 @@ class Gallery:
 
     def greeting(self, language: str) -> list[str]:
         """The title, the line above the results, some items of each index, and a line for each of two indexes."""
-        heads = [f"<div>{about(index, language)}</div>" for index in self.indexes]
+        heads = [f'<div class="lamra-about">{about(index, language)}</div>' for index in self.indexes]
         one, several = (heads, []) if len(heads) == 1 else ([], heads)
         some = [grid([Shown(hit) for hit in index.first(FIRST)], language, buttons=True) for index in self.indexes]
-        return ["<h1>LamRA</h1>" + "".join(one), status(WORDS[language]["ask"]), *some, *several]
+        return [
+            '<div class="lamra-about"><h1>LamRA</h1></div>' + "".join(one),
+            status(WORDS[language]["ask"]),
+            *some,
+            *several,
+        ]
 
 
 def about(index: Index, language: str) -> str:
@@ -193,49 +205,48 @@ def build_page(gallery: Gallery, instructions: Sequence[str], say: gr.I18n) -> g
     def greet(request: gr.Request) -> list[str]:
         return gallery.greeting(language_of(request.headers.get("accept-language", "")))
 
-    small: dict[str, Any] = dict(min_width=130)
-    with gr.Blocks(analytics_enabled=False, title="LamRA", delete_cache=(600, 3600)) as page:
-        head = gr.HTML(elem_id="lamra-about")
-        with gr.Row():
-            with gr.Column(scale=3, min_width=300):
-                text = gr.Textbox(
-                    label=say("text"), placeholder=say("example"), max_length=LONGEST_QUERY, elem_id="lamra-query"
-                )
+    with gr.Blocks(analytics_enabled=False, title="LamRA", fill_width=True, delete_cache=(600, 3600)) as page, gr.Row():
+        with gr.Column(scale=0, min_width=300, elem_id="lamra-ask"):
+            head = gr.HTML(padding=False, elem_id="lamra-about")
+            text = gr.Textbox(
+                label=say("text"), placeholder=say("example"), max_length=LONGEST_QUERY, elem_id="lamra-query"
+            )
+            picture = gr.Image(
+                label=say("picture"),
+                type="filepath",
+                placeholder=say("drop"),
+                sources=["upload", "clipboard"],
+                height=170,
+                buttons=[],
+                elem_id="lamra-picture",
+            )
+            # The project's own reader opens it: it knows what to refuse. (A subclass would leave a .pyi here.)
+            picture.preprocess = lambda payload: None if payload is None else payload.path
+            with gr.Row():
+                go = gr.Button(say("search"), variant="primary", scale=2, min_width=120, elem_id="lamra-search")
+                clear = gr.Button(say("clear"), scale=1, min_width=80, elem_id="lamra-clear")
+            with gr.Group():
                 choices = [(say("none"), ""), *((sentence, sentence) for sentence in instructions)]
                 instruction = gr.Dropdown(
                     choices, value="", label=say("instruction"), allow_custom_value=True, elem_id="lamra-instruction"
                 )
-            with gr.Column(scale=2, min_width=240):
-                picture = gr.Image(
-                    label=say("picture"),
-                    type="filepath",
-                    placeholder=say("drop"),
-                    sources=["upload", "clipboard"],
-                    height=172,
-                    buttons=[],
-                    elem_id="lamra-picture",
-                )
-                # The project's own reader opens it: it knows what to refuse. (A subclass would leave a .pyi here.)
-                picture.preprocess = lambda payload: None if payload is None else payload.path
-        with gr.Row():
-            choices = [(say("all"), ""), *((name, name) for name in folders)]
-            folder = gr.Dropdown(choices, value="", label=say("folder"), elem_id="lamra-folder", **small)
-            choices = [(say("all"), ""), *kinds]
-            kind = gr.Dropdown(choices, value="", label=say("kind"), elem_id="lamra-kind", **small)
-            top = gr.Slider(1, MOST, value=FIRST, step=1, label=say("top"), elem_id="lamra-top", **small)
-            there = gallery.judge is not None
-            rerank = gr.Checkbox(label=say("rerank"), visible=there, elem_id="lamra-rerank", **small)
-        with gr.Row():
-            go = gr.Button(say("search"), variant="primary", scale=3, min_width=120, elem_id="lamra-search")
-            clear = gr.Button(say("clear"), scale=1, min_width=90, elem_id="lamra-clear")
-        line = gr.HTML(elem_id="lamra-status")
+                with gr.Row():
+                    choices = [(say("all"), ""), *((name, name) for name in folders)]
+                    folder = gr.Dropdown(choices, value="", label=say("folder"), min_width=130, elem_id="lamra-folder")
+                    choices = [(say("all"), ""), *kinds]
+                    kind = gr.Dropdown(choices, value="", label=say("kind"), min_width=130, elem_id="lamra-kind")
+                top = gr.Slider(1, MOST, value=FIRST, step=1, label=say("top"), buttons=[], elem_id="lamra-top")
+                rerank = gr.Checkbox(label=say("rerank"), visible=gallery.judge is not None, elem_id="lamra-rerank")
         heads, results = [], []
-        with gr.Row():
-            for number in range(len(gallery.indexes)):
-                with gr.Column(min_width=300):
-                    if len(gallery.indexes) > 1:
-                        heads.append(gr.HTML(elem_id=f"lamra-head-{number}"))
-                    results.append(gr.HTML(elem_id=f"lamra-results-{number}", js_on_load=ASK_FOR_MORE))
+        with gr.Column(scale=1, min_width=320, elem_id="lamra-found"):
+            line = gr.HTML(padding=False, elem_id="lamra-status")
+            with gr.Row():
+                for number in range(len(gallery.indexes)):
+                    with gr.Column(min_width=300):
+                        if len(gallery.indexes) > 1:
+                            heads.append(gr.HTML(padding=False, elem_id=f"lamra-head-{number}"))
+                        found = gr.HTML(padding=False, elem_id=f"lamra-results-{number}", js_on_load=ASK_FOR_MORE)
+                        results.append(found)
 
         key = gr.State(None)
         asked = [text, picture, instruction, folder, kind, top, rerank]

@@ -16,17 +16,31 @@ LONGEST_TEXT = 300  # letters of an item's text
 TEMPLATES = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 
 STYLE = """
-.lamra-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px; }
-.lamra-hit { margin: 0; border: 1px solid #8884; border-radius: 8px; overflow: hidden; display: flex;
-  flex-direction: column; min-width: 0; }
-.lamra-hit img { width: 100%; aspect-ratio: 1; object-fit: contain; background: #8882; display: block; margin: 0; }
-.lamra-hit .lamra-text { aspect-ratio: 1; overflow: auto; padding: 10px; background: #8882; box-sizing: border-box; }
-.lamra-hit figcaption { padding: 6px 8px; font-size: 13px; line-height: 1.4; overflow-wrap: anywhere; flex: 1; }
-.lamra-hit .lamra-score { display: flex; flex-wrap: wrap; gap: 2px 10px; font-variant-numeric: tabular-nums; }
-.lamra-hit .lamra-name { opacity: .75; }
-.lamra-hit button { border: 0; border-top: 1px solid #8884; background: none; color: inherit; padding: 7px;
-  cursor: pointer; font: inherit; font-size: 13px; }
-.lamra-hit button:hover, .lamra-hit button:focus-visible { background: #8883; }
+.lamra-grid { display: flex; flex-wrap: wrap; gap: 10px; }
+.lamra-grid::after { content: ""; flex: 1000 1 0; }
+.lamra-hit { margin: 0; flex: 1 1 auto; position: relative; min-width: 120px; max-width: 100%; }
+.lamra-hit img { display: block; width: 100%; height: 170px; object-fit: cover; border-radius: 8px; margin: 0; }
+.lamra-hit .lamra-text { width: 220px; height: 170px; min-width: 100%; overflow: auto; padding: 12px;
+  border-radius: 8px; background: #8882; box-sizing: border-box; font-size: 14px; line-height: 1.45;
+  overflow-wrap: anywhere; }
+.lamra-hit figcaption { width: 0; min-width: 100%; padding: 4px 2px 6px; font-size: 12px; line-height: 1.45;
+  box-sizing: border-box; }
+.lamra-hit figcaption div { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.lamra-hit .lamra-score { display: flex; flex-wrap: wrap; gap: 0 8px; white-space: normal; font-size: 13px;
+  font-variant-numeric: tabular-nums; }
+.lamra-hit .lamra-name { opacity: .65; }
+.lamra-hit button { position: absolute; top: 8px; right: 8px; max-width: calc(100% - 16px); border: 0;
+  padding: 5px 10px; border-radius: 999px; background: #000b; color: #fff; font: inherit; font-size: 12px;
+  cursor: pointer; }
+@media (hover: hover) {
+  .lamra-hit button { opacity: 0; transition: opacity .15s; }
+  .lamra-hit:hover button, .lamra-hit button:focus-visible { opacity: 1; }
+}
+@media (max-width: 480px) {
+  .lamra-grid { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; }
+  .lamra-grid::after { content: none; }
+  .lamra-hit img, .lamra-hit .lamra-text { width: 100%; height: 124px; }
+}
 .lamra-status { padding: 4px 0; overflow-wrap: anywhere; }
 .lamra-error { border-left: 4px solid #c33; padding-left: 10px; }
 """
@@ -86,18 +100,19 @@ def grid(results: Sequence[Shown], language: str = "en", buttons: bool = False) 
         if hit.score is not None:
             score = f'<b>{rank}</b> <span title="{words["similarity"]}">{hit.score:.3f}</span>'
         if result.yes is not None:
-            score += f" <span>P(Yes)&nbsp;{result.yes:.3f}</span> <span>({result.was}&nbsp;→&nbsp;{rank})</span>"
+            score += f" <span>P(Yes)&nbsp;{result.yes:.3f}</span>"
+            score += f" <span>({result.was}&nbsp;→&nbsp;{rank})</span>" if result.was != rank else ""
         text = hit.text if len(hit.text) <= LONGEST_TEXT else hit.text[:LONGEST_TEXT] + "…"
         name = shown(hit.path or hit.key)
         if hit.thumbnail:
             picture = f'<img src="{data_uri(hit.thumbnail)}" alt="{name}">'
-            below = f"<div>{shown(text)}</div>" if text else ""
+            below = f'<div title="{shown(text)}">{shown(text)}</div>' if text else ""
         else:
             picture, below = f'<div class="lamra-text">{shown(text)}</div>', ""
         button = f'<button type="button" data-key="{shown(hit.key)}">{words["more"]}</button>' if buttons else ""
         tiles.append(
             f'<figure class="lamra-hit">{picture}<figcaption><div class="lamra-score">{score}</div>{below}'
-            f'<div class="lamra-name">{name}</div></figcaption>{button}</figure>'
+            f'<div class="lamra-name" title="{name}">{name}</div></figcaption>{button}</figure>'
         )
     return f'<div class="lamra-grid">{"".join(tiles)}</div>'
 

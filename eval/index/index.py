@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from datetime import timedelta
@@ -498,6 +499,8 @@ def _connect(folder: Path) -> Any:
     require_lancedb()
     import lancedb
 
+    # Workers that read pictures are forks of this process; none of them touches LanceDB, and at a fork it is idle.
+    warnings.filterwarnings("ignore", "lancedb fork support is experimental", RuntimeWarning)
     return lancedb.connect(str(folder), read_consistency_interval=timedelta(0))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ def main() -> None:
     require_index(args.index)
     if args.other_index:
         require_index(args.other_index, "other_index")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C: uploads are deleted
     with tempfile.TemporaryDirectory(prefix="lamra_gallery_") as uploads:
         stay_here(uploads)
         from lamra.app.page import Gallery, build_page, instructions_of, translations

@@ -24,9 +24,10 @@ PAGES += sorted((ROOT / "docs").glob("*.md")) + CHINESE
 PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 GLOSSARY = ROOT / "docs" / "zh" / "glossary.md"
 # Pages that a user works from.
-IN_CHINESE = "backbones evaluate export formats memory method own_data quickstart rank recipes serving several_machines"
+IN_CHINESE = "backbones evaluate export formats gallery memory method own_data quickstart rank recipes serving"
 IN_CHINESE = [
     *IN_CHINESE.split(),
+    "several_machines",
     "study",
     "tables",
     "train_stage1",

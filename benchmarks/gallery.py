@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=1536, help="of the synthetic vectors")
     parser.add_argument("--queries", type=int, default=400, help="of each measurement")
     parser.add_argument("--seconds", type=float, default=60, help="after which a measurement asks no more")
+    parser.add_argument("--exact", action="store_true", help="leave IVF-PQ out: learning it takes the longest")
     parser.add_argument("--users", type=int, default=8, help="at once, beside one alone")
     parser.add_argument("--pictures", type=int, default=200, help="to draw, where none are given")
     parser.add_argument("--model_id")
@@ -112,6 +113,8 @@ def measure(folder: Path, count: int, thumbnail_bytes: int, args: argparse.Names
             first = timed(lambda: index.nearest(queries[0], TOP)) if users == 1 else None
             row = common | {"search": how, "users": users} | latency(index, queries, users, args.seconds)
             yield told(row | ({} if first is None else {"first_search_s": round(first, 2)}))
+        if args.exact:
+            return
         recall = 0.0
 
         def learn() -> None:

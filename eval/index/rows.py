@@ -68,7 +68,7 @@ def rows_of(source: Path, image_root: str | Path | None, missing_files: bool, te
     """
     root = root_of(source, image_root)
     if source.is_dir():
-        items = _of_folder(pictures_in(source, tell), root, tell)
+        items = _of_folder(pictures_in(source, tell, "source"), root, tell)
     else:
         items = iter(load_items(source, root, pictures_there=not missing_files))
     return [_row(item, root) for item in items]

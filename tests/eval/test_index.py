@@ -163,7 +163,9 @@ def test_what_is_refused(retriever, tiny_model, stage1, source, tmp_path, fails)
     )
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "holds no picture or video" in fails(entrypoint.main, model_id=tiny_model, source=empty, output_dir=other)
+    assert f"--source {empty} holds no picture or video" in fails(
+        entrypoint.main, model_id=tiny_model, source=empty, output_dir=other
+    )
     (other / "items.jsonl").write_text('{"id": "1", "image": "1.png"}')
     of_file = dict(model_id=tiny_model, source=other / "items.jsonl", output_dir=tmp_path / "of file")
     call(entrypoint.main, **of_file)

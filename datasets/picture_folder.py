@@ -14,17 +14,24 @@ from lamra.datasets.items import VIDEO_SUFFIXES
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".avif", *VIDEO_SUFFIXES)
 
 
-def pictures_in(folder: str | Path, tell: Callable[[str], None]) -> list[Path]:
+def pictures_in(folder: str | Path, tell: Callable[[str], None], flag: str = "folder") -> list[Path]:
     """The picture and video files in `folder` and below, told by their suffixes, in order of their paths.
 
     Args:
         tell: gets a sentence that counts what is left out: other suffixes, macOS's ._ files, what is no file.
+        flag: how the user chose the folder, for a sentence.
 
     Raises:
         UserError: there is none, or a folder cannot be read.
     """
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}): give another --{flag}, or the right to read"
+        )
+
     found, left_out = [], Counter[str]()
-    for parent, folders, names in os.walk(folder, onerror=_unreadable):
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
         for name in (*folders, *names):
             path, suffix = Path(parent, name), os.path.splitext(name)[1].lower()
             if suffix not in SUFFIXES:
@@ -39,9 +46,5 @@ def pictures_in(folder: str | Path, tell: Callable[[str], None]) -> list[Path]:
         listed = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
         tell(f"{folder}: {left_out.total()} entries are left out as no pictures or videos: {listed}")
     if not found:
-        raise UserError(f"--folder {folder} holds no picture or video ({', '.join(SUFFIXES)})")
+        raise UserError(f"--{flag} {folder} holds no picture or video ({', '.join(SUFFIXES)})")
     return sorted(found)
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    raise UserError(f"{error.filename} cannot be read ({error.strerror}): give another --folder, or the right to read")

@@ -151,7 +151,7 @@ def load_guest(args: GuestArguments, device: torch.device) -> Guest:
     """The guest that the flags choose; raises as load_library_model."""
     model = load_library_model(args.model_id, device, dtype_of(args, device), args.trust_remote_code)
     budget, workers = budget_of(args, device)
-    return Guest(budget, workers, bool(args.exif_rotation), model, device, library_version())
+    return Guest(budget, workers, bool(args.exif_rotation), model, device, library_version(), args=args)
 
 
 def library_version() -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -31,6 +31,9 @@ from lamra.models.inspect import inspect_folder
 from lamra.models.loading import load_embedder
 from lamra.models.settings import Settings
 
+if TYPE_CHECKING:
+    from lamra.eval.index.index import Index
+
 Entry = str | Path | Image.Image | dict[str, Any] | Item  # see as_item
 
 # One call at a time in a process: while pictures are decoded and products are exact, the warnings, Pillow's largest
@@ -49,6 +52,8 @@ class Retriever(ABC):
     max_tokens_per_batch: int
     num_workers: int
     exif_rotation: bool
+    # The flags that chose it; load_retriever sets them.
+    args: RetrieverArguments = field(kw_only=True, default=None)
 
     @abstractmethod
     def _encode(self, items: list[Item], **options: Any) -> Tensor:
@@ -138,6 +143,22 @@ class Retriever(ABC):
             embeddings = self.encode(gallery, "gallery") if isinstance(gallery, Sequence) else gallery
             return top_k(found, embeddings if truncate_dim is None else Stored(embeddings, truncate_dim), top)
 
+    def index(self, source: str | Path, output_dir: str | Path | None = None, **options: Any) -> Index:
+        """Make an index of a folder or a jsonl on disk, or bring an earlier one up to date, to search it.
+
+        Args:
+            output_dir: of the index; default: as scripts/index.sh.
+            options: of eval.index.index.make_index.
+
+        Raises:
+            UserError: as make_index; or LanceDB, an optional extra, is not installed.
+        """
+        from lamra.eval.index.extra import default_folder
+        from lamra.eval.index.index import make_index  # LanceDB
+
+        folder = default_folder(self.args.model_id, source) if output_dir is None else output_dir
+        return make_index(self, source, folder, **options)
+
 
 @dataclass
 class LamRA(Retriever):
@@ -209,7 +230,7 @@ def load_retriever(
 
         return load_guest(args, device)
     embedder, processor, settings, budget, workers = load_with_processor(args, load_embedder, device, max_pixels)
-    return LamRA(budget, workers, settings.exif_rotation, embedder, processor, settings, args.share_prefix)
+    return LamRA(budget, workers, settings.exif_rotation, embedder, processor, settings, args.share_prefix, args=args)
 
 
 def start(args: RetrieverArguments) -> PartialState:

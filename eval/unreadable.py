@@ -70,12 +70,7 @@ class Unreadable:
 
         looked_at = prepared(fault, len(mine), self.retriever.num_workers if len(mine) > 1 else 0)
         faults = sorted(of_all_processes([found for found in looked_at if found[2]]))
-        self.found += [{"id": identifier, "of": name, "reason": reason} for _, identifier, reason in faults]
-        if len(self.found) > self.most:
-            raise UserError(
-                f"{len(self.found)} items have a picture that cannot be read, more than --skip_unreadable {self.most}; "
-                f"the first: {self.found[0]['reason']}"
-            )
+        self.add([(identifier, reason) for _, identifier, reason in faults], name)
         if faults:
             which = f"{len(faults)} of the {len(items)} items of {name}"
             note(f"{which} are left out, because a picture cannot be read; the first: {faults[0][2]}")
@@ -83,6 +78,15 @@ class Unreadable:
             raise UserError(f"none of the {len(items)} items of {name} can be read: --skip_unreadable leaves nothing")
         lost[[row for row, _, _ in faults]] = True
         return lost
+
+    def add(self, faults: Sequence[tuple[str, str]], name: str) -> None:
+        """Count items of `name` that cannot be read, each with the reason; raises as `rows`."""
+        self.found += [{"id": identifier, "of": name, "reason": reason} for identifier, reason in faults]
+        if len(self.found) > self.most:
+            raise UserError(
+                f"{len(self.found)} items have a picture that cannot be read, more than --skip_unreadable {self.most}; "
+                f"the first: {self.found[0]['reason']}"
+            )
 
     def left_out_of(self, tasks: Sequence[RetrievalTask]) -> list[RetrievalTask]:
         """The tasks as if their items with such pictures were not there; raises as `rows`. All must call this."""

@@ -56,6 +56,10 @@ class Instructions:
             )
         return found
 
+    def all(self) -> list[str]:
+        """Every instruction of the file, in order."""
+        return [prompt for prompts in self._prompts.values() for prompt in prompts]
+
     def name(self, dataset: int, query_modality: str, candidate_modality: str) -> str:
         """What to call such queries, "MSCOCO text to image" for example."""
         return f"{self._names[dataset]} {query_modality} to {candidate_modality}"

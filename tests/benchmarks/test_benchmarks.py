@@ -24,9 +24,11 @@ SMALL = {
     "peers": ("--tiny",),
     "hard_negatives": ("--queries", 150, 300, "--dimension", 8),
     "full_size": ("--tiny",),
+    "gallery": ("--tiny",),
     "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
 }
-NEEDS = {"peers": ("sentence_transformers", "torchvision", "faiss")}  # what it is compared with
+# What it is compared with, or made of.
+NEEDS = {"peers": ("sentence_transformers", "torchvision", "faiss"), "gallery": ("lancedb",)}
 # What several use, what gpu.sh starts, what tests/eval/test_mteb.py runs, and what the last test runs.
 SHARED = {"shapes", "mbeir_sizes", "gpu", "mteb_agreement", "cost"}
 

@@ -24,7 +24,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md")) + CHINESE
 PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 GLOSSARY = ROOT / "docs" / "zh" / "glossary.md"
 # Pages that a user works from.
-IN_CHINESE = "backbones cost evaluate export formats memory method own_data quickstart rank recipes serving"
+IN_CHINESE = "backbones cost evaluate export formats gallery memory method own_data quickstart rank recipes serving"
 IN_CHINESE = [
     *IN_CHINESE.split(),
     "several_machines",

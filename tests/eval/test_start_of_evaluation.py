@@ -14,6 +14,8 @@ RETRIEVED = ("--ret_query_data_path", "r_query_names.json", "--ret_cand_data_pat
 ANSWERS = ("--model_id", "m", *FILES, *RETRIEVED, "--save_name", "s")
 CAPTIONS = ("--model_id", "m", "--image_data_path", "i", "--text_data_path", "t.json")
 ENTRYPOINTS = {  # with the flags that each wants
+    "app/index.py": ("--model_id", "m", "--source", "."),
+    "app/gallery.py": ("--index", "."),
     "demo.py": ("--model_id", "m", "--folder", ".", "--text", "a"),
     "eval/embed.py": ("--model_id", "m", "--input", "a.jsonl", "--output", "a.npz"),
     "eval/eval_mbeir.py": ("--model_id", "m"),
@@ -75,7 +77,8 @@ def test_help_and_mistakes_come_at_once(entrypoint):
 
 
 def test_every_entrypoint_is_tried():
-    found = {str(path.relative_to(ROOT)) for path in (ROOT / "eval").rglob("*.py") if "__main__" in path.read_text()}
+    sources = [path for room in ("eval", "app") for path in (ROOT / room).rglob("*.py")]
+    found = {str(path.relative_to(ROOT)) for path in sources if "__main__" in path.read_text()}
     no_model = ("report", "study", "ladder", "zeroshot_report", "compare_mbeir", "compare_rerank", "compare_zeroshot")
     others = {f"eval/{name}.py" for name in no_model}
     assert found - others == ENTRYPOINTS.keys() - {"demo.py"}

@@ -23,7 +23,7 @@ from lamra.models.settings import Settings
 from lamra.train import train_nli
 from lamra.train.arguments import TrainingArguments
 
-FOLDERS = ("benchmarks", "collators", "datasets", "eval", "models", "train")
+FOLDERS = ("app", "benchmarks", "collators", "datasets", "eval", "models", "train")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType
@@ -92,6 +93,7 @@ def entrypoints(places: Places) -> list[Entrypoint]:
     import lamra.train.contrastive_trainer
     import lamra.train.rerank_trainer  # noqa: F401 (once, before the forks)
     from lamra import demo
+    from lamra.app import gallery, index
     from lamra.eval import (
         embed,
         eval_mbeir,
@@ -134,6 +136,25 @@ def entrypoints(places: Places) -> list[Entrypoint]:
 
     def names(of: type) -> frozenset[str]:
         return frozenset(argument.name for argument in fields(of))
+
+    of_app = [
+        Entrypoint(
+            "index",
+            index.main,
+            (index.IndexArguments,),
+            model | dict(source=places.world / "test/images", output_dir="index"),
+            MODEL_IS_LOADED,
+        ),
+        Entrypoint(
+            "gallery",
+            gallery.main,
+            (gallery.GalleryArguments,),
+            dict(index=places.rankings / "index"),
+            ("lamra.app.gallery.stay_here",),
+        ),
+    ]
+    if any(find_spec(name) is None for name in ("lancedb", "gradio")):  # both are refused for that alone
+        of_app = []
 
     trained = names(of_train.TrainingFlags) | names(of_train.ModelArguments)
     return [
@@ -276,6 +297,7 @@ def entrypoints(places: Places) -> list[Entrypoint]:
             model | dict(folder=places.world / "test/images", text="a red circle"),
             MODEL_IS_LOADED,
         ),
+        *of_app,
         Entrypoint(
             "merge_lora",
             merge_lora.main,
@@ -474,6 +496,7 @@ def make_places(folder: Path, model: Path, world: Path, mbeir: Path, mined: Path
             RankedQuery(row, list(range(6)), [0.9 - 0.1 * i for i in range(6)]) for row in range(len(task.queries))
         ]
         write_ranking(rankings / f"ranking_{task.name}.jsonl", task.queries, task.gallery, ranking)
+    (rankings / "index" / "items.lance").mkdir(parents=True)
     (rankings / "items.jsonl").write_text('{"id": "1", "text": "a"}\n')
     (folder / "suite").mkdir()
     other = shutil.copytree(adapter, folder / "other_adapter")

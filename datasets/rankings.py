@@ -7,32 +7,17 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from lamra.common.errors import UserError
 from lamra.common.files import read_json, read_jsonl, whole_file
+from lamra.datasets.columns import RankedQuery, Ranking
 from lamra.datasets.tasks import FileItems, Items
 
 QUERY_NAMES = "_query_names.json"
 LINE = {"qid": (str, int), "did": (str, int), "score": (int, float), "rank": (int,)}
 LARGEST = sys.float_info.max
 UPSTREAM_RANKING = (QUERY_NAMES, "_cand_names.json", "_scores.json")
-
-
-class RankedQuery(NamedTuple):
-    """A query and what was found for it, as rows of a task's queries and gallery.
-
-    Attributes:
-        candidates: best first.
-        scores: of the candidates.
-    """
-
-    query: int
-    candidates: list[int]
-    scores: list[float]
-
-
-Ranking = Sequence[RankedQuery]
 
 
 def write_ranking(path: str | Path, queries: FileItems, gallery: FileItems, ranking: Ranking) -> None:

@@ -44,11 +44,13 @@ def main() -> None:
     from lamra.eval.mining import QUERIES_TOGETHER, open_training_queries
     from lamra.eval.rerank.asking import Asking
 
-    start(args)
+    state = start(args)
     folder = output_folder(args, "teacher")
     with folder_lock(folder):
         queries = open_training_queries(args)
-        pairs, mined = queries.pairs, MinedCandidates(queries.pairs, listed(args.mined or ""))
+        pairs = queries.pairs
+        with state.main_process_first():  # it reads files of lines
+            mined = MinedCandidates(pairs, listed(args.mined or ""))
         files = {path.name: sha256(path) for path in (pairs.queries.path, pairs.pool.path)}
         asking = Asking.of(args, queries, folder / "answers", files)
         numbers = np.searchsorted(queries.rows, mined.queries)  # of the queries that have a mined negative

@@ -23,3 +23,4 @@ class MiningFlags(SeededTrainingFiles, GuestArguments):
     output_dir: str | None = flag(None, "default: below results/<model>/", path=OUT_FOLDER)
     shard_size: int = flag(100_000, "items encoded between two writes", low=1)
     search_memory: float = flag(4.0, "GiB that a process's search may use", above=0)
+    jsonl: bool = flag(False, "write the ranking as lines {qid, did, score, rank}, too")

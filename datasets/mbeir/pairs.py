@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from array import array
 from collections.abc import Sequence
@@ -92,6 +93,11 @@ class MBEIRPairs:
         """(n,) a number for each query with a candidate: the query's first row, times the pool's size, plus the row."""
         return queries * len(self.pool) + candidates
 
+    @property
+    def answers_sha256(self) -> str:
+        """Tells whether what was mined leaves out these positives."""
+        return hashlib.sha256(self.answer_keys.tobytes()).hexdigest()
+
     def answers_of(self, first_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All positives of some queries, which their first rows name.
 
@@ -113,9 +119,8 @@ class MBEIRPairs:
                 f"{files}: {self.mined.right} of {self.mined.candidates} candidates are positives of their query and "
                 "are left out"
             )
-        _, counts = np.unique(np.unique(self.mined.keys) // len(self.pool), return_counts=True)
         queries = len(np.unique(first))
-        few = queries - (counts >= self.hard_negatives).sum()
+        few = queries - (self.mined.found.counts >= self.hard_negatives).sum()
         if few:
             self.notes.append(
                 f"{files}: {few} of {queries} queries have fewer than --hard_negatives {self.hard_negatives} "

@@ -15,7 +15,7 @@ import os
 import re
 from array import array
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex, TypeVar
@@ -29,6 +29,7 @@ from lamra.datasets.items import Item
 
 MODALITIES = ("text", "image", "image,text")
 Key = TypeVar("Key", int, np.ndarray)
+ROWS_TOGETHER = 4096  # that are read at once
 NUMBER_BITS = 40  # an id "dataset:number" is one int64
 
 
@@ -135,6 +136,17 @@ class Rows:
         end = int(self.offsets[row + 1]) if row + 1 < len(self) else self._state.st_size
         # pread, because data workers share the open file and its position. Blank lines and rows left out may follow.
         return json.loads(os.pread(self._file, end - start, start).split(b"\n", 1)[0])
+
+    def records(self, start: int, stop: int) -> Iterator[dict]:
+        """The json of neighbouring rows; ROWS_TOGETHER cost one system call."""
+        for first in range(start, stop, ROWS_TOGETHER):
+            last = min(first + ROWS_TOGETHER, stop)
+            offsets = self.offsets[first:last].tolist()
+            end = int(self.offsets[last]) if last < len(self) else self._state.st_size
+            block, begin = os.pread(self._file, end - offsets[0], offsets[0]), offsets[0]
+            for offset in offsets:
+                line_end = block.find(b"\n", offset - begin)
+                yield json.loads(block[offset - begin : line_end if line_end >= 0 else None])
 
     def item(self, row: int, instruction: str | None = None) -> Item:
         """The item of a row. With an instruction the text rule is applied to both as one, as upstream does."""

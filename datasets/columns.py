@@ -175,6 +175,11 @@ class Columns(Sequence[RankedQuery]):
         return self
 
 
+def as_columns(ranking: Ranking) -> Columns:
+    """A ranking as columns, if it is not."""
+    return ranking if isinstance(ranking, Columns) else Columns([Piece.of(ranking)])
+
+
 def rows_of(queries: FileItems, gallery: FileItems) -> dict[str, dict[str, Any]]:
     """What the rows of queries and candidates are: how many of each, and the digest of their ids in order."""
     found = {}
@@ -186,20 +191,17 @@ def rows_of(queries: FileItems, gallery: FileItems) -> dict[str, dict[str, Any]]
 
 
 @contextmanager
-def columns_file(
-    path: str | Path, queries: FileItems, gallery: FileItems, about: Mapping[str, Any] | None = None
-) -> Iterator[Callable[[Piece], None]]:
+def columns_file(path: str | Path, about: Mapping[str, Any]) -> Iterator[Callable[[Piece], None]]:
     """Open a new ranking, which takes its name at the end of the block: a broken one leaves nothing.
 
     Args:
-        about: what else its metadata says; anything that can be json.
+        about: what its metadata says: what rows_of says, and anything else that can be json.
 
     Returns:
-        What writes a piece. All have scores of one type, and all the positives' or none.
+        What writes a piece. All have the same columns and types.
     """
     import pyarrow as pa  # a third of a second, which --help does not wait for
 
-    about = {**(about or {}), **rows_of(queries, gallery)}
     with whole_file(path, "wb") as file:
         writers: list[pa.RecordBatchFileWriter] = []
 
@@ -217,8 +219,8 @@ def columns_file(
 
 def write_columns(path: str | Path, queries: FileItems, gallery: FileItems, ranking: Ranking) -> None:
     """Write a ranking whole."""
-    with columns_file(path, queries, gallery) as write:
-        for piece in ranking.pieces if isinstance(ranking, Columns) else [Piece.of(ranking)]:
+    with columns_file(path, rows_of(queries, gallery)) as write:
+        for piece in as_columns(ranking).pieces:
             write(piece)
 
 

@@ -19,7 +19,7 @@ from lamra.common.flags import FOLDER, flag, require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
 from lamra.datasets.columns import SUFFIX, Columns, read_columns
-from lamra.datasets.rankings import write_ranking
+from lamra.datasets.rankings import write_lines
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.reporting.results import print_table, write_json
 from lamra.eval.training_files import MiningFlags
@@ -99,7 +99,7 @@ def main() -> None:
             write_json(folder / "made_by.json", made_by)
             if args.jsonl:
                 pairs = of.queries.pairs
-                write_ranking(path.with_suffix(".jsonl"), pairs.queries, pairs.pool, read_columns(path))
+                write_lines(path.with_suffix(".jsonl"), pairs.queries, pairs.pool, read_columns(path))
             print_counts(dropped, found, args.keep)
             print(f"written to {path}")
 

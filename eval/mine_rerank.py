@@ -74,8 +74,7 @@ def mine_files(args: MineArguments) -> Path:
 def write_as_lines(folder: Path, pairs: MBEIRPairs, found: Columns) -> None:
     """mined.jsonl and mined.json, in the order of the queries' rows."""
     order = np.argsort(found.queries)
-    with whole_file(folder / "mined.jsonl") as file:
-        write_lines(file, pairs.queries, pairs.pool, found.of_queries(order))
+    write_lines(folder / "mined.jsonl", pairs.queries, pairs.pool, found.of_queries(order))
     with whole_file(folder / "mined.json") as file:  # an object of its own for each query: 1.3e8 ids are no dict
         for number, (row, candidates, _) in enumerate(found.of_queries(order)):
             docs = {"gt_docs": pairs.answers(row), "top100_docs": candidates}

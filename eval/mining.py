@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from lamra.common.files import sha256
 from lamra.common.processes import of_all_processes, on_first_process, process_rank, world_size
-from lamra.datasets.columns import SUFFIX, Piece, columns_file
+from lamra.datasets.columns import SUFFIX, Piece, columns_file, rows_of
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.pairs import MBEIRPairs, open_pairs
 from lamra.datasets.mbeir.rows import MODALITIES, dataset_of
@@ -134,6 +134,7 @@ def mined_pieces(
     on_first_process(lambda: check_manifest(folder, decided_by, "mined candidates"))
     done = on_first_process(lambda: {path.name for path in folder.glob(f"*{SUFFIX}")})
     pool, files = of.queries.pairs.pool, []
+    rows = rows_of(of.queries, pool)
     contents = None
     for number, (members, candidates) in enumerate(searched_together(of.queries, own_kind)):
         files.append(folder / f"{number:05d}{SUFFIX}")
@@ -164,7 +165,7 @@ def mined_pieces(
             piece = piece.take(np.argsort(piece.queries))
             if positives:
                 piece = piece._replace(positive=best_positive(of, piece.queries))
-            with columns_file(files[-1], of.queries, pool, {"passed": passed.tolist()}) as write:
+            with columns_file(files[-1], {**rows, "passed": passed.tolist()}) as write:
                 write(piece)
     PartialState().wait_for_everyone()
     return files
@@ -209,7 +210,8 @@ def best_positive(of: Embedded, numbers: np.ndarray) -> np.ndarray:
 def mined_file(path: Path, queries: TrainingQueries) -> Iterator[Callable[[Piece], None]]:
     """Open a ranking of wrong candidates for training to read; yields what writes a piece of numbers of `queries`."""
     pairs = queries.pairs
-    with columns_file(path, pairs.queries, pairs.pool, {"answers": pairs.answers_sha256}) as write:
+    about = {**rows_of(pairs.queries, pairs.pool), "answers": pairs.answers_sha256}
+    with columns_file(path, about) as write:
         yield lambda piece: write(piece._replace(queries=queries.rows[piece.queries], positive=None))
 
 

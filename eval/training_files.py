@@ -8,6 +8,8 @@ from lamra.common.flags import LARGEST_SEED, OUT_FOLDER, flag
 from lamra.datasets.mbeir.layout import TrainingFiles
 from lamra.eval.flags import GuestArguments
 
+JSONL = "write the ranking as lines {qid, did, score, rank}, too"
+
 
 @dataclass
 class SeededTrainingFiles(TrainingFiles):
@@ -23,4 +25,4 @@ class MiningFlags(SeededTrainingFiles, GuestArguments):
     output_dir: str | None = flag(None, "default: below results/<model>/", path=OUT_FOLDER)
     shard_size: int = flag(100_000, "items encoded between two writes", low=1)
     search_memory: float = flag(4.0, "GiB that a process's search may use", above=0)
-    jsonl: bool = flag(False, "write the ranking as lines {qid, did, score, rank}, too")
+    jsonl: bool = flag(False, JSONL)

@@ -88,8 +88,7 @@ class MinedCandidates:
                 return kept
         piece, lines, right = self._wrong()
         try:
-            about = {**made_of, "lines": lines, "right": right}
-            with columns_file(path, pairs.queries, pairs.pool, about) as write:
+            with columns_file(path, {**made_of, "lines": lines, "right": right}) as write:
                 write(piece)
         except OSError as error:
             raise UserError(

@@ -200,6 +200,35 @@ class Rows:
         )
         return self._by_key[start:stop]
 
+    def listed(self, field: str) -> tuple[np.ndarray, np.ndarray]:
+        """How many candidates each row lists (N,), and their integer keys, row by row; of the whole file.
+
+        Kept beside the index, so that the rows are read once.
+
+        Raises:
+            UserError: a row has no list of ids; names file and line.
+        """
+        path = self._index.with_suffix(f".{field}.npy")
+        try:
+            table = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            table = None
+        if table is None or table.ndim != 1 or len(table) != len(self) + table[: len(self)].sum():
+            counts, keys = array("q"), array("q")
+            rows = tqdm(self.records(0, len(self)), desc=f"{self.path.name} {field}", total=len(self))
+            for row, record in enumerate(rows):
+                listed = record.get(field) or []
+                try:
+                    if not isinstance(listed, list):
+                        raise UserError(f"{str(listed)[:80]!r} is no list")
+                    keys.extend(map(id_key, listed))
+                except UserError as error:
+                    raise UserError(f"{self.line(row)}: {field}: {error}") from None
+                counts.append(len(listed))
+            table = np.array(counts + keys, dtype=np.int64)
+            self._write_index(table, path)
+        return table[: len(self)], table[len(self) :]
+
     def _stored_index(self) -> np.ndarray | None:
         """(4, N) what _build_index wrote; None where there is none for this state of the file, or it is no array."""
         try:
@@ -244,7 +273,7 @@ class Rows:
         state = os.fstat(self._file)
         if (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
             raise UserError(f"{self.path} changed while it was read: start again when it is complete")
-        self._write_index(table)
+        self._write_index(table, self._index)
         return table
 
     def _checked(self, line: bytes) -> tuple[int, int]:
@@ -269,9 +298,9 @@ class Rows:
             path_inside(self.root, picture)
         return id_key(identifier), MODALITIES.index(modality)
 
-    def _write_index(self, table: np.ndarray) -> None:
+    def _write_index(self, table: np.ndarray, path: Path) -> None:
         try:
-            with whole_file(self._index, "wb") as file:
+            with whole_file(path, "wb") as file:
                 np.save(file, table)
         except OSError as error:
             raise UserError(
@@ -280,5 +309,5 @@ class Rows:
             ) from None
         for old in self.path.parent.glob(f".{self.path.name}.*-*.npy"):
             # Of earlier states only: another job may have indexed the file after it changed once more.
-            if int(old.stem.rpartition("-")[2]) < self._state.st_mtime_ns:
+            if int(old.stem.rpartition("-")[2].split(".")[0]) < self._state.st_mtime_ns:
                 old.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ SMALL = {
     "suite_memory": ("--pairs", 4000, "--shard_size", 512),
     "peers": ("--tiny",),
     "hard_negatives": ("--queries", 150, 300, "--dimension", 8),
+    "rankings": ("--queries", 200, "--top", 5, "--reranked", 100),
     "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
 }
 NEEDS = {"peers": ("sentence_transformers", "torchvision", "faiss")}  # what it is compared with

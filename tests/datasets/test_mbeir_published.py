@@ -200,14 +200,14 @@ def test_jobs_that_index_one_file_do_not_disturb_one_another(tmp_path, monkeypat
     path.write_text(row % 1)
     slow = Rows._write_index
 
-    def overtaken(self, table):
+    def overtaken(self, table, index):
         """Before this job has written, another found the file changed, and wrote its index."""
         monkeypatch.setattr(Rows, "_write_index", slow)
         before = path.stat().st_mtime_ns
         path.write_text(row % 1 + row % 2)
         os.utime(path, ns=(before + 10**9, before + 10**9))
         assert len(Rows(path, tmp_path, CANDIDATE)) == 2
-        slow(self, table)
+        slow(self, table, index)
 
     monkeypatch.setattr(Rows, "_write_index", overtaken)
     assert len(Rows(path, tmp_path, CANDIDATE)) == 1  # of the file that it opened

@@ -215,7 +215,7 @@ def test_negatives_judge_and_teacher(mbeir, mined, tiny_model, reranker, tmp_pat
     # The teacher: of each query with a negative its positives and these, in log-odds, best first.
     answers.calls, answers.limit = [], 4
     asking = dict(model_id=reranker, data_path=mbeir, mined=broken / "negatives.arrow", num_workers=0)
-    asking["output_dir"] = tmp_path / "teacher"
+    asking |= dict(output_dir=tmp_path / "teacher", jsonl=True)
     with pytest.raises(KeyboardInterrupt):
         call(teacher_scores.main, **asking)
     answers.limit = None

@@ -38,12 +38,13 @@ def write_ranking(path: str | Path, queries: FileItems, gallery: FileItems, rank
 
 def write_lines(path: str | Path, queries: FileItems, gallery: FileItems, ranking: Iterable[RankedQuery]) -> None:
     """Write one line {qid, did, score, rank} for each candidate of each query, rank 1 first."""
+    encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps would make one for each line
     with whole_file(path) as file:
         for query, candidates, scores in ranking:
             qid = queries.id(query)
             for rank, (row, score) in enumerate(zip(candidates, scores), start=1):
                 line = {"qid": qid, "did": gallery.id(row), "score": score, "rank": rank}
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+                file.write(encode(line) + "\n")
 
 
 def write_by_query(path: str | Path, queries: FileItems, ranking: Ranking, found: Sequence[Mapping]) -> None:
@@ -66,9 +67,8 @@ def read_ranking(path: str | Path, queries: Items, gallery: Items, *, by_positio
     path = Path(path)
     if is_columns(path):
         columns = read_columns(path)
-        if (lines := path.with_suffix(".jsonl")).exists() and not rows_of(
-            queries, gallery
-        ).items() <= columns.about.items():
+        fits = rows_of(queries, gallery).items() <= columns.about.items()
+        if not fits and (lines := path.with_suffix(".jsonl")).exists():
             # As where the pools of all tasks, joined, are the same candidates as M-BEIR's file of all.
             note(f"{path} goes by the rows of other files; {lines.name} beside it goes by ids and is read")
             return read_ranking(lines, queries, gallery)

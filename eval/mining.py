@@ -81,7 +81,7 @@ def embedded(args: MiningFlags, folder: Path) -> Embedded:
     """
     queries = open_training_queries(args)
     retriever = load_retriever(args)
-    provenance = retriever.provenance(args)
+    provenance = retriever.provenance(args) | args.kept_as
     cache = EmbeddingsCache(folder / "embeddings", retriever, provenance, args.shard_size)
     gallery, embeddings = cache.embed(queries.pairs.pool), cache.embed(queries)
     return Embedded(queries, embeddings, gallery, {**provenance, "files": cache.files, **queries.drawn_by})
@@ -197,8 +197,8 @@ def best_positive(of: Embedded, numbers: np.ndarray) -> np.ndarray:
     """(q,) float32 similarity of some queries, ascending, to the best of the positives of each."""
     owners, answers = of.queries.pairs.answers_of(of.queries.rows[numbers])
     rows = np.unique(answers)
-    of_query = RowsOf(of.embeddings, numbers)[:]  # (q, D)
-    of_answer = RowsOf(of.gallery, rows, read_together=64)[:]  # they lie far apart
+    of_query = RowsOf(of.embeddings, numbers)[:].numpy()  # (q, D)
+    of_answer = RowsOf(of.gallery, rows, read_together=64)[:].numpy()  # they lie far apart
     scores = np.empty(len(owners), dtype=np.float32)
     for start in range(0, len(owners), 1024):
         some = slice(start, start + 1024)

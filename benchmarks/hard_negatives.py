@@ -24,14 +24,14 @@ import numpy as np
 from search import make_pool
 from suite_memory import status
 
+from lamra.datasets.columns import read_columns
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows
-from lamra.datasets.rankings import write_lines
 from lamra.eval import mining
 from lamra.eval.cache.manifest import VERSION
-from lamra.eval.mining import Embedded, TrainingQueries
-from lamra.eval.negatives import Piece, Rules, mined_pieces
+from lamra.eval.mining import Embedded, TrainingQueries, mined_file, mined_pieces
+from lamra.eval.negatives import Rules
 
 ALL = 1_100_000  # M-BEIR's training queries
 # What does not grow with the queries: memory of a block and of a piece of them. The search grows with their square.
@@ -99,17 +99,18 @@ def measure(folder: Path, queries: int, dimension: int, memory: float, connectio
     stages.end("open")
     of = Embedded(training, embeddings, gallery, {"version": VERSION})
     how: dict[str, Any] = dict(own_kind=True, search_depth=None, search_memory=memory, device="cpu")
-    pieces = mined_pieces(of, folder / "mined", of.made_by, top=100, **how)
+    files = mined_pieces(of, folder / "mined", top=100, positives=True, **how)
     stages.end("mine")
     counts, rules = Counter[int](), Rules(0, 100, 10, below_share=0.95, margin=0.01)
-    with open(folder / "negatives.jsonl", "w") as file:
-        for part in pieces:
-            piece = Piece.read(part)
-            kept, _ = rules.apply(piece)
-            counts.update(kept.sum(axis=1).tolist())
-            write_lines(file, training, training.pairs.pool, piece.ranking(kept))
+    with mined_file(folder / "negatives.arrow", training) as write:
+        for file in files:
+            columns = read_columns(file)
+            (piece,) = columns.pieces
+            kept, _ = rules.apply(piece, columns.about["passed"])
+            counts.update(np.bincount(piece.owners[kept], minlength=len(piece.queries)).tolist())
+            write(piece.only(kept))
     stages.end("rules")
-    pairs = open_files(folder, hard_negatives=4, mined=[folder / "negatives.jsonl"])
+    pairs = open_files(folder, hard_negatives=4, mined=[folder / "negatives.arrow"])
     stages.end("training")
     assert pairs.mined is not None and pairs.mined.candidates == sum(n * many for n, many in counts.items()) > 0
     since = time.process_time()

@@ -1,4 +1,4 @@
-"""Rankings and their files: lines {qid, did, score, rank}, or the three files that upstream writes."""
+"""Files of rankings: lines {qid, did, score, rank}, beside columns, or the three files that upstream writes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
 
+import numpy as np
+
+from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.common.files import read_json, read_jsonl, whole_file
+from lamra.datasets.columns import (
+    SUFFIX,
+    RankedQuery,
+    Ranking,
+    is_columns,
+    read_columns,
+    rows_of,
+    write_columns,
+)
 from lamra.datasets.tasks import FileItems, Items
 
 QUERY_NAMES = "_query_names.json"
@@ -19,35 +30,21 @@ LARGEST = sys.float_info.max
 UPSTREAM_RANKING = (QUERY_NAMES, "_cand_names.json", "_scores.json")
 
 
-class RankedQuery(NamedTuple):
-    """A query and what was found for it, as rows of a task's queries and gallery.
-
-    Attributes:
-        candidates: best first.
-        scores: of the candidates.
-    """
-
-    query: int
-    candidates: list[int]
-    scores: list[float]
-
-
-Ranking = Sequence[RankedQuery]
-
-
 def write_ranking(path: str | Path, queries: FileItems, gallery: FileItems, ranking: Ranking) -> None:
+    """Write a ranking as lines, and beside them as columns."""
+    write_lines(path, queries, gallery, ranking)
+    write_columns(Path(path).with_suffix(SUFFIX), queries, gallery, ranking)  # last: see ranking_of
+
+
+def write_lines(path: str | Path, queries: FileItems, gallery: FileItems, ranking: Iterable[RankedQuery]) -> None:
     """Write one line {qid, did, score, rank} for each candidate of each query, rank 1 first."""
+    encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps would make one for each line
     with whole_file(path) as file:
-        write_lines(file, queries, gallery, ranking)
-
-
-def write_lines(file: IO[str], queries: FileItems, gallery: FileItems, ranking: Iterable[RankedQuery]) -> None:
-    """A part of what write_ranking writes, for a ranking that is never held as a whole."""
-    for query, candidates, scores in ranking:
-        qid = queries.id(query)
-        for rank, (row, score) in enumerate(zip(candidates, scores), start=1):
-            line = {"qid": qid, "did": gallery.id(row), "score": score, "rank": rank}
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        for query, candidates, scores in ranking:
+            qid = queries.id(query)
+            for rank, (row, score) in enumerate(zip(candidates, scores), start=1):
+                line = {"qid": qid, "did": gallery.id(row), "score": score, "rank": rank}
+                file.write(encode(line) + "\n")
 
 
 def write_by_query(path: str | Path, queries: FileItems, ranking: Ranking, found: Sequence[Mapping]) -> None:
@@ -57,29 +54,43 @@ def write_by_query(path: str | Path, queries: FileItems, ranking: Ranking, found
             file.write(json.dumps({"qid": queries.id(ranked.query), **of_query}, allow_nan=False) + "\n")
 
 
-def read_ranking(path: str | Path, queries: Items, gallery: Items, *, by_position: bool = False) -> list[RankedQuery]:
-    """A ranking of all queries, in the order of the file.
+def read_ranking(path: str | Path, queries: Items, gallery: Items, *, by_position: bool = False) -> Ranking:
+    """A ranking of all queries, in the order of the file. Columns are mapped; lines take 200 bytes each.
 
     Args:
         by_position: upstream's files name queries and candidates by their rows, not by their ids.
 
     Raises:
-        UserError: as ranked_ids; or a query or candidate is unknown, or a query is lacking: recall over fewer of them
-            would be another number.
+        UserError: as read_columns and ranked_ids; or a query or candidate is unknown, or a query is lacking: recall
+            over fewer of them would be another number.
     """
-    path, found = Path(path), ranked_ids(path)
+    path = Path(path)
+    if is_columns(path):
+        columns = read_columns(path)
+        fits = rows_of(queries, gallery).items() <= columns.about.items()
+        if not fits and (lines := path.with_suffix(".jsonl")).exists():
+            # As where the pools of all tasks, joined, are the same candidates as M-BEIR's file of all.
+            note(f"{path} goes by the rows of other files; {lines.name} beside it goes by ids and is read")
+            return read_ranking(lines, queries, gallery)
+        _require_all(path, columns.require(queries, gallery).queries, queries)
+        return columns
+    found = ranked_ids(path)
     by_position = by_position and path.suffix != ".jsonl"
     rows = _rows_of(path, "query", list(found), queries, by_position)
-    lacking = sorted(set(range(len(queries))) - set(rows))
-    if lacking:
-        raise UserError(
-            f"{path} lacks {len(lacking)} of the task's {len(queries)} queries, first {queries.id(lacking[0])}: "
-            "evaluate the retriever on all of them"
-        )
+    _require_all(path, rows, queries)
     return [
         RankedQuery(row, _rows_of(path, "candidate", dids, gallery, by_position), scores)
         for row, (dids, scores) in zip(rows, found.values())
     ]
+
+
+def _require_all(path: Path, rows: Sequence[int] | np.ndarray, queries: Items) -> None:
+    lacking = np.setdiff1d(np.arange(len(queries)), rows)
+    if len(lacking):
+        raise UserError(
+            f"{path} lacks {len(lacking)} of the task's {len(queries)} queries, first {queries.id(int(lacking[0]))}: "
+            "evaluate the retriever on all of them"
+        )
 
 
 def _rows_of(path: Path, kind: str, ids: list[str], items: Items, by_position: bool) -> list[int]:
@@ -120,7 +131,9 @@ def ranked_ids(path: str | Path) -> dict[str, tuple[list[str], list[float]]]:
 
 
 def ranking_of(folder: str | Path, name: str, upstream: str) -> Path:
-    """The ranking of a task in a folder: ranking_<name>.jsonl, or where there is none, upstream's *_query_names.json.
+    """The ranking of a task in a folder: ranking_<name>.arrow, ranking_<name>.jsonl or upstream's *_query_names.json.
+
+    The columns are read unless the lines are newer, as where somebody changed them.
 
     Args:
         upstream: what upstream calls the task, "cirr_task7" for example. Its names are
@@ -131,6 +144,9 @@ def ranking_of(folder: str | Path, name: str, upstream: str) -> Path:
         UserError: upstream wrote several for this task, with different models; names them.
     """
     own = Path(folder, f"ranking_{name}.jsonl")
+    if (columns := own.with_suffix(SUFFIX)).is_file():
+        older = not own.is_file() or own.stat().st_mtime_ns <= columns.stat().st_mtime_ns
+        return columns if older else own
     if own.is_file():
         return own
     patterns = f"{upstream}{QUERY_NAMES}", f"mbeir_{upstream}_*{QUERY_NAMES}"

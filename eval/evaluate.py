@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lamra.common.processes import heartbeat, is_first_process
-from lamra.datasets.rankings import RankedQuery
+from lamra.datasets.columns import Columns, Piece, RankedQuery
 from lamra.datasets.tasks import Items, RetrievalTask
 from lamra.eval.cache.shards import RowsOf, Shards
 from lamra.eval.metrics import measures
@@ -30,7 +30,7 @@ def evaluate(
     truncate_dim: int | None = None,
     vectors: str = "float32",
     rescore: int = 0,
-) -> Iterator[tuple[RetrievalTask, list[RankedQuery], dict[str, float]]]:
+) -> Iterator[tuple[RetrievalTask, Columns, dict[str, float]]]:
     """Each task's ranking and what it is worth, see metrics.measures. Tasks that share a gallery are searched together.
 
     All processes must iterate; the first process alone receives what is found.
@@ -79,7 +79,7 @@ def _searched(
     search_memory: float,
     device: torch.device | str,
     stored_as: Mapping[str, Any],
-) -> Iterator[list[RankedQuery]]:
+) -> Iterator[Columns]:
     """The rankings of tasks whose queries search the whole gallery, which is read once for all of them."""
     if not tasks:
         return iter(())
@@ -89,18 +89,18 @@ def _searched(
     together = _joined([query for _, query in tasks])
     scores, rows = search_stored(together, gallery, k, blocks, device, **{**stored_as, "rescore": rescore})
     sizes = [len(query) for _, query in tasks]
-    return (
-        [
-            _without(task.excluded[number] if task.excluded else (), number, *found, depth)
-            for number, found in enumerate(zip(rows.tolist(), scores.tolist()))
-        ]
-        for (task, _), rows, scores in zip(tasks, rows.split(sizes), scores.split(sizes))
-    )
+    parts = zip(tasks, rows.split(sizes), scores.split(sizes))
+    return (_without(task.excluded, rows.numpy(), scores.numpy(), depth) for (task, _), rows, scores in parts)
 
 
-def _without(excluded: Collection[int], query: int, rows: list[int], scores: list[float], depth: int) -> RankedQuery:
-    kept = [position for position, row in enumerate(rows) if row not in excluded][:depth]
-    return RankedQuery(query, [rows[position] for position in kept], [scores[position] for position in kept])
+def _without(excluded: Sequence[Collection[int]] | None, rows: np.ndarray, scores: np.ndarray, depth: int) -> Columns:
+    """The first `depth` of rows and scores, (q, k) each, without those that a query excludes."""
+    kept = np.ones(rows.shape, dtype=bool)
+    for query, of_query in enumerate(excluded or ()):
+        kept[query] = ~np.isin(rows[query], list(of_query))
+    kept &= kept.cumsum(axis=1) <= depth
+    starts = np.append(0, np.cumsum(kept.sum(axis=1)))
+    return Columns([Piece(np.arange(len(rows)), starts, rows[kept].astype(np.int32), scores[kept])])
 
 
 def _ranked_stored(
@@ -112,7 +112,7 @@ def _ranked_stored(
     truncate_dim: int | None,
     vectors: str,
     rescore: int,
-) -> list[RankedQuery]:
+) -> Columns:
     """`_ranked` in a gallery of smaller vectors; what is not among a query's best `rescore` is left out."""
     if truncate_dim is None and vectors == "float32":
         return _ranked(queries, gallery, candidates, device)
@@ -124,9 +124,14 @@ def _ranked_stored(
 
 def _ranked(
     queries: Embeddings, gallery: Embeddings, candidates: Sequence[Sequence[int]], device: torch.device | str
-) -> list[RankedQuery]:
+) -> Columns:
     """The ranking of each query's own candidates; ties go to the lower row."""
-    found = []
+    return Columns([Piece.of(_ranked_one_by_one(queries, gallery, candidates, device))])
+
+
+def _ranked_one_by_one(
+    queries: Embeddings, gallery: Embeddings, candidates: Sequence[Sequence[int]], device: torch.device | str
+) -> Iterator[RankedQuery]:
     for start in range(0, len(candidates), READ_FOR):
         part = [np.sort(np.array(own, dtype=np.int64)) for own in candidates[start : start + READ_FOR]]
         rows = np.unique(np.concatenate(part))  # (n,), all that these queries rank
@@ -136,8 +141,7 @@ def _ranked(
             # Summed row by row: a matrix product may round equal embeddings differently, and their tie would be lost.
             products = (together[number] * block[torch.from_numpy(np.searchsorted(rows, own))]).sum(dim=1)  # (m,)
             scores, columns = block_top_k(products[None], len(own))  # (1, m) each
-            found.append(RankedQuery(start + number, own[columns[0].cpu().numpy()].tolist(), scores[0].tolist()))
-    return found
+            yield RankedQuery(start + number, own[columns[0].cpu().numpy()].tolist(), scores[0].tolist())
 
 
 def _joined(parts: Sequence[Embeddings]) -> Embeddings:

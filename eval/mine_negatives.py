@@ -1,8 +1,8 @@
 """Mine hard negatives for stage 2: wrong candidates that a retriever confuses, but for those that may be right.
 
-Started from lamra_ret/mine_negatives.sh. Writes <output_dir>/negatives.jsonl, a ranking {qid, did, score, rank}, which
---mined of both trainings reads. What was searched and judged stays beside it: a restarted run goes on from there, and
-other rules need no other search.
+Started from lamra_ret/mine_negatives.sh. Writes <output_dir>/negatives.arrow, a ranking in columns, which --mined of
+both trainings reads. What was searched and judged stays beside it: a restarted run goes on from there, and other rules
+need no other search.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from lamra.common.cli import parse, run
-from lamra.common.files import whole_file
 from lamra.common.flags import FOLDER, flag, require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
+from lamra.datasets.columns import SUFFIX, Columns, read_columns
 from lamra.datasets.rankings import write_lines
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.reporting.results import print_table, write_json
@@ -65,8 +67,8 @@ class NegativesArguments(MiningFlags):
 def main() -> None:
     (args,) = parse(NegativesArguments)
     from lamra.eval.inference import start  # torch and transformers, which --help does not wait for
-    from lamra.eval.mining import embedded
-    from lamra.eval.negatives import Piece, Rules, drop_judged, mined_pieces
+    from lamra.eval.mining import embedded, mined_file, mined_pieces
+    from lamra.eval.negatives import Rules, drop_judged
     from lamra.eval.rerank.asking import Asking
 
     state, folder = start(args), output_folder(args, "negatives")
@@ -74,26 +76,30 @@ def main() -> None:
     with folder_lock(folder):
         of = embedded(args, folder)
         search = {name: getattr(args, name) for name in ("own_kind", "search_depth", "search_memory")}
-        pieces = mined_pieces(of, folder / "mined", of.made_by, top=args.last, device=state.device, **search)
+        files = mined_pieces(of, folder / "mined", top=args.last, device=state.device, positives=True, **search)
         asking = None
         if args.judge:
             asking = Asking.of(judge_arguments(args), of.queries, folder / "answers", of.made_by["files"])
         dropped, found = Counter[str](), Counter[int]()
-        path = folder / "negatives.jsonl"
-        with whole_file(path) if is_first_process() else nullcontext() as file:
-            for part in pieces:
-                piece = Piece.read(part)
-                kept, why = rules.apply(piece)
+        path = folder / f"negatives{SUFFIX}"
+        with mined_file(path, of.queries) if is_first_process() else nullcontext() as write:
+            for file in files:
+                columns = read_columns(file).require(of.queries, of.queries.pairs.pool)
+                (piece,) = columns.pieces
+                kept, why = rules.apply(piece, columns.about["passed"])
                 if asking:
-                    answers = asking.about(piece.ranking(kept), "pointwise", part.stem)
+                    answers = asking.about(Columns([piece.only(kept)]), "pointwise", file.stem)
                     why[f"P(Yes) above {args.judge_above:g}"] = drop_judged(kept, answers, args.judge_above)
                 dropped.update(why)
-                found.update(kept.sum(axis=1).tolist())
-                if file:
-                    write_lines(file, of.queries, of.queries.pairs.pool, piece.ranking(kept))
+                found.update(np.bincount(piece.owners[kept], minlength=len(piece.queries)).tolist())
+                if write:
+                    write(piece.only(kept))
         if is_first_process():
             made_by = {**of.made_by, **asdict(rules), "judge": asking and asking.provenance}
             write_json(folder / "made_by.json", made_by)
+            if args.jsonl:
+                pairs = of.queries.pairs
+                write_lines(path.with_suffix(".jsonl"), pairs.queries, pairs.pool, read_columns(path))
             print_counts(dropped, found, args.keep)
             print(f"written to {path}")
 

@@ -1,11 +1,13 @@
-"""What a retriever confuses: the best candidates of training queries that are wrong."""
+"""What a retriever confuses: the best candidates of training queries that are wrong.
+
+The search is kept in pieces, before any rule: other rules need no other search, and memory holds one piece.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
-from functools import lru_cache
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +16,21 @@ import torch
 from accelerate import PartialState
 
 from lamra.common.files import sha256
-from lamra.common.processes import is_first_process, of_all_processes, process_rank, world_size
+from lamra.common.processes import of_all_processes, on_first_process, process_rank, world_size
+from lamra.datasets.columns import SUFFIX, Piece, columns_file, rows_of
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.pairs import MBEIRPairs, open_pairs
 from lamra.datasets.mbeir.rows import MODALITIES, dataset_of
-from lamra.datasets.rankings import RankedQuery
+from lamra.eval.alike import Contents
 from lamra.eval.cache.embeddings import EmbeddingsCache
+from lamra.eval.cache.manifest import check_manifest
 from lamra.eval.cache.shards import RowsOf
 from lamra.eval.inference import load_retriever
 from lamra.eval.search import Blocks, Embeddings, search
 from lamra.eval.training_files import MiningFlags, SeededTrainingFiles
 
-QUERIES_TOGETHER = 16_384  # of a search, and of what is in memory at a time
+QUERIES_TOGETHER = 16_384  # of a search, and of a file of what it found
+LINES_TOGETHER = 2**20  # of candidates that a process compares with positives
 
 POSITIVE, ALIKE = "a positive of the query", "looks or reads like one"
 
@@ -50,6 +55,11 @@ class TrainingQueries:
 
     def __getitem__(self, query: int) -> Item:
         return self.pairs[int(self.rows[query])].query
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(N,) the ids as integers."""
+        return self.pairs.queries.keys[self.rows]
 
     def id(self, query: int) -> str:
         return self.pairs.queries.id(int(self.rows[query]))
@@ -87,74 +97,122 @@ def open_training_queries(args: SeededTrainingFiles) -> TrainingQueries:
     return TrainingQueries(pairs, drawn_by)
 
 
-class MinedBlock(NamedTuple):
-    """What was found for the queries of one search. On all processes but the first nothing was.
-
-    Attributes:
-        number: of the block; each run over the same queries has the same blocks.
-        found: of each query the usable rows of the pool, best first, and their scores; ascending by query.
-        passed: POSITIVE and ALIKE -> how many candidates were passed over for it.
-    """
-
-    number: int
-    found: list[RankedQuery]
-    passed: Counter[str]
-
-
-def mine(queries: TrainingQueries, embeddings: Embeddings, gallery: Embeddings, **search: Any) -> list[RankedQuery]:
-    """`mine_blocks` for all queries at once; empty on all processes but the first."""
-    blocks = mine_blocks(queries, embeddings, gallery, **search)
-    return sorted((ranked for block in blocks for ranked in block.found), key=lambda ranked: ranked.query)
-
-
-def mine_blocks(
-    queries: TrainingQueries,
-    embeddings: Embeddings,
-    gallery: Embeddings,
+def mined_pieces(
+    of: Embedded,
+    folder: Path,
     *,
     top: int,
     own_kind: bool,
     search_depth: int | None,
     search_memory: float,
     device: torch.device | str,
-    done: Collection[int] = (),
-) -> Iterator[MinedBlock]:
-    """For each query the first `top` usable rows of the pool and their scores. All processes must take every block.
+    positives: bool = False,
+) -> list[Path]:
+    """For each query the first `top` candidates that are wrong, and their scores: a file for each block of queries.
 
-    Positives and candidates that look like them are not usable: where they leave too few, these queries search twice as
-    deep, to the end if need be. With search_depth they do not.
+    A restarted run takes the files that are there. All processes must call this, and see the folder: each looks at a
+    part of a block's queries, and they write the blocks in turn.
+
+    Positives and candidates that show what one of them shows are passed over: where they leave too few, these queries
+    search twice as deep, to the end if need be. With search_depth they do not.
 
     Args:
         own_kind: queries of a kind search that kind's candidates only, so that the depth does not depend on what else
             the pool holds.
         search_memory: GiB that a process's search may use.
-        done: numbers of blocks to pass over.
+        positives: a file tells the similarity of each query's best positive, too.
+
+    Returns:
+        Files that read_columns reads, of numbers of `of.queries` and rows of the pool; their metadata tells how many
+        candidates were "passed" over as POSITIVE and as ALIKE.
+
+    Raises:
+        UserError: the folder holds files that were made otherwise.
     """
-    pairs = queries.pairs
-    for number, (members, candidates) in enumerate(searched_together(queries, own_kind)):
-        if number in done:
+    decided_by = {**of.made_by, "top": top, "own_kind": own_kind, "search_depth": search_depth}
+    decided_by["queries_together"] = QUERIES_TOGETHER
+    on_first_process(lambda: check_manifest(folder, decided_by, "mined candidates"))
+    done = on_first_process(lambda: {path.name for path in folder.glob(f"*{SUFFIX}")})
+    pool, files = of.queries.pairs.pool, []
+    rows = rows_of(of.queries, pool)
+    contents = None
+    for number, (members, candidates) in enumerate(searched_together(of.queries, own_kind)):
+        files.append(folder / f"{number:05d}{SUFFIX}")
+        if files[-1].name in done:
             continue
-        found: dict[int, tuple[RankedQuery, Counter[str]]] = {}
-        depth = search_depth or 2 * top
+        contents = contents or Contents(pool)
+        found: list[Piece] = []
+        passed, depth = np.zeros(2, dtype=np.int64), search_depth or 2 * top
         while len(members):
-            blocks = Blocks.within(search_memory * 2**30, gallery.shape[1], depth)
-            result = search(RowsOf(embeddings, members), RowsOf(gallery, candidates), depth, blocks, device)
-            looked = []  # at this process's share of the queries
-            for at in range(process_rank(), len(members), world_size()):
-                query, scores, columns = int(members[at]), *(table[at].tolist() for table in result)
-                rows, passed = candidates[columns].tolist(), Counter[str]()
-                score_of = dict(zip(rows, scores))
-                wrong = usable(pairs, pairs.answers(int(queries.rows[query])), rows, passed)
-                kept = list(islice(wrong, top))  # it reads no more rows than that
-                looked.append((RankedQuery(query, kept, [score_of[row] for row in kept]), passed))
-            found |= {ranked.query: (ranked, passed) for ranked, passed in of_all_processes(looked)}
+            blocks = Blocks.within(search_memory * 2**30, of.gallery.shape[1], depth)
+            searched = RowsOf(of.embeddings, members), RowsOf(of.gallery, candidates)
+            scores, columns = (table.numpy() for table in search(*searched, depth, blocks, device))  # (q, depth) each
+            parts = np.array_split(np.arange(len(members)), max(1, scores.size // LINES_TOGETHER, world_size()))
+            first, last = (len(parts) * rank // world_size() for rank in (process_rank(), process_rank() + 1))
+            looked = [
+                wrong_candidates(of.queries, contents, members[part], candidates[columns[part]], scores[part], top)
+                for part in parts[first:last]
+            ]
+            pieces, passed_over = zip(*of_all_processes(looked))
+            piece = Piece.joined(pieces)
             deeper = depth < len(candidates) and not search_depth
-            lacking = [query for query in members.tolist() if len(found[query][0].candidates) < top and deeper]
-            members, depth = np.array(lacking, dtype=np.int64), 2 * depth
-        if not is_first_process():
-            found = {}
-        passed = sum((of_query for _, of_query in found.values()), Counter[str]())
-        yield MinedBlock(number, [found[query][0] for query in sorted(found)], passed)
+            lacking = (piece.counts < top) & deeper  # (q,)
+            found.append(piece.take(np.flatnonzero(~lacking)))
+            passed += np.concatenate(passed_over)[~lacking].sum(axis=0)
+            members, depth = members[lacking], 2 * depth
+        if number % world_size() == process_rank():
+            piece = Piece.joined(found)
+            piece = piece.take(np.argsort(piece.queries))
+            if positives:
+                piece = piece._replace(positive=best_positive(of, piece.queries))
+            with columns_file(files[-1], {**rows, "passed": passed.tolist()}) as write:
+                write(piece)
+    PartialState().wait_for_everyone()
+    return files
+
+
+def wrong_candidates(
+    queries: TrainingQueries, contents: Contents, numbers: np.ndarray, rows: np.ndarray, scores: np.ndarray, top: int
+) -> tuple[Piece, np.ndarray]:
+    """The first `top` candidates of q queries that are wrong: no positive, and showing nothing that one shows.
+
+    Args:
+        numbers: (q,) of the queries.
+        rows, scores: (q, d) of their candidates, best first.
+
+    Returns:
+        These, and (q, 2) how many before the last of them were passed over as POSITIVE and as ALIKE.
+    """
+    owners, answers = queries.pairs.answers_of(queries.rows[numbers])
+    positive, alike = contents.compare(rows, owners, answers)
+    wrong = ~(positive | alike)
+    looked = wrong.cumsum(axis=1, dtype=np.int32) - wrong < top  # (q, d)
+    kept = wrong & looked
+    starts = np.append(0, np.cumsum(kept.sum(axis=1)))
+    passed = np.stack([(of_kind & looked).sum(axis=1) for of_kind in (positive, alike)], axis=1)
+    return Piece(numbers, starts, rows[kept].astype(np.int32), scores[kept]), passed
+
+
+def best_positive(of: Embedded, numbers: np.ndarray) -> np.ndarray:
+    """(q,) float32 similarity of some queries, ascending, to the best of the positives of each."""
+    owners, answers = of.queries.pairs.answers_of(of.queries.rows[numbers])
+    rows = np.unique(answers)
+    of_query = RowsOf(of.embeddings, numbers)[:].numpy()  # (q, D)
+    of_answer = RowsOf(of.gallery, rows, read_together=64)[:].numpy()  # they lie far apart
+    scores = np.empty(len(owners), dtype=np.float32)
+    for start in range(0, len(owners), 1024):
+        some = slice(start, start + 1024)
+        scores[some] = (of_query[owners[some]] * of_answer[np.searchsorted(rows, answers[some])]).sum(axis=1)
+    return np.maximum.reduceat(scores, np.flatnonzero(np.diff(owners, prepend=-1)))
+
+
+@contextmanager
+def mined_file(path: Path, queries: TrainingQueries) -> Iterator[Callable[[Piece], None]]:
+    """Open a ranking of wrong candidates for training to read; yields what writes a piece of numbers of `queries`."""
+    pairs = queries.pairs
+    about = {**rows_of(pairs.queries, pairs.pool), "answers": pairs.answers_sha256}
+    with columns_file(path, about) as write:
+        yield lambda piece: write(piece._replace(queries=queries.rows[piece.queries], positive=None))
 
 
 def searched_together(queries: TrainingQueries, own_kind: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -171,38 +229,3 @@ def searched_together(queries: TrainingQueries, own_kind: bool) -> Iterator[tupl
         candidates = np.flatnonzero(np.isin(kinds, wanted))
         for start in range(0, len(together), QUERIES_TOGETHER):
             yield np.array(together[start : start + QUERIES_TOGETHER]), candidates
-
-
-def usable(pairs: MBEIRPairs, answers: list[int], candidates: list[int], passed: Counter[str]) -> Iterator[int]:
-    """The candidates of a query that are wrong, in order: no answer, and none that looks or reads like an answer.
-
-    Args:
-        passed: counts those before the last that was taken.
-    """
-    right = [pairs.pool[row] for row in answers]
-    for row in candidates:
-        if row in answers:
-            passed[POSITIVE] += 1
-            continue
-        item = pairs.pool[row]
-        if any(same(item, answer) for answer in right):
-            passed[ALIKE] += 1
-            continue
-        yield row
-
-
-def same(a: Item, b: Item) -> bool:
-    """Whether two candidates have the same text or the same picture, or both nothing at all."""
-    text, other_text, images, others = a.text, b.text, a.images, b.images
-    if (text and text == other_text) or not (text or images or other_text or others):
-        return True
-    return any(_same_file(Path(str(image)), Path(str(other))) for image in images for other in others)
-
-
-def _same_file(a: Path, b: Path) -> bool:
-    return a == b or (_size(a) == _size(b) and sha256(a) == sha256(b))
-
-
-@lru_cache(maxsize=1_000_000)
-def _size(path: Path) -> int:
-    return path.stat().st_size

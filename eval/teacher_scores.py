@@ -1,8 +1,8 @@
 """What LamRA-Rank says of each training query's positives and mined negatives, for the retriever to learn from.
 
-Started from lamra_ret/teacher_scores.sh. Writes <output_dir>/teacher.jsonl, a ranking {qid, did, score, rank} whose
-scores are log P(Yes) - log P(No), which --teacher of stage 2 reads. A restarted run asks nothing twice. Queries without
-a mined negative are not asked about: there is nothing to learn from one candidate.
+Started from lamra_ret/teacher_scores.sh. Writes <output_dir>/teacher.arrow, a ranking in columns whose scores are
+log P(Yes) - log P(No), which --teacher of stage 2 reads. A restarted run asks nothing twice. Queries without a mined
+negative are not asked about: there is nothing to learn from one candidate.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from lamra.common.cli import parse, run
-from lamra.common.files import sha256, whole_file
+from lamra.common.files import sha256
 from lamra.common.flags import FILE, OUT_FOLDER, flag, listed, require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
-from lamra.datasets.rankings import RankedQuery, write_lines
+from lamra.datasets.columns import SUFFIX, Piece, RankedQuery, columns_file, read_columns, rows_of
+from lamra.datasets.rankings import write_lines
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.reporting.results import write_json
-from lamra.eval.training_files import SeededTrainingFiles
+from lamra.eval.training_files import JSONL, SeededTrainingFiles
 
 
 @dataclass
 class TeacherArguments(SeededTrainingFiles, RetrieverArguments):
     mined: str | None = flag(None, "what mine_negatives.sh or mine.sh wrote; several: A,B,C", path=FILE, several=True)
     output_dir: str | None = flag(None, "default: results/<model>/teacher", path=OUT_FOLDER)
+    jsonl: bool = flag(False, JSONL)
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,28 +46,33 @@ def main() -> None:
     from lamra.eval.mining import QUERIES_TOGETHER, open_training_queries
     from lamra.eval.rerank.asking import Asking
 
-    start(args)
+    state = start(args)
     folder = output_folder(args, "teacher")
     with folder_lock(folder):
         queries = open_training_queries(args)
-        pairs, mined = queries.pairs, MinedCandidates(queries.pairs, listed(args.mined or ""))
+        pairs = queries.pairs
+        with state.main_process_first():  # it reads files of lines
+            mined = MinedCandidates(pairs, listed(args.mined or ""))
         files = {path.name: sha256(path) for path in (pairs.queries.path, pairs.pool.path)}
         asking = Asking.of(args, queries, folder / "answers", files)
         numbers = np.searchsorted(queries.rows, mined.queries)  # of the queries that have a mined negative
-        count, path = 0, folder / "teacher.jsonl"
-        with whole_file(path) if is_first_process() else nullcontext() as file:
+        path = folder / f"teacher{SUFFIX}"
+        with columns_file(path, rows_of(pairs.queries, pairs.pool)) if is_first_process() else nullcontext() as write:
             for start_row in range(0, len(numbers), QUERIES_TOGETHER):
                 ranking = []
                 for query in numbers[start_row : start_row + QUERIES_TOGETHER].tolist():
                     row = int(queries.rows[query])
                     ranking.append(RankedQuery(query, pairs.answers(row) + mined.of(row), []))
                 answers = asking.about(ranking, "log_odds", f"{start_row // QUERIES_TOGETHER:05d}")
-                count += sum(map(len, answers))
-                if file:
-                    write_lines(file, queries, pairs.pool, map(best_first, ranking, answers))
+                if write:
+                    piece = Piece.of(map(best_first, ranking, answers))
+                    write(piece._replace(queries=queries.rows[piece.queries], scores=piece.scores.astype(np.float32)))
         if is_first_process():
+            found = read_columns(path)
+            if args.jsonl:
+                write_lines(path.with_suffix(".jsonl"), pairs.queries, pairs.pool, found)
             write_json(folder / "made_by.json", {**asking.provenance, "mined": list(map(sha256, mined.files))})
-            print(f"{count:,} candidates of {len(numbers):,} of {len(queries):,} queries in {path}")
+            print(f"{found.lines:,} candidates of {len(numbers):,} of {len(queries):,} queries in {path}")
 
 
 def best_first(ranked: RankedQuery, scores: list[float]) -> RankedQuery:

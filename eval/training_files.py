@@ -8,6 +8,8 @@ from lamra.common.flags import LARGEST_SEED, OUT_FOLDER, flag
 from lamra.datasets.mbeir.layout import TrainingFiles
 from lamra.eval.flags import GuestArguments, ShardFlags
 
+JSONL = "write the ranking as lines {qid, did, score, rank}, too"
+
 
 @dataclass
 class SeededTrainingFiles(TrainingFiles):
@@ -22,3 +24,4 @@ class MiningFlags(ShardFlags, SeededTrainingFiles, GuestArguments):
     )
     output_dir: str | None = flag(None, "default: below results/<model>/", path=OUT_FOLDER)
     search_memory: float = flag(4.0, "GiB that a process's search may use", above=0)
+    jsonl: bool = flag(False, JSONL)

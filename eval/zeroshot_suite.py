@@ -13,6 +13,7 @@ from lamra.common.files import remove, sha256
 from lamra.common.flags import require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
+from lamra.datasets.columns import SUFFIX
 from lamra.datasets.rankings import write_by_query, write_ranking
 from lamra.datasets.tasks import Items, RetrievalTask
 from lamra.datasets.zeroshot.circo import write_submission
@@ -78,7 +79,7 @@ def evaluate_set(name: str) -> None:
             for task in tasks
             if earlier.get(task.name) != made_of[task.name]
             or task.name not in found_of
-            or not (folder / f"ranking_{task.name}.jsonl").is_file()
+            or not all((folder / f"ranking_{task.name}{suffix}").is_file() for suffix in (".jsonl", SUFFIX))
             or (task.server and not submission_of(folder, task).is_file())
         ]
         if len(left) < len(tasks):

@@ -201,11 +201,11 @@ def stage1(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def mined(mbeir, tiny_model, tmp_path_factory) -> Path:
-    """Wrong candidates of the training queries of `mbeir`: mined.jsonl and mined.json."""
+    """Wrong candidates of the training queries of `mbeir`: mined.arrow, mined.jsonl and mined.json."""
     from lamra.eval import mine_rerank
 
     folder = tmp_path_factory.mktemp("mined")
-    call(mine_rerank.main, model_id=tiny_model, data_path=mbeir, output_dir=folder, top=6, search_depth=600)
+    call(mine_rerank.main, model_id=tiny_model, data_path=mbeir, output_dir=folder, top=6, search_depth=600, jsonl=True)
     return folder
 
 

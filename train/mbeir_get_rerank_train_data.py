@@ -6,7 +6,7 @@ eval/mine_rerank.py does the work, and needs no file of its own for each task: i
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamra.common import upstream
@@ -32,7 +32,7 @@ class UpstreamMineArguments(MineArguments):
 
 def main() -> None:
     (args,) = upstream.parse(upstream.MINING, UpstreamMineArguments)
-    folder = mine_files(args)
+    folder = mine_files(replace(args, jsonl=True))
     if is_first_process():
         args.file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "mined.json", args.file)

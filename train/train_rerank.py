@@ -61,7 +61,7 @@ def main() -> None:
         with args.main_process_first(local=False), heartbeat("the first process reads M-BEIR's files"):
             root, instructions = data_args.data_path, data_args.instructions
             pairs = open_pairs(root, data_args.queries, data_args.pool, instructions, seed=args.seed)
-        examples = RerankExamples(pairs, mined)
+            examples = RerankExamples(pairs, mined)
         if len(examples) < len(pairs):
             note(f"{len(pairs) - len(examples)} of {len(pairs)} rows have no mined negative and are left out")
         files: list[str | Path] = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]

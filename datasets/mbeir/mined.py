@@ -1,10 +1,12 @@
-"""What was found for training queries: wrong candidates, and how a reranker scores candidates. Arrays, not lists.
+"""What was found for training queries: wrong candidates, and how a reranker scores candidates.
 
-A million queries have ten million lines: a line is 8 bytes, or with a score 12, and about 100 while a file is read.
+A million queries have a hundred million lines. Candidates are mapped, 4 bytes a line that all processes of a machine
+share; where a file of lines is read for the first time, a line takes about 100 bytes meanwhile.
 """
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lamra.common.errors import UserError
+from lamra.datasets.columns import SUFFIX, Columns, Piece, columns_file, is_columns, read_columns, rows_of
 from lamra.datasets.mbeir.rows import id_key
 from lamra.datasets.rankings import mined_candidates, ranking_lines
 
@@ -22,43 +25,90 @@ if TYPE_CHECKING:
 
 
 class MinedCandidates:
-    """The wrong candidates of queries.
+    """The wrong candidates of queries, mapped from columns.
 
     They are mined once for a query; each of its repetitions draws from them, and no positive of one is a negative of
-    another.
+    another. Files that are no columns, or several together, are read once: the columns that training draws from are
+    then kept beside the first.
 
     Args:
-        files: that mined_candidates reads.
+        files: columns that mine_rerank.py or mine_negatives.py wrote, or files that mined_candidates reads.
 
     Attributes:
         queries: (Q,) the first row of each query that has a wrong candidate, ascending.
+        found: the wrong candidates of each query, each once, in the order of the files.
         candidates: so many lines there were; `right` of them name a positive of their query and are left out.
-        keys: of all wrong candidates, as MBEIRPairs.pair_keys; those of a query in the order of the files.
 
     Raises:
-        UserError: a file names a query or candidate that is not there, or no query has a negative.
+        UserError: a file names a query or candidate that is not there, is of others, or no query has a negative.
     """
 
     def __init__(self, pairs: MBEIRPairs, files: Iterable[str | Path]):
         self.pairs, self.files = pairs, list(files)
-        keys = np.concatenate([pairs.pair_keys(*rows) for file in self.files for rows in mined_rows(pairs, file)])
-        self.candidates = len(keys)
-        keys = keys[~np.isin(keys, pairs.answer_keys)]
-        self.right = self.candidates - len(keys)
-        if not len(keys):
+        self.found = self._mined() or self._kept()
+        self.candidates, self.right = self.found.about.get("lines", self.found.lines), self.found.about.get("right", 0)
+        if not self.found.lines:
             raise UserError(f"--mined {','.join(map(str, self.files))}: no query has a candidate but its positives")
-        self.keys = keys[np.argsort(keys // len(pairs.pool), kind="stable")]
-        self.queries, starts = np.unique(self.keys // len(pairs.pool), return_index=True)
-        self._starts = np.append(starts, len(self.keys))
+        self._order = np.argsort(self.found.queries)
+        self.queries = self.found.queries[self._order]
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(L,) of all wrong candidates, as MBEIRPairs.pair_keys."""
+        return np.concatenate([self.pairs.pair_keys(query, rows) for query, rows, _ in _rows(self.found)])
 
     def of(self, row: int) -> list[int]:
-        """The pool's rows of a query's wrong candidates, each once, in the order of the files; `row` is any of its."""
+        """The pool's rows of a query's wrong candidates; `row` is any of its."""
         first = self.pairs.queries.repetitions(row)[0]
         position = int(np.searchsorted(self.queries, first))
         if position == len(self.queries) or self.queries[position] != first:
             return []
-        mined = self.keys[self._starts[position] : self._starts[position + 1]]
-        return list(dict.fromkeys((mined % len(self.pairs.pool)).tolist()))
+        return self.found[self._order[position]].candidates
+
+    def _mined(self) -> Columns | None:
+        """What was mined for these very positives, as it is."""
+        if len(self.files) > 1 or not is_columns(self.files[0]):
+            return None
+        found = read_columns(self.files[0]).require(self.pairs.queries, self.pairs.pool)
+        return found if found.about.get("answers") == self.pairs.answers_sha256 else None
+
+    def _kept(self) -> Columns:
+        """What an earlier start made of these files as they are now, or this one, which later ones find."""
+        pairs, first = self.pairs, Path(self.files[0])
+        states = [(file, os.stat(file)) for file in self.files if os.path.exists(file)]  # of others the reader tells
+        made_of = {
+            **rows_of(pairs.queries, pairs.pool),
+            "files": [[str(file), state.st_size, state.st_mtime_ns] for file, state in states],
+            "answers": pairs.answers_sha256,
+        }
+        path = first.with_name(f".{first.name}{SUFFIX}")
+        if path.exists():
+            kept = read_columns(path)
+            if made_of.items() <= kept.about.items():
+                return kept
+        piece, lines, right = self._wrong()
+        try:
+            with columns_file(path, {**made_of, "lines": lines, "right": right}) as write:
+                write(piece)
+        except OSError as error:
+            raise UserError(
+                f"--mined {first}: its columns cannot be written beside it ({error.strerror}): link it into a folder "
+                "that can be written"
+            ) from None
+        return read_columns(path)
+
+    def _wrong(self) -> tuple[Piece, int, int]:
+        """The wrong candidates in the files, how many lines these have, and how many of them name a positive."""
+        pairs = self.pairs
+        keys = np.concatenate([pairs.pair_keys(*rows) for file in self.files for rows in mined_rows(pairs, file)])
+        wrong = keys[~np.isin(keys, pairs.answer_keys)]
+        _, first = np.unique(wrong, return_index=True)
+        once = wrong[np.sort(first)]
+        queries, candidates = np.divmod(once, len(pairs.pool))
+        order = np.argsort(queries, kind="stable")
+        queries, starts = np.unique(queries[order], return_index=True)
+        piece = Piece(queries, np.append(starts, len(once)), candidates[order].astype(np.int32))
+        return piece, len(keys), len(keys) - len(wrong)
 
 
 class TeacherScores:
@@ -74,8 +124,7 @@ class TeacherScores:
 
     def __init__(self, pairs: MBEIRPairs, file: str | Path, mined: MinedCandidates):
         self.pairs = pairs
-        lines = ((qid, did, score) for qid, did, score, _ in ranking_lines(file))
-        ((query, candidate, scores),) = _read(pairs, file, lines)
+        query, candidate, scores = map(np.concatenate, zip(*scored_rows(pairs, file)))
         keys = pairs.pair_keys(query, candidate)
         order = np.argsort(keys, kind="stable")
         self._keys, self._scores = keys[order], scores[order]
@@ -105,16 +154,37 @@ class TeacherScores:
 def mined_rows(
     pairs: MBEIRPairs, file: str | Path, together: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The candidates of a file that mined_candidates reads, in its order: first rows of queries, rows of the pool.
+    """The candidates of columns, or of a file that mined_candidates reads, in its order.
 
     Args:
         together: candidates that are read at a time; None: all.
 
+    Returns:
+        First rows of queries and rows of the pool, (n,) int64 each.
+
     Raises:
-        UserError: as _read.
+        UserError: as _read and Columns.require.
     """
+    if is_columns(file):
+        return (
+            (query, candidate) for query, candidate, _ in _rows(read_columns(file).require(pairs.queries, pairs.pool))
+        )
     lines = ((qid, did, 0.0) for qid, dids in mined_candidates(file) for did in dids)
     return ((query, candidate) for query, candidate, _ in _read(pairs, file, lines, together))
+
+
+def scored_rows(pairs: MBEIRPairs, file: str | Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The lines of a ranking, in columns or not: as mined_rows, and float32 scores."""
+    if is_columns(file):
+        return _rows(read_columns(file).require(pairs.queries, pairs.pool))
+    return _read(pairs, file, ((qid, did, score) for qid, did, score, _ in ranking_lines(file)))
+
+
+def _rows(columns: Columns) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Each piece's queries, candidates and float32 scores, (L,) each."""
+    for piece in columns.pieces:
+        scores = np.zeros(len(piece.candidates)) if piece.scores is None else piece.scores
+        yield piece.queries.astype(np.int64)[piece.owners], piece.candidates.astype(np.int64), scores.astype(np.float32)
 
 
 def _read(

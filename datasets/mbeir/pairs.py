@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
@@ -62,7 +61,7 @@ class MBEIRPairs:
         self.seed, self.hard_negatives = seed, hard_negatives
         self.notes: list[str] = []
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # also where data workers outlive an epoch
-        listed, counts, rows = self._candidates("pos_cand_list")
+        listed, counts, rows = self._candidates(queries, "pos_cand_list")
         if not listed.all():
             raise UserError(f"{queries.line(listed.argmin())} has no positive in pos_cand_list: remove it")
         lost = counts == 0
@@ -75,7 +74,7 @@ class MBEIRPairs:
             self.queries, counts = queries.without(lost), counts[~lost]
         if hard_negatives:
             if not mined:
-                self._candidates("neg_cand_list")
+                self._candidates(queries, "neg_cand_list", kept=~lost)
             if len(pool) < hard_negatives + counts.max():
                 raise UserError(
                     f"--hard_negatives {hard_negatives}: {pool.path} has {len(pool)} candidates; give fewer"
@@ -91,6 +90,11 @@ class MBEIRPairs:
     def pair_keys(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """(n,) a number for each query with a candidate: the query's first row, times the pool's size, plus the row."""
         return queries * len(self.pool) + candidates
+
+    @property
+    def answers_sha256(self) -> str:
+        """Tells whether what was mined leaves out these positives."""
+        return hashlib.sha256(self.answer_keys.tobytes()).hexdigest()
 
     def answers_of(self, first_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All positives of some queries, which their first rows name.
@@ -113,28 +117,27 @@ class MBEIRPairs:
                 f"{files}: {self.mined.right} of {self.mined.candidates} candidates are positives of their query and "
                 "are left out"
             )
-        _, counts = np.unique(np.unique(self.mined.keys) // len(self.pool), return_counts=True)
         queries = len(np.unique(first))
-        few = queries - (counts >= self.hard_negatives).sum()
+        few = queries - (self.mined.found.counts >= self.hard_negatives).sum()
         if few:
             self.notes.append(
                 f"{files}: {few} of {queries} queries have fewer than --hard_negatives {self.hard_negatives} "
                 f"candidates; the rest are random ones of {self.pool.path}"
             )
 
-    def _candidates(self, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How many candidates each query lists and has in the pool (N,) each, and the pool's rows of the latter."""
-        counts, keys = array("q"), array("q")
-        for row in tqdm(range(len(self.queries)), desc=f"{self.queries.path.name} {field}"):
-            listed = self.queries.record(row).get(field) or []
-            try:
-                if not isinstance(listed, list):
-                    raise UserError(f"{str(listed)[:80]!r} is no list")
-                keys.extend(map(id_key, listed))
-            except UserError as error:
-                raise UserError(f"{self.queries.line(row)}: {field}: {error}") from None
-            counts.append(len(listed))
-        listed, rows = np.array(counts), self.pool.rows_of(keys)
+    def _candidates(
+        self, queries: Rows, field: str, kept: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How many candidates each query lists and has in the pool (N,) each, and the pool's rows of the latter.
+
+        Args:
+            queries: all rows of the file.
+            kept: of these the rows of `self.queries`.
+        """
+        listed, keys = queries.listed(field)
+        if kept is not None and not kept.all():
+            keys, listed = keys[np.repeat(kept, listed)], listed[kept]
+        rows = self.pool.rows_of(keys)
         query = np.repeat(np.arange(len(listed)), listed)  # the query of each candidate
         found = np.bincount(query[rows >= 0], minlength=len(listed))
         (empty,) = np.nonzero((found == 0) & (listed > 0))

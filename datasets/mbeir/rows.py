@@ -15,7 +15,7 @@ import os
 import re
 from array import array
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex, TypeVar
@@ -29,6 +29,7 @@ from lamra.datasets.items import Item
 
 MODALITIES = ("text", "image", "image,text")
 Key = TypeVar("Key", int, np.ndarray)
+ROWS_TOGETHER = 4096  # that are read at once
 NUMBER_BITS = 40  # an id "dataset:number" is one int64
 
 
@@ -136,6 +137,17 @@ class Rows:
         # pread, because data workers share the open file and its position. Blank lines and rows left out may follow.
         return json.loads(os.pread(self._file, end - start, start).split(b"\n", 1)[0])
 
+    def records(self, start: int, stop: int) -> Iterator[dict]:
+        """The json of neighbouring rows; ROWS_TOGETHER cost one system call."""
+        for first in range(start, stop, ROWS_TOGETHER):
+            last = min(first + ROWS_TOGETHER, stop)
+            offsets = self.offsets[first:last].tolist()
+            end = int(self.offsets[last]) if last < len(self) else self._state.st_size
+            block, begin = os.pread(self._file, end - offsets[0], offsets[0]), offsets[0]
+            for offset in offsets:
+                line_end = block.find(b"\n", offset - begin)
+                yield json.loads(block[offset - begin : line_end if line_end >= 0 else None])
+
     def item(self, row: int, instruction: str | None = None) -> Item:
         """The item of a row. With an instruction the text rule is applied to both as one, as upstream does."""
         record = self.record(row)
@@ -188,6 +200,35 @@ class Rows:
         )
         return self._by_key[start:stop]
 
+    def listed(self, field: str) -> tuple[np.ndarray, np.ndarray]:
+        """How many candidates each row lists (N,), and their integer keys, row by row; of the whole file.
+
+        Kept beside the index, so that the rows are read once.
+
+        Raises:
+            UserError: a row has no list of ids; names file and line.
+        """
+        path = self._index.with_suffix(f".{field}.npy")
+        try:
+            table = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            table = None
+        if table is None or table.ndim != 1 or len(table) != len(self) + table[: len(self)].sum():
+            counts, keys = array("q"), array("q")
+            rows = tqdm(self.records(0, len(self)), desc=f"{self.path.name} {field}", total=len(self))
+            for row, record in enumerate(rows):
+                listed = record.get(field) or []
+                try:
+                    if not isinstance(listed, list):
+                        raise UserError(f"{str(listed)[:80]!r} is no list")
+                    keys.extend(map(id_key, listed))
+                except UserError as error:
+                    raise UserError(f"{self.line(row)}: {field}: {error}") from None
+                counts.append(len(listed))
+            table = np.array(counts + keys, dtype=np.int64)
+            self._write_index(table, path)
+        return table[: len(self)], table[len(self) :]
+
     def _stored_index(self) -> np.ndarray | None:
         """(4, N) what _build_index wrote; None where there is none for this state of the file, or it is no array."""
         try:
@@ -232,7 +273,7 @@ class Rows:
         state = os.fstat(self._file)
         if (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
             raise UserError(f"{self.path} changed while it was read: start again when it is complete")
-        self._write_index(table)
+        self._write_index(table, self._index)
         return table
 
     def _checked(self, line: bytes) -> tuple[int, int]:
@@ -257,9 +298,9 @@ class Rows:
             path_inside(self.root, picture)
         return id_key(identifier), MODALITIES.index(modality)
 
-    def _write_index(self, table: np.ndarray) -> None:
+    def _write_index(self, table: np.ndarray, path: Path) -> None:
         try:
-            with whole_file(self._index, "wb") as file:
+            with whole_file(path, "wb") as file:
                 np.save(file, table)
         except OSError as error:
             raise UserError(
@@ -268,5 +309,5 @@ class Rows:
             ) from None
         for old in self.path.parent.glob(f".{self.path.name}.*-*.npy"):
             # Of earlier states only: another job may have indexed the file after it changed once more.
-            if int(old.stem.rpartition("-")[2]) < self._state.st_mtime_ns:
+            if int(old.stem.rpartition("-")[2].split(".")[0]) < self._state.st_mtime_ns:
                 old.unlink(missing_ok=True)

@@ -7,7 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import SupportsIndex, overload
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
@@ -16,8 +18,8 @@ from tqdm import tqdm
 
 from lamra.collators.rerank import PreparedItem
 from lamra.common.processes import is_first_process, on_first_process, process_rank, world_size
+from lamra.datasets.columns import Ranking, as_columns
 from lamra.datasets.items import Item
-from lamra.datasets.rankings import Ranking
 from lamra.datasets.tasks import RetrievalTask
 from lamra.eval.cache.manifest import check_manifest, pictures_sha256
 from lamra.eval.encode import prepared
@@ -58,6 +60,48 @@ def divided(parts: Joined) -> list[PreparedItem]:
     ]
 
 
+class Answers(Sequence[list]):
+    """The answers about the queries of a ranking as one array; a list is made of one when it is taken.
+
+    Attributes:
+        rows: (Q,) of the ranking, ascending: all of them where the pass is complete.
+        starts: (Q + 1,) where each answer begins, and where the last one ends.
+        values: (L,) float64, or int64 positions.
+    """
+
+    def __init__(self, rows: np.ndarray, starts: np.ndarray, values: np.ndarray):
+        self.rows, self.starts, self.values = rows, starts, values
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, i: SupportsIndex) -> list: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[list]: ...
+    def __getitem__(self, i: SupportsIndex | slice) -> list | list[list]:
+        if isinstance(i, slice):
+            return [self[row] for row in range(*i.indices(len(self)))]
+        row = range(len(self))[i]
+        return self.values[self.starts[row] : self.starts[row + 1]].tolist()
+
+    @classmethod
+    def read(cls, folder: Path) -> Answers:
+        """What this run and earlier ones wrote; a line that a killed run left half written is passed over."""
+        found: dict[int, np.ndarray] = {}
+        no_answer = np.empty(0, dtype=int)
+        for path in sorted(folder.glob("*.jsonl")):
+            with open(path) as file:
+                for line in file:
+                    if line.rstrip().endswith("}"):
+                        answer = json.loads(line)
+                        found[answer["row"]] = np.array(answer["answer"] or no_answer)
+        rows = sorted(found)
+        answers = [found.pop(row) for row in rows]
+        starts = np.cumsum([0, *map(len, answers)])
+        return cls(np.array(rows, dtype=np.int64), starts, np.concatenate([no_answer, *answers]))
+
+
 def answers_of(
     judge: Judge,
     task: RetrievalTask,
@@ -67,7 +111,7 @@ def answers_of(
     folder: str | Path,
     manifest: dict,
     description: str,
-) -> list[list]:
+) -> Answers:
     """Judge.answer for every query's first `depth` candidates, on all processes together.
 
     Each process appends what it finished to a file in `folder`; a restarted run, also on another number of processes,
@@ -82,22 +126,23 @@ def answers_of(
     Raises:
         UserError: the folder holds answers with another manifest, or a picture cannot be read; names it.
     """
-    folder = Path(folder)
-    candidates = sorted({row for ranked in ranking for row in ranked.candidates[:depth]})
+    folder, columns = Path(folder), as_columns(ranking)
+    first = [np.unique(piece.candidates[piece.ranks < depth]) for piece in columns.pieces]
+    candidates = np.unique(np.concatenate([np.empty(0, np.int32), *first]))
     queries = task.queries if task.rerank_queries is None else task.rerank_queries
     gallery = task.gallery if task.rerank_gallery is None else task.rerank_gallery
-    shown = (queries, [ranked.query for ranked in ranking]), (gallery, candidates)
+    shown = (queries, columns.queries), (gallery, candidates)
     # torch's annotation wants its own base class; it indexes whatever has rows.
     items: ConcatDataset[Item] = ConcatDataset([Subset(of, rows) for of, rows in shown])  # type: ignore[arg-type]
     manifest = {**manifest, "style": style, "depth": depth, "pictures": pictures_sha256(items)}
     on_first_process(lambda: check_manifest(folder, manifest, "answers"))
-    done = on_first_process(lambda: _read_answers(folder))
-    missing = [row for row in range(len(ranking)) if row not in done]
+    done = on_first_process(lambda: Answers.read(folder).rows)
+    missing = np.setdiff1d(np.arange(len(ranking)), done).tolist()
     mine = missing[process_rank() :: world_size()]
     pictures = DecodedPictures(PIXELS_KEPT, judge.prompts.processor.visuals.exif_rotation)  # each worker has a copy
 
     def prepare(i: int) -> tuple[int, Joined]:
-        query, found, _ = ranking[mine[i]]
+        query, found, _ = columns[mine[i]]
         items = [queries[query], *(gallery[row] for row in found[:depth])]
         return mine[i], joined([replace(judge.prompts.prepare(pictures.decoded(item)), item=item) for item in items])
 
@@ -113,11 +158,4 @@ def answers_of(
     judge.seconds += time.perf_counter() - began
     judge.texts.tell(description)
     PartialState().wait_for_everyone()
-    done = on_first_process(lambda: _read_answers(folder))
-    return [done[row] for row in range(len(ranking))]
-
-
-def _read_answers(folder: Path) -> dict[int, list]:
-    """Row of the ranking -> its answer. A line that a killed run left half written is passed over."""
-    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-    return {found["row"]: found["answer"] for found in (json.loads(line) for line in lines if line.endswith("}"))}
+    return on_first_process(lambda: Answers.read(folder))

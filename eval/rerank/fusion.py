@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from lamra.datasets.rankings import RankedQuery, Ranking
+from lamra.datasets.columns import Columns, Piece, RankedQuery, Ranking
 
 
 def reranked(scores: Sequence[float], answer: list, style: str, weight: float) -> tuple[list[int], list[float]]:
@@ -22,10 +22,12 @@ def reranked(scores: Sequence[float], answer: list, style: str, weight: float) -
     return order + list(range(depth, len(scores))), [fused[position] for position in order] + list(scores[depth:])
 
 
-def rerank(ranking: Ranking, answers: Sequence[list], style: str, weight: float) -> list[RankedQuery]:
+def rerank(ranking: Ranking, answers: Sequence[list], style: str, weight: float) -> Columns:
     """`reranked` for each query of a ranking; `answers` are in its order."""
-    found = []
-    for (query, candidates, scores), answer in zip(ranking, answers, strict=True):
-        order, new_scores = reranked(scores, answer, style, weight)
-        found.append(RankedQuery(query, [candidates[position] for position in order], new_scores))
-    return found
+
+    def one_by_one() -> Iterator[RankedQuery]:
+        for (query, candidates, scores), answer in zip(ranking, answers, strict=True):
+            order, new_scores = reranked(scores, answer, style, weight)
+            yield RankedQuery(query, [candidates[position] for position in order], new_scores)
+
+    return Columns([Piece.of(one_by_one())])

@@ -22,7 +22,8 @@ POOL=${POOL:-cand_pool/global/mbeir_union_train_cand_pool.jsonl}
 TOP=${TOP:-100}
 SEARCH_MEMORY=${SEARCH_MEMORY:-4} # GiB of each process
 
-# Output: embeddings, which a restarted run uses again, mined.jsonl and mined.json
+# Output: embeddings and pieces, which a restarted run uses again, and mined.arrow; with --jsonl True also mined.jsonl and
+# upstream's mined.json
 OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>/mined
 
 evaluation eval/mine_rerank.py \

@@ -27,7 +27,7 @@ LORA_ALPHA=${LORA_ALPHA:-256}
 DATA_PATH=${DATA_PATH:-./data/M-BEIR}
 QUERIES=${QUERIES:-query/union_train/mbeir_union_up_train.jsonl}      # below DATA_PATH, as for mine.sh
 POOL=${POOL:-cand_pool/global/mbeir_union_train_cand_pool.jsonl}
-MINED=${MINED:-./results/${MODEL_ID##*/}_LamRA_Ret/mined/mined.jsonl} # or upstream's json; several: A,B
+MINED=${MINED:-./results/${MODEL_ID##*/}_LamRA_Ret/mined/mined.arrow} # or its jsonl, or upstream's json; several: A,B
 RANK_STYLE=${RANK_STYLE:-} # released, clean or qwen3_reranker; by default the model's own
 TEXT_MAX_TOKENS=${TEXT_MAX_TOKENS:-256}                           # of each query and candidate; images do not count
 

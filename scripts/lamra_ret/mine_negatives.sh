@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Hard negatives for stage 2: what a stage-2 model ranks high for each training query and is wrong, but for candidates that
-# may be right after all. Then: MINED=results/<model>/negatives/negatives.jsonl HARD_NEGATIVES=4 bash scripts/lamra_ret/finetune.sh
+# may be right after all. Then: MINED=results/<model>/negatives/negatives.arrow HARD_NEGATIVES=4 bash scripts/lamra_ret/finetune.sh
 #   MODEL_ID=./checkpoints/my_run BELOW_SHARE=0.95 bash scripts/lamra_ret/mine_negatives.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
@@ -30,7 +30,7 @@ MARGIN=${MARGIN:-}            # below that score, such as 0.05
 JUDGE=${JUDGE:-}              # a LamRA-Rank that is asked about each candidate that is kept
 JUDGE_ABOVE=${JUDGE_ABOVE:-}  # the P(Yes) above which it is dropped, by default 0.5
 
-# Output: embeddings, searches and answers, which a restarted run uses again, and negatives.jsonl
+# Output: embeddings, searches and answers, which a restarted run uses again, and negatives.arrow (with --jsonl True its jsonl too)
 OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>/negatives
 
 evaluation eval/mine_negatives.py \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What LamRA-Rank says of each training query's positives and mined negatives, once, for stage 2 to learn from. Then:
-# MINED=... TEACHER=results/<model>/teacher/teacher.jsonl HARD_NEGATIVES=4 bash scripts/lamra_ret/finetune.sh
-#   MODEL_ID=./checkpoints/my_LamRA_Rank MINED=negatives.jsonl bash scripts/lamra_ret/teacher_scores.sh
+# MINED=... TEACHER=results/<model>/teacher/teacher.arrow HARD_NEGATIVES=4 bash scripts/lamra_ret/finetune.sh
+#   MODEL_ID=./checkpoints/my_LamRA_Rank MINED=negatives.arrow bash scripts/lamra_ret/teacher_scores.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 
@@ -20,9 +20,9 @@ ORIGINAL_MODEL_ID=${ORIGINAL_MODEL_ID:-} # base model under an adapter; by defau
 DATA_PATH=${DATA_PATH:-./data/M-BEIR}
 QUERIES=${QUERIES:-query/union_train/mbeir_union_up_train.jsonl}
 POOL=${POOL:-cand_pool/global/mbeir_union_train_cand_pool.jsonl}
-MINED=${MINED:-./results/qwen2-vl-7b_LamRA_Ret/negatives/negatives.jsonl} # several: A,B
+MINED=${MINED:-./results/qwen2-vl-7b_LamRA_Ret/negatives/negatives.arrow} # several: A,B
 
-# Output: answers, which a restarted run uses again, and teacher.jsonl
+# Output: answers, which a restarted run uses again, and teacher.arrow (with --jsonl True its jsonl too)
 OUTPUT_DIR=${OUTPUT_DIR:-} # by default results/<model>/teacher
 
 evaluation eval/teacher_scores.py \

@@ -32,7 +32,7 @@ MODEL_ID=$RETRIEVER OUTPUT_DIR=$RESULTS/mined bash scripts/lamra_rank/mine.sh --
 
 # The prompts are new to this base model, so the first steps are far off: a longer warm-up, clipped gradients. A model this
 # small needs no dropout.
-MODEL_ID=$NAME INIT=$BASE MINED=$RESULTS/mined/mined.jsonl OUTPUT_DIR=$RERANKER \
+MODEL_ID=$NAME INIT=$BASE MINED=$RESULTS/mined/mined.arrow OUTPUT_DIR=$RERANKER \
   DS_STAGE=none BF16=False GRADIENT_CHECKPOINTING=False LORA_R=32 LORA_ALPHA=64 \
   PER_DEVICE_BATCH_SIZE=16 GRAD_ACCUM=1 NUM_EPOCHS=${NUM_EPOCHS:-1} LR=${LR:-1e-3} \
   bash scripts/lamra_rank/train_rerank.sh --seed "$SEED" --force True \

@@ -32,10 +32,10 @@ false-negatives = --false_negative_margin 0.1
 hardness        = --hardness_weight 9
 bidirectional   = --attention bidirectional --pooling mean
 listed          = --hard_negatives 4
-mined           = mine-20: --mined @/mine-20/mined.jsonl --hard_negatives 4
-mined-filtered  = negatives-98: --mined @/negatives-98/negatives.jsonl --hard_negatives 4
+mined           = mine-20: --mined @/mine-20/mined.arrow --hard_negatives 4
+mined-filtered  = negatives-98: --mined @/negatives-98/negatives.arrow --hard_negatives 4
 mined-batches   = mine-100 batches-8: --batches @/batches-8/batches.jsonl
-together        = negatives-98: --mined @/negatives-98/negatives.jsonl --hard_negatives 4 --hardness_weight 9
+together        = negatives-98: --mined @/negatives-98/negatives.arrow --hard_negatives 4 --hardness_weight 9
 soup            = soup: mined-filtered hardness together
 "
 names=$(sed -n 's/ *=.*//p' <<<"$ladder" | xargs)
@@ -49,19 +49,19 @@ run_of() { echo "$1.$(cat "results/$STUDY/chosen/$1")-seed$2"; }
 
 # Steps: STEP VALUE FOLDER SEED. Each begins with the seed's run of `recipe`, and does nothing twice.
 mine() { # the VALUE best wrong candidates of each training query
-  if [ ! -e "$2/mined.jsonl" ]; then
+  if [ ! -e "$2/mined.arrow" ]; then
     MODEL_ID=checkpoints/$STUDY/$(run_of recipe "$3") TOP=$1 OUTPUT_DIR=$2 bash scripts/lamra_rank/mine.sh --seed "$3"
   fi
 }
 
 negatives() { # hard negatives below VALUE percent of the similarity of the query's positive
-  if [ ! -e "$2/negatives.jsonl" ]; then
+  if [ ! -e "$2/negatives.arrow" ]; then
     MODEL_ID=checkpoints/$STUDY/$(run_of recipe "$3") KEEP=10 OUTPUT_DIR=$2 \
       BELOW_SHARE=$("$PYTHON" -c "print($1 / 100)") bash scripts/lamra_ret/mine_negatives.sh --seed "$3"
   fi
 }
 batches() { # communities of VALUE rows, from what mine-100 found
-  MINED=${2%/*}/mine-100/mined.jsonl COMMUNITY_SIZE=$1 SKIP=0 NEIGHBOURS=30 OUTPUT=$2/batches.jsonl \
+  MINED=${2%/*}/mine-100/mined.arrow COMMUNITY_SIZE=$1 SKIP=0 NEIGHBOURS=30 OUTPUT=$2/batches.jsonl \
     bash scripts/lamra_ret/mine_batches.sh
 }
 

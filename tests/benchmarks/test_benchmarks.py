@@ -25,6 +25,7 @@ SMALL = {
     "hard_negatives": ("--queries", 150, 300, "--dimension", 8),
     "full_size": ("--tiny",),
     "gallery": ("--tiny",),
+    "rankings": ("--queries", 200, "--top", 5, "--reranked", 100),
     "search": ("--rows", 2000, "--dimension", 8, "--queries", 20),
 }
 # What it is compared with, or made of.

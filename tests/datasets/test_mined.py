@@ -6,6 +6,7 @@ import json
 import re
 from zlib import crc32
 
+import numpy as np
 import pytest
 import torch
 from mbeir_pairs import pairs_of
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from lamra.collators.processing import Processor
 from lamra.collators.retrieval import RetrievalCollator
+from lamra.datasets.columns import columns_file, rows_of
+from lamra.datasets.mbeir.rows import Rows
 from lamra.datasets.usable import UsablePairs
 
 
@@ -120,3 +123,65 @@ def test_what_does_not_fit(mbeir_20, listed, tmp_path):
         assert re.search(words, str(error.value)), str(error.value)
     write_ranking(path, scored, score)
     pairs_of(mbeir_20, hard_negatives=1, mined=[mined], teacher=path)
+
+
+def test_columns_are_read_as_they_are_and_lines_once(mbeir_20, listed, tmp_path, monkeypatch):
+    wrong = {qid: dids for qid, dids in listed["wrong"].items() if dids}
+    lines = write_ranking(
+        tmp_path / "mined.jsonl", {**wrong, **{qid: listed["right"][qid] + wrong[qid] for qid in wrong}}
+    )
+    more = write_ranking(tmp_path / "more.jsonl", wrong)
+    options = dict(seed=1, hard_negatives=2)
+    first, both = (pairs_of(mbeir_20, **options, mined=files) for files in ([lines], [more, lines]))
+    pool, queries = first.pool, first.queries
+    (piece,) = first.mined.found.pieces
+    scores = np.zeros(len(piece.candidates), np.float32)
+    columns = tmp_path / "mined.arrow"
+    about = {**rows_of(queries, pool), "answers": first.answers_sha256}
+    order = np.random.default_rng(0).permutation(len(piece.queries))  # as blocks of mixed kinds are written
+    with columns_file(columns, about) as write:
+        for some in np.array_split(order, 3):
+            write(piece._replace(scores=scores).take(some))
+
+    def drawn(**more) -> list:
+        pairs = pairs_of(mbeir_20, **options, **more)
+        return [pairs[row] for row in range(len(pairs))]
+
+    expected = [first[row] for row in range(len(first))]
+    monkeypatch.setattr("lamra.datasets.mbeir.mined._read", lambda *_: pytest.fail("lines were read again"))
+    monkeypatch.setattr(Rows, "records", lambda *_: pytest.fail("rows were read again"))
+    for files in ([lines], [columns]):
+        assert drawn(mined=files) == expected
+    right = sum(len(listed["right"][qid]) for qid in wrong)
+    assert (first.mined.right, first.mined.candidates) == (right, right + first.mined.found.lines)
+    monkeypatch.undo()
+    assert drawn(mined=[more, lines]) == [both[row] for row in range(len(both))]
+    # Other states of the lines, of the positives: made anew.
+    write_ranking(lines, {qid: dids[:1] for qid, dids in wrong.items()})
+    assert pairs_of(mbeir_20, **options, mined=[lines]).mined.candidates == len(wrong)
+    with columns_file(columns, rows_of(queries, pool)) as write:  # a ranking of positives and others
+        write(piece._replace(scores=scores))
+    again = pairs_of(mbeir_20, **options, mined=[columns])
+    assert (
+        again.mined.found.path.name == ".mined.arrow.arrow" and again.mined.keys.tolist() == first.mined.keys.tolist()
+    )
+
+
+def test_columns_that_do_not_fit(mbeir_20, listed, tmp_path):
+    mined = write_ranking(tmp_path / "mined.jsonl", {qid: dids for qid, dids in listed["wrong"].items() if dids})
+    pairs = pairs_of(mbeir_20, hard_negatives=1, mined=[mined])
+    (piece,), columns = pairs.mined.found.pieces, tmp_path / "mined.arrow"
+    about = {**rows_of(pairs.queries, pairs.pool), "answers": pairs.answers_sha256}
+    for kind, change, words in (
+        ("candidates", {"count": 7}, "is of other candidates than .*pool.jsonl \\(7, here "),
+        ("candidates", {"ids": "0"}, "is of other candidates than .*, or of the same in another order: give the files"),
+        ("queries", {"ids": "0"}, "is of other queries than .*train.jsonl "),
+    ):
+        with columns_file(columns, about | {kind: about[kind] | change}) as write:
+            write(piece)
+        for options in (dict(mined=[columns]), dict(mined=[mined], teacher=columns)):
+            with pytest.raises(ValueError, match=words):
+                pairs_of(mbeir_20, hard_negatives=1, **options)
+    columns.write_bytes(columns.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"{columns} is no ranking in columns, or it is cut short"):
+        pairs_of(mbeir_20, hard_negatives=1, mined=[columns])

@@ -14,7 +14,7 @@ def test_draws_repeat_and_change_with_seed_and_epoch(mbeir, mined):
         return [examples[i] for i in range(len(examples))]
 
     first = draws()
-    assert first == draws() == draws("mined.json")
+    assert first == draws() == draws("mined.json") == draws("mined.arrow")
     assert first != draws(seed=1) and first != draws(epoch=1)
     assert {len(example.others) for example in first} == {1, 2, 3, 4}
     assert {example.position for example in first} == {0, 1, 2, 3, 4}

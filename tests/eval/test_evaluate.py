@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lamra.datasets.columns import RankedQuery, read_columns, write_columns
 from lamra.datasets.items import Item
-from lamra.datasets.rankings import ranked_ids, read_ranking, write_ranking
+from lamra.datasets.rankings import ranked_ids, ranking_of, read_ranking, write_ranking
 from lamra.datasets.tasks import ItemList, RetrievalTask
 from lamra.eval.cache.shards import Shards
 from lamra.eval.evaluate import evaluate
@@ -114,9 +116,9 @@ def test_a_ranking_is_written_reranked_and_read(embed, tmp_path):
     after = rerank(ranking, [[0.1, 0.9], [0.0, 0.0], [0.2, 0.7]], "pointwise", 1.0)
     assert [ranked.candidates for ranked in after] == [[3, 0, 1], [1, 0, 2], [1, 0, 3]]
     assert after[0].scores == [1.9, 1.1, 0.0]
-    path = tmp_path / "ranking.jsonl"
+    path = tmp_path / "ranking_task.jsonl"
     write_ranking(path, QUERIES, GALLERY, after)
-    assert read_ranking(path, QUERIES, GALLERY) == after
+    assert read_ranking(path, QUERIES, GALLERY) == list(after)
     assert ranked_ids(path)["q2"][0] == ["g1", "g0", "g3"]
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[6:], *lines[:6]]))  # a ranking keeps the order of its file
@@ -127,6 +129,43 @@ def test_a_ranking_is_written_reranked_and_read(embed, tmp_path):
     with pytest.raises(ValueError, match="names the candidate g3, which is not in fewer.jsonl"):
         write_ranking(path, QUERIES, GALLERY, after)
         read_ranking(path, QUERIES, ItemList(GALLERY[:3], "fewer", "fewer.jsonl"))
+
+
+def test_columns_are_read_unless_the_lines_are_newer_or_fit_better(tmp_path, capsys):
+    ranking = [RankedQuery(1, [3, 0], [0.5, 0.25]), RankedQuery(0, [4], [1 / 3]), RankedQuery(2, [], [])]
+    lines = tmp_path / "ranking_task.jsonl"
+    write_ranking(lines, QUERIES, GALLERY, ranking)
+    columns = ranking_of(tmp_path, "task", "none")
+    assert columns == lines.with_suffix(".arrow")
+    found = read_ranking(columns, QUERIES, GALLERY)
+    assert list(found) == ranking == found[:] and found[-1] == ranking[2] and found.lines == 3
+    # The same in another order, as of joined pools: rows are others, ids are not.
+    ranking = [*ranking[:2], RankedQuery(2, [1], [0.0])]
+    write_ranking(lines, QUERIES, GALLERY, ranking)
+    turned = ItemList(GALLERY[::-1], "turned", "turned.jsonl")
+    for items in (GALLERY, turned):
+        found = read_ranking(columns, QUERIES, items)
+        assert [[items.id(row) for row in ranked.candidates] for ranked in found] == [["g3", "g0"], ["g4"], ["g1"]]
+    assert "ranking_task.jsonl beside it goes by ids and is read" in capsys.readouterr().out
+    for change, words in (
+        ((QUERIES, turned), r"is of other candidates than turned.jsonl \(5, here 5\), or of the same in another order"),
+        ((ItemList(QUERIES[:2], "q", "two.jsonl"), GALLERY), r"is of other queries than two.jsonl \(3, here 2\), or"),
+    ):
+        lines.rename(tmp_path / "away")
+        with pytest.raises(ValueError, match=words):
+            read_ranking(columns, *change)
+        (tmp_path / "away").rename(lines)
+    write_columns(columns, QUERIES, GALLERY, ranking[:2])
+    with pytest.raises(ValueError, match="ranking_task.arrow lacks 1 of the task's 3 queries, first q2"):
+        read_ranking(columns, QUERIES, GALLERY)
+    state = columns.stat()
+    os.utime(lines, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert ranking_of(tmp_path, "task", "none") == lines
+    whole = columns.read_bytes()
+    for content in (b"", whole[:-1], whole[: len(whole) // 2], whole[:8], b"x" * 4000):
+        columns.write_bytes(content)
+        with pytest.raises(ValueError, match="is no ranking in columns, or it is cut short"):
+            read_columns(columns)
 
 
 def test_upstreams_positions_are_rows(tmp_path):

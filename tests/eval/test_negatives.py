@@ -14,10 +14,11 @@ import pytest
 from conftest import call
 from mbeir_pairs import pairs_of
 
+from lamra.datasets.columns import Columns, Piece, read_columns
 from lamra.datasets.mbeir.mined import MinedCandidates
 from lamra.eval import mine_negatives, mining, teacher_scores
 from lamra.eval.cache.shards import Shards
-from lamra.eval.negatives import NO_ROW, Piece, Rules, drop_judged
+from lamra.eval.negatives import Rules, drop_judged
 from lamra.eval.rerank.judge import Judge
 from lamra.models.settings import Settings
 
@@ -56,13 +57,14 @@ def test_rules_equal_a_plain_reference():
         first = rng.choice([0, 0, rng.randint(0, top)])
         thresholds = rng.randint(1, 8) / 8, rng.randint(0, 4) / 8, rng.randint(-7, 8) / 8
         rules = Rules(first, top, rng.randint(1, 6), *(rng.choice([None, value]) for value in thresholds))
-        candidates, scores = np.full((6, top), NO_ROW), np.full((6, top), -np.inf, np.float32)
-        for row, found in enumerate(rows):
-            candidates[row, : len(found)], scores[row, : len(found)] = range(len(found)), found
-        piece = Piece(np.arange(6), candidates, scores, np.array(positive, np.float32), np.array([3, 4]))
-        kept, dropped = rules.apply(piece)
+        starts = np.cumsum([0, *map(len, rows)])
+        candidates = np.array([rank for found in rows for rank in range(len(found))], dtype=np.int32)
+        scores = np.array([score for found in rows for score in found], dtype=np.float32)
+        piece = Piece(np.arange(6), starts, candidates, scores, np.array(positive, np.float32))
+        kept, dropped = rules.apply(piece, [3, 4])
         expected = [plainly(found, of_query, rules) for found, of_query in zip(rows, positive)]
-        assert [np.flatnonzero(row).tolist() for row in kept] == [of_query for of_query, _ in expected]
+        of_queries = np.split(kept, starts[1:-1])
+        assert [np.flatnonzero(row).tolist() for row in of_queries] == [of_query for of_query, _ in expected]
         assert (dropped.pop(mining.POSITIVE), dropped.pop(mining.ALIKE)) == (3, 4)
         total = sum((of_query for _, of_query in expected), Counter())
         assert sorted(filter(None, dropped.values())) == sorted(total.values())
@@ -72,16 +74,17 @@ def test_rules_equal_a_plain_reference():
             assert sum(counts) == total[name]
         assert kept.sum() + sum(dropped.values()) == sum(map(len, rows))
         seen += total
-        ranking = piece.ranking(kept)
-        assert [ranked.candidates for ranked in ranking] == [of_query for of_query, _ in expected if of_query]
+        assert [ranked.candidates for ranked in Columns([piece.only(kept)])] == [
+            of_query for of_query, _ in expected if of_query
+        ]
     assert min(seen[name] for name in told) > 100
 
 
 def test_a_judge_takes_what_it_takes_for_right():
-    kept = np.array([[True, False, True], [False, False, False], [False, True, True]])
+    kept = np.array([True, False, True, False, True, True])
     assert drop_judged(kept, [[0.5, 0.6], [0.9, 0.1]], 0.5) == 2
-    assert kept.tolist() == [[True, False, False], [False, False, False], [False, False, True]]
-    assert drop_judged(np.zeros((2, 3), bool), [], 0.5) == 0
+    assert np.flatnonzero(kept).tolist() == [0, 5]
+    assert drop_judged(np.zeros(6, bool), [], 0.5) == 0
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +109,9 @@ def judged_pairs(folder, rules: Rules, pairs) -> dict[tuple[str, str], float]:
     """P(Yes) of each query and candidate that was judged."""
     said = {}
     for kept_in in sorted((folder / "answers").iterdir()):
-        piece = Piece.read(folder / "mined" / f"{kept_in.name}.npz")
-        ranking = piece.ranking(rules.apply(piece)[0])
+        columns = read_columns(folder / "mined" / f"{kept_in.name}.arrow")
+        (piece,) = columns.pieces
+        ranking = Columns([piece.only(rules.apply(piece, columns.about["passed"])[0])])
         for line in (line for file in kept_in.glob("*.jsonl") for line in file.read_text().splitlines() if line):
             found = json.loads(line)
             query, candidates, _ = ranking[found["row"]]
@@ -138,7 +142,7 @@ def test_negatives_judge_and_teacher(mbeir, mined, tiny_model, reranker, tmp_pat
     plain, broken = tmp_path / "plain", tmp_path / "broken"
     for folder in (plain, broken):
         shutil.copytree(mined / "embeddings", folder / "embeddings")
-    run = dict(model_id=tiny_model, data_path=mbeir, ranks="1:12", keep=4, margin=0.002, num_workers=0)
+    run = dict(model_id=tiny_model, data_path=mbeir, ranks="1:12", keep=4, margin=0.002, num_workers=0, jsonl=True)
     call(mine_negatives.main, **run, output_dir=plain)
     table = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
 
@@ -149,25 +153,23 @@ def test_negatives_judge_and_teacher(mbeir, mined, tiny_model, reranker, tmp_pat
     for line in lines:
         of_query.setdefault(line["qid"], []).append(line["did"])
         assert line["rank"] == len(of_query[line["qid"]])
-    pieces = [Piece.read(path) for path in sorted((plain / "mined").glob("*.npz"))]
-    assert sum(len(piece.queries) for piece in pieces) == len(pairs) and len(pieces) == len(searches.calls) == 5
+    pieces = [read_columns(path) for path in sorted((plain / "mined").glob("*.arrow"))]
+    assert sum(map(len, pieces)) == len(pairs) and len(pieces) == len(searches.calls) == 5
     dropped, counts = Counter(), Counter()
     gallery, queries = (
         Shards(sorted((plain / "embeddings" / name).glob("*.npy")))[:].numpy()
         for name in (pairs.pool.name, pairs.queries.name)
     )
     for piece in pieces:
-        for query, candidates, scores, positive in zip(*piece[:4]):
-            right, there = pairs.answers(int(query)), candidates != NO_ROW
-            assert (scores[~there] == -np.inf).all()
-            candidates, scores = candidates[there], scores[there]
-            assert not set(right) & set(candidates.tolist())
+        for (query, candidates, scores), positive in zip(piece, piece.pieces[0].positive):
+            right = pairs.answers(query)
+            assert not set(right) & set(candidates)
             assert positive == pytest.approx((gallery[right] @ queries[query]).max(), abs=1e-6)
             assert scores == pytest.approx(gallery[candidates] @ queries[query], abs=1e-6)
-            kept, why = plainly(scores.tolist(), float(positive), rules)
+            kept, why = plainly(scores, float(positive), rules)
             dropped += why
             counts[min(len(kept), 4)] += 1
-            assert of_query.get(pairs.queries.id(int(query)), []) == [pairs.pool.id(candidates[i]) for i in kept]
+            assert of_query.get(pairs.queries.id(query), []) == [pairs.pool.id(candidates[i]) for i in kept]
     assert min(dropped["margin"], dropped["beyond"]) > 5 and 0 < counts[0] < len(pairs)  # each has something to do
     for row in (
         ["among the first 1", str(len(pairs))],
@@ -183,17 +185,17 @@ def test_negatives_judge_and_teacher(mbeir, mined, tiny_model, reranker, tmp_pat
     judging = run | dict(output_dir=broken, judge=reranker, judge_above=0.9)
     with pytest.raises(KeyboardInterrupt):
         call(mine_negatives.main, **judging)
-    assert len(list((broken / "mined").glob("*.npz"))) == 2
+    assert len(list((broken / "mined").glob("*.arrow"))) == 2
     searches.limit, answers.limit = None, 11
     with pytest.raises(KeyboardInterrupt):
         call(mine_negatives.main, **judging)
-    assert len(searches.calls) == 5 and not (broken / "negatives.jsonl").exists()
+    assert len(searches.calls) == 5 and not (broken / "negatives.arrow").exists()
     searches.limit, answers.limit = 5, None
     call(mine_negatives.main, **judging)
     asked = [query.item.id for _, style, query, _ in answers.calls if style == "pointwise"]
     assert sorted(asked) == sorted(of_query)  # nothing twice
-    for ours, theirs in zip(pieces, sorted((broken / "mined").glob("*.npz")), strict=True):
-        assert all(map(np.array_equal, ours, Piece.read(theirs)))
+    for ours in pieces:
+        assert ours.path.read_bytes() == (broken / "mined" / ours.path.name).read_bytes()
     said = judged_pairs(broken, rules, pairs)
     assert set(said) == {(line["qid"], line["did"]) for line in lines}
     middle, answers.limit = sorted(said.values())[len(said) // 2], 0
@@ -213,8 +215,8 @@ def test_negatives_judge_and_teacher(mbeir, mined, tiny_model, reranker, tmp_pat
 
     # The teacher: of each query with a negative its positives and these, in log-odds, best first.
     answers.calls, answers.limit = [], 4
-    asking = dict(model_id=reranker, data_path=mbeir, mined=broken / "negatives.jsonl", num_workers=0)
-    asking["output_dir"] = tmp_path / "teacher"
+    asking = dict(model_id=reranker, data_path=mbeir, mined=broken / "negatives.arrow", num_workers=0)
+    asking |= dict(output_dir=tmp_path / "teacher", jsonl=True)
     with pytest.raises(KeyboardInterrupt):
         call(teacher_scores.main, **asking)
     answers.limit = None
@@ -226,7 +228,7 @@ def test_negatives_judge_and_teacher(mbeir, mined, tiny_model, reranker, tmp_pat
         known[line["did"]] = line["score"]
         assert line["rank"] == len(known)
     assert sorted(query.item.id for _, _, query, _ in answers.calls) == sorted(scores)
-    candidates = MinedCandidates(pairs, [broken / "negatives.jsonl"])
+    candidates = MinedCandidates(pairs, [broken / "negatives.arrow"])
     assert set(scores) == {line["qid"] for line in left}
     for qid, known in scores.items():
         (row,) = pairs.queries.find([qid])

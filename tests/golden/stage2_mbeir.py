@@ -43,10 +43,13 @@ from lamra.eval import mine_rerank
 from lamra.eval.flags import RetrieverArguments
 from lamra.eval.inference import load_retriever
 from lamra.eval.metrics import recall_at_k
-from lamra.eval.mining import TrainingQueries, same
+from lamra.eval.mining import TrainingQueries
 from lamra.eval.search import top_k
 from lamra.models.losses import info_nce
 from lamra.models.settings import settings_to_train
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))  # where compare.py is started alone
+from plain_mining import same
 
 TEXT_MAX_TOKENS = 480  # scripts/lamra_ret/finetune.sh
 TEMPERATURE = 0.05
@@ -260,7 +263,7 @@ class Stage2:
         """What mine_rerank.py writes of the whole pool.
 
         Upstream keeps the positives in its file and drops them when training reads it; mining here drops them, and
-        candidates that look or read like one (mining.same), when it writes. So these are dropped from upstream's
+        candidates that look or read like one (plain_mining.same), when it writes. So these are dropped from upstream's
         lists, and ours are as long as those.
         """
         queries, pool, expected = self.mbeir.train_queries, self.mbeir.train_pool, self.values.json["mined"]
@@ -273,6 +276,7 @@ class Stage2:
             "output_dir": self.work / "mined",
             "bf16": False,
             "num_workers": 0,
+            "jsonl": True,
         }
         arguments = ["mine_rerank.py", *(str(part) for flag, value in flags.items() for part in (f"--{flag}", value))]
         with patch.object(sys, "argv", arguments), redirect_stdout(sys.stderr):

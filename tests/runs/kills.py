@@ -67,24 +67,24 @@ def jobs_of(folder: Path) -> list[Job]:
     evaluation = dict(MODEL_ID=whole / "stage 2", DATA_PATH=mbeir, TASKS=tasks, NUM_GPUS=2)
     reranking = evaluation | dict(MODEL_ID=whole / "rank", RANKINGS=whole / "evaluation" / "test_local", DEPTH=4)
     embed = ["--model_id", f"{whole}/stage 1", "--input", f"{folder}/items.jsonl"]
-    mined = ("mined.jsonl", "mined.json")
+    mined = ("mined.arrow", "mined.jsonl", "mined.json")
     scripts = {
         "stage 1": ("lamra_ret/pretrain.sh", steps, lora | dict(TRAIN_DATA_PATH=folder / "world" / "nli.csv"), adapter),
         "stage 2": ("lamra_ret/finetune.sh", steps, lora, adapter),
         "evaluation": ("eval/eval_mbeir.sh", ["--shard_size", "5"], evaluation, retrieved),
-        "mining": ("lamra_rank/mine.sh", ["--search_depth", "60"], evaluation | dict(TOP=6), mined),
-        "negatives": ("lamra_ret/mine_negatives.sh", [], evaluation | dict(RANKS="0:6", KEEP=3), ("negatives.jsonl",)),
+        "mining": ("lamra_rank/mine.sh", ["--search_depth", "60", "--jsonl", "True"], evaluation | dict(TOP=6), mined),
+        "negatives": ("lamra_ret/mine_negatives.sh", [], evaluation | dict(RANKS="0:6", KEEP=3), ("negatives.arrow",)),
         "rank": (
             "lamra_rank/train_rerank.sh",
             [*steps, "--model_local_path", str(model)],
-            lora | dict(MINED=whole / "mining" / "mined.jsonl", GRAD_ACCUM=1, PER_DEVICE_BATCH_SIZE=1),
+            lora | dict(MINED=whole / "mining" / "mined.arrow", GRAD_ACCUM=1, PER_DEVICE_BATCH_SIZE=1),
             adapter,
         ),
         "teacher": (
             "lamra_ret/teacher_scores.sh",
             [],
-            evaluation | dict(MODEL_ID=whole / "rank", MINED=whole / "negatives" / "negatives.jsonl"),
-            ("teacher.jsonl",),
+            evaluation | dict(MODEL_ID=whole / "rank", MINED=whole / "negatives" / "negatives.arrow"),
+            ("teacher.arrow",),
         ),
         "reranking": ("eval/rerank_mbeir.sh", [], reranking, ("pointwise/metrics.json",)),
         "merge": ("merge_lora.sh", [], dict(MODEL_ID=whole / "stage 1"), ("model.safetensors", "lamra.json")),

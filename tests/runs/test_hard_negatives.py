@@ -11,6 +11,7 @@ from conftest import call, run_script
 from safetensors.torch import load_file
 from training import stage2_flags
 
+from lamra.datasets.columns import columns_file, read_columns
 from lamra.datasets.mbeir.layout import TRAIN_QUERIES
 from lamra.eval import mine_negatives, teacher_scores
 from lamra.models.settings import Settings
@@ -47,7 +48,7 @@ def two(mbeir, tiny_model, mined, reranker, few, tmp_path_factory):
         **common | dict(MODEL_ID=tiny_model, RANKS="0:6", KEEP=3, MARGIN=0.001, OUTPUT_DIR=folder / "negatives"),
         **dict(JUDGE=reranker, BELOW_SHARE=0.9999),
     )
-    negatives = folder / "negatives/negatives.jsonl"
+    negatives = folder / "negatives/negatives.arrow"
     run_script(
         *("bash", "scripts/lamra_ret/teacher_scores.sh", "--num_workers", 0),
         **common | dict(MODEL_ID=reranker, MINED=negatives, OUTPUT_DIR=folder / "teacher"),
@@ -57,7 +58,7 @@ def two(mbeir, tiny_model, mined, reranker, few, tmp_path_factory):
         *("--save_steps", STEPS, "--lora_dropout", 0, "--dataloader_num_workers", 0),
         *("--distill_weight", 2, "--distill_temperature", 0.1, "--queries", few),
         **common | dict(MODEL_ID="miniature", MODEL_LOCAL_PATH=tiny_model, MINED=negatives, HARD_NEGATIVES=2),
-        **dict(TEACHER=folder / "teacher/teacher.jsonl", OUTPUT_DIR=folder / "run", PER_DEVICE_BATCH_SIZE=4),
+        **dict(TEACHER=folder / "teacher/teacher.arrow", OUTPUT_DIR=folder / "run", PER_DEVICE_BATCH_SIZE=4),
         **dict(BF16="False", LORA_R=4, LORA_ALPHA=8, LR="1e-3", DS_STAGE="none", NUM_EPOCHS=1),
     )
     return folder
@@ -70,10 +71,10 @@ def test_one_process_mines_and_scores_what_two_do(two, few, mbeir, tiny_model, m
     call(mine_negatives.main, model_id=tiny_model, output_dir=tmp_path / "negatives", **how, **rules)
     call(
         teacher_scores.main,
-        **how | dict(model_id=reranker, mined=two / "negatives/negatives.jsonl", output_dir=tmp_path / "teacher"),
+        **how | dict(model_id=reranker, mined=two / "negatives/negatives.arrow", output_dir=tmp_path / "teacher"),
     )
-    assert (two / "negatives/negatives.jsonl").read_bytes() == (tmp_path / "negatives/negatives.jsonl").read_bytes()
-    assert (two / "teacher/teacher.jsonl").read_bytes() == (tmp_path / "teacher/teacher.jsonl").read_bytes()
+    assert (two / "negatives/negatives.arrow").read_bytes() == (tmp_path / "negatives/negatives.arrow").read_bytes()
+    assert (two / "teacher/teacher.arrow").read_bytes() == (tmp_path / "teacher/teacher.arrow").read_bytes()
 
 
 def losses_of(run) -> list[float]:
@@ -83,7 +84,7 @@ def losses_of(run) -> list[float]:
 
 def test_one_process_trains_alike_also_cached_and_after_a_break(two, few, mbeir, tiny_model, tmp_path, fails, capsys):
     """The global batch of 8 in chunks of 5 prompts. Then without the teacher, from the same draws."""
-    mined, teacher = two / "negatives/negatives.jsonl", two / "teacher/teacher.jsonl"
+    mined, teacher = two / "negatives/negatives.arrow", two / "teacher/teacher.arrow"
     run = stage2_flags(mbeir, tiny_model, tmp_path / "one") | dict(per_device_train_batch_size=8, max_steps=STEPS)
     run |= dict(queries=few, lora_alpha=8, lora_dropout=0, warmup_ratio=0.03, text_max_tokens=480, save_steps=2)
     untaught = run | dict(mined=mined, hard_negatives=2)
@@ -96,8 +97,11 @@ def test_one_process_trains_alike_also_cached_and_after_a_break(two, few, mbeir,
     path = tmp_path / "one/adapter_model.safetensors"
     weights = load_file(path)
     path.unlink(), shutil.rmtree(tmp_path / f"one/checkpoint-{STEPS}")
-    other = tmp_path / "other.jsonl"
-    other.write_text(teacher.read_text().replace('"score": ', '"score": 1', 1))
+    other = tmp_path / "other.arrow"
+    found = read_columns(teacher)
+    (piece,) = found.pieces
+    with columns_file(other, found.about) as write:
+        write(piece._replace(scores=piece.scores + 1))
     resumed = taught | dict(grad_cache_chunk=5, resume="auto")
     for change, words in (
         (dict(distill_weight=1), "belongs to another run: distill_weight was 2.0 and is 1.0"),
@@ -115,7 +119,7 @@ def test_one_process_trains_alike_also_cached_and_after_a_break(two, few, mbeir,
 
 def test_what_is_refused(two, few, mbeir, tiny_model, mined, tmp_path, fails, no_model):
     run = stage2_flags(mbeir, tiny_model, tmp_path / "o") | dict(queries=few)
-    negatives, teacher = two / "negatives/negatives.jsonl", two / "teacher/teacher.jsonl"
+    negatives, teacher = two / "negatives/negatives.arrow", two / "teacher/teacher.arrow"
     both = dict(mined=negatives, hard_negatives=1)
     other = tmp_path / "other.jsonl"
     asked = {line["qid"] for line in map(json.loads, few.read_text().splitlines())}

@@ -112,7 +112,7 @@ def test_rerank_from_mining_to_a_ranking(shared, real_model, tmp_path):
     data, root, output = shared / "data", tmp_path / "M-BEIR", tmp_path / "reranker"
     to_mbeir(data, root, pictures_each=6, split="train")
     base = dict(DATA_PATH=root, NUM_GPUS=1)
-    mine = ("bash", "scripts/lamra_rank/mine.sh", "--search_depth", 200)
+    mine = ("bash", "scripts/lamra_rank/mine.sh", "--search_depth", 200, "--jsonl", True)
     run_script(*mine, **base, MODEL_ID=real_model, TOP=10, OUTPUT_DIR=tmp_path / "mined")
     mined = json.loads((tmp_path / "mined" / "mined.json").read_text())
     assert len(mined) == 2 * 6 * 6 and all(docs["top100_docs"] for docs in mined.values())

@@ -71,7 +71,10 @@ def record(root: Path) -> dict:
         places = {"MODEL_ID": f"{RUNS}/stage2", "POOL": pool, "OUTPUT_DIR": f"{RESULTS}/mbeir"}
         run("bash", "scripts/eval/eval_mbeir.sh", "--split", split, **of_mbeir, **places)
     mined = {"MODEL_ID": f"{RUNS}/stage2", "OUTPUT_DIR": f"{RESULTS}/mined", "DATA_PATH": MBEIR, "TOP": "10"}
-    run("bash", "scripts/lamra_rank/mine.sh", **mined)
+    as_lines = (
+        ("--jsonl", "True") if (root / "datasets/columns.py").is_file() else ()
+    )  # else there is nothing but lines
+    run("bash", "scripts/lamra_rank/mine.sh", *as_lines, **mined)
     rank = {**SMALL, "MODEL_ID": "miniature", "MINED": f"{RESULTS}/mined/mined.jsonl", "DATA_PATH": MBEIR}
     rank |= {"OUTPUT_DIR": f"{RUNS}/rank", "PER_DEVICE_BATCH_SIZE": "4", "GRAD_ACCUM": "1", "BF16": "False"}
     run("bash", "scripts/lamra_rank/train_rerank.sh", *STEPS_10, **rank)

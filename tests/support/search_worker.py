@@ -1,4 +1,4 @@
-"""The search over a folder's query.npy and gallery.npy; started by test_search.py under torchrun, a file a rank."""
+"""The search over a folder's query.npy and gallery.npy, and mining in mined/; started by test_shared_search.py."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from mining_files import mined_in
 from safetensors.torch import save_file
 
 from lamra.eval.search import Blocks, search
@@ -28,5 +29,7 @@ def found_in(folder: Path) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    save_file(found_in(Path(sys.argv[1])), Path(sys.argv[1], f"rank{dist.get_rank()}.safetensors"))
+    folder = Path(sys.argv[1])
+    save_file(found_in(folder), folder / f"rank{dist.get_rank()}.safetensors")
+    mined_in(folder / "mined", folder / "two", positives=True)
     dist.destroy_process_group()

@@ -26,6 +26,7 @@ import numpy as np
 from hard_negatives import Stages
 from mbeir_sizes import SIZES, SMALL, TRAIN_POOL_ROWS, UP_TRAIN_ROWS
 
+from lamra.datasets.columns import read_columns
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import INSTRUCTIONS, TASKS, TRAIN_POOL, TRAIN_QUERIES, Task, global_pool
 from lamra.datasets.mbeir.pairs import open_pairs
@@ -33,7 +34,8 @@ from lamra.datasets.mbeir.tasks import open_tasks
 from lamra.datasets.rankings import write_by_query, write_ranking
 from lamra.datasets.rerank import RerankExamples
 from lamra.datasets.tasks import Items
-from lamra.eval import evaluate, mine_rerank, mining, stored
+from lamra.eval import evaluate, mining, stored
+from lamra.eval.cache.manifest import VERSION
 from lamra.eval.metrics import measures_by_query
 from lamra.eval.mining import TrainingQueries
 from lamra.eval.search import search
@@ -202,12 +204,16 @@ def measure(root: Path, scale: float, dimension: int, memory: float, with_mining
         queries = TrainingQueries(pairs)
         embeddings = vectors(len(queries), dimension, 1), vectors(len(pairs.pool), dimension, 2)
         stages.begin()
-        mined = mining.mine(queries, *embeddings, top=TOP, own_kind=False, search_depth=None, **how)
-        mine_rerank.write(results, queries, mined)
+        of = mining.Embedded(queries, *embeddings, {"version": VERSION})
+        files = mining.mined_pieces(of, root / "pieces", top=TOP, own_kind=False, search_depth=None, **how)
+        with mining.mined_file(results / "mined.arrow", queries) as write:
+            for file in files:
+                for piece in read_columns(file).pieces:
+                    write(piece)
         stages.end("mining")
-        del mined, embeddings
+        del of, embeddings
         stages.begin()
-        assert len(RerankExamples(pairs, [results / "mined.jsonl"])) == len(pairs)
+        assert len(RerankExamples(pairs, [results / "mined.arrow"])) == len(pairs)
         stages.end("rank examples")
     connection.send(found | stages.found)
 

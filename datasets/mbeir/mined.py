@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.datasets.columns import SUFFIX, Columns, Piece, columns_file, is_columns, read_columns, rows_of
 from lamra.datasets.mbeir.rows import id_key
@@ -87,14 +88,13 @@ class MinedCandidates:
             if made_of.items() <= kept.about.items():
                 return kept
         piece, lines, right = self._wrong()
+        about = {**made_of, "lines": lines, "right": right}
         try:
-            with columns_file(path, {**made_of, "lines": lines, "right": right}) as write:
+            with columns_file(path, about) as write:
                 write(piece)
         except OSError as error:
-            raise UserError(
-                f"--mined {first}: its columns cannot be written beside it ({error.strerror}): link it into a folder "
-                "that can be written"
-            ) from None
+            note(f"--mined {first}: its columns cannot be kept beside it ({error.strerror}): every start reads it anew")
+            return Columns([piece], about=about)
         return read_columns(path)
 
     def _wrong(self) -> tuple[Piece, int, int]:

@@ -23,6 +23,11 @@ stage1() { # stage1 FOLDER SEED FLAGS..: stage 1 on the base model, merged
     MODEL_ID=$1 SAVE_PATH=$1_merged DTYPE=fp32 bash scripts/merge_lora.sh
   fi
 }
+if [[ " ${RUNGS:-distilled} " == *" distilled "* ]]; then # as scripts/miniature/rank.sh trains it
+  "$PYTHON" miniature/build_rank.py
+  RERANKER="INIT=checkpoints/hf_models/miniature_rank LORA_R=32 LORA_ALPHA=64 PER_DEVICE_BATCH_SIZE=16 GRAD_ACCUM=1 NUM_EPOCHS=1"
+  export RERANKER="$RERANKER LR=1e-3 --max_grad_norm 1 --warmup_ratio 0.1 --lora_dropout 0"
+fi
 before=checkpoints/miniature_hard_LamRA_Ret_Pretrain
 for seed in $SEEDS; do
   stage1 "${before}_seed$seed" "$seed"

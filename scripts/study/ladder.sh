@@ -17,6 +17,7 @@ export DATA_PATH=${DATA_PATH:-./data/M-BEIR} TASKS=${TASKS:-all}
 DATA_NAME=${DATA_NAME:-M-BEIR}
 STUDY=${STUDY:-ladder} # checkpoints/$STUDY and results/$STUDY
 SEEDS=${SEEDS:-0 1 2}
+RERANKER=${RERANKER:-} # variables and flags of train_rerank.sh for the teacher of "distilled"
 SAVE_STEPS=${SAVE_STEPS:-100} # a broken run goes on from its last checkpoint
 
 # A rung a line: name = [steps:] flags for scripts/lamra_ret/finetune.sh. "or" stands between settings of which val
@@ -36,6 +37,7 @@ mined           = mine-20: --mined @/mine-20/mined.arrow --hard_negatives 4
 mined-filtered  = negatives-98: --mined @/negatives-98/negatives.arrow --hard_negatives 4
 mined-batches   = mine-100 batches-8: --batches @/batches-8/batches.jsonl
 together        = negatives-98: --mined @/negatives-98/negatives.arrow --hard_negatives 4 --hardness_weight 9
+distilled       = mine-20 negatives-98 reranker-20 teacher-98: --mined @/negatives-98/negatives.arrow --hard_negatives 4 --teacher @/teacher-98/teacher.arrow
 soup            = soup: mined-filtered hardness together
 "
 names=$(sed -n 's/ *=.*//p' <<<"$ladder" | xargs)
@@ -60,6 +62,25 @@ negatives() { # hard negatives below VALUE percent of the similarity of the quer
       BELOW_SHARE=$("$PYTHON" -c "print($1 / 100)") bash scripts/lamra_ret/mine_negatives.sh --seed "$3"
   fi
 }
+
+reranker() { # LamRA-Rank, trained on what mine-VALUE found
+  local word variables=() flags=()
+  for word in $RERANKER; do
+    if [[ $word == [A-Z]*=* ]]; then variables+=("$word"); else flags+=("$word"); fi
+  done
+  if [ ! -e "$2/lamra.json" ]; then
+    env MINED="${2%/*}/mine-$1/mined.arrow" OUTPUT_DIR="$2" "${variables[@]}" \
+      bash scripts/lamra_rank/train_rerank.sh --seed "$3" --force True "${flags[@]}"
+  fi
+}
+
+teacher() { # what it says of negatives-VALUE
+  if [ ! -e "$2/teacher.arrow" ]; then
+    MODEL_ID=${2%/*}/reranker-20 MINED=${2%/*}/negatives-$1/negatives.arrow OUTPUT_DIR=$2 \
+      bash scripts/lamra_ret/teacher_scores.sh --seed "$3"
+  fi
+}
+
 batches() { # communities of VALUE rows, from what mine-100 found
   MINED=${2%/*}/mine-100/mined.arrow COMMUNITY_SIZE=$1 SKIP=0 NEIGHBOURS=30 OUTPUT=$2/batches.jsonl \
     bash scripts/lamra_ret/mine_batches.sh

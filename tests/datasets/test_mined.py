@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from zlib import crc32
 
@@ -165,6 +167,21 @@ def test_columns_are_read_as_they_are_and_lines_once(mbeir_20, listed, tmp_path,
     assert (
         again.mined.found.path.name == ".mined.arrow.arrow" and again.mined.keys.tolist() == first.mined.keys.tolist()
     )
+
+
+def test_a_folder_that_cannot_be_written_is_noted_and_gives_the_same(mbeir_20, listed, tmp_path, monkeypatch, capsys):
+    files = [write_ranking(tmp_path / "mined.jsonl", {qid: dids for qid, dids in listed["wrong"].items() if dids})]
+    expected = pairs_of(mbeir_20, hard_negatives=2, mined=files)
+    (tmp_path / ".mined.jsonl.arrow").unlink()
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("lamra.datasets.mbeir.mined.columns_file", read_only)
+    found = pairs_of(mbeir_20, hard_negatives=2, mined=files)
+    assert "cannot be kept beside it (Read-only file system): every start reads it anew" in capsys.readouterr().out
+    assert [found[row] for row in range(len(found))] == [expected[row] for row in range(len(expected))]
+    assert (found.mined.candidates, found.mined.right) == (expected.mined.candidates, expected.mined.right)
 
 
 def test_columns_that_do_not_fit(mbeir_20, listed, tmp_path):

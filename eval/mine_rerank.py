@@ -55,7 +55,7 @@ def mine_files(args: MineArguments) -> Path:
     with folder_lock(folder):
         of = embedded(args, folder)
         search = {name: getattr(args, name) for name in ("own_kind", "search_depth", "search_memory")}
-        files = mined_pieces(of, folder / "pieces", top=args.top, device=state.device, **search)
+        files = mined_pieces(of, folder / "pieces", top=args.top, device=state.device, anew=True, **search)
         if is_first_process():
             write_json(folder / "made_by.json", of.made_by)
             path, pairs = folder / f"mined{SUFFIX}", of.queries.pairs

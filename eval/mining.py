@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from lamra.common.files import sha256
+from lamra.common.cli import note
+from lamra.common.errors import UserError
+from lamra.common.files import remove, sha256
 from lamra.common.processes import of_all_processes, on_first_process, process_rank, world_size
 from lamra.datasets.columns import SUFFIX, Piece, columns_file, rows_of
 from lamra.datasets.items import Item
@@ -107,6 +109,7 @@ def mined_pieces(
     search_memory: float,
     device: torch.device | str,
     positives: bool = False,
+    anew: bool = False,
 ) -> list[Path]:
     """For each query the first `top` candidates that are wrong, and their scores: a file for each block of queries.
 
@@ -121,17 +124,18 @@ def mined_pieces(
             the pool holds.
         search_memory: GiB that a process's search may use.
         positives: a file tells the similarity of each query's best positive, too.
+        anew: files that were made otherwise are removed, not refused.
 
     Returns:
         Files that read_columns reads, of numbers of `of.queries` and rows of the pool; their metadata tells how many
         candidates were "passed" over as POSITIVE and as ALIKE.
 
     Raises:
-        UserError: the folder holds files that were made otherwise.
+        UserError: the folder holds files that were made otherwise, unless `anew`.
     """
     decided_by = {**of.made_by, "top": top, "own_kind": own_kind, "search_depth": search_depth}
     decided_by["queries_together"] = QUERIES_TOGETHER
-    on_first_process(lambda: check_manifest(folder, decided_by, "mined candidates"))
+    on_first_process(lambda: _begin(folder, decided_by, anew))
     done = on_first_process(lambda: {path.name for path in folder.glob(f"*{SUFFIX}")})
     pool, files = of.queries.pairs.pool, []
     rows = rows_of(of.queries, pool)
@@ -169,6 +173,17 @@ def mined_pieces(
                 write(piece)
     PartialState().wait_for_everyone()
     return files
+
+
+def _begin(folder: Path, decided_by: Mapping[str, Any], anew: bool) -> None:
+    try:
+        check_manifest(folder, decided_by, "mined candidates")
+    except UserError:
+        if not anew:
+            raise
+        note(f"{folder} holds another search, and is made anew")
+        remove(folder)
+        check_manifest(folder, decided_by, "mined candidates")
 
 
 def wrong_candidates(

@@ -133,6 +133,8 @@ def test_a_killed_run_goes_on_and_a_full_disk_leaves_nothing_half_written(tmp_pa
     assert all(file.stat().st_mtime_ns == before for file, before in done.items())
     with pytest.raises(ValueError, match=r"holds mined candidates made otherwise \(not the same: search_depth\)"):
         mined_in(tmp_path, tmp_path / "broken", search_depth=2 * TOP)
+    mined_in(tmp_path, tmp_path / "broken", search_depth=2 * TOP, anew=True)
+    assert list(Columns(mined_in(tmp_path, tmp_path / "broken", anew=True))) == list(Columns(whole))
     damaged = next(iter(done))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{damaged} is no ranking in columns, or it is cut short"):

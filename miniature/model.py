@@ -201,7 +201,11 @@ def padded(examples: Sequence[Example], processor: Processor) -> tuple[Tensor, T
     """One batch, as Backbone.hidden takes it: ids and mask (B, L), pixels (P, C) and grids (pictures, 3)."""
     batch = processor.pad(
         [
-            {"input_ids": example.input_ids, "pixel_values": example.pixels, "image_grid_thw": grids(example.pixels, example.grid)}
+            {
+                "input_ids": example.input_ids,
+                "pixel_values": example.pixels,
+                "image_grid_thw": grids(example.pixels, example.grid),
+            }
             for example in examples
         ]
     )

@@ -66,6 +66,8 @@ def build_robot_base(recipe: RobotRecipe, seen: Sequence[Memory], words: Sequenc
     """Write the trained base model into `folder`; `words` are other texts that its tokenizer shall know."""
     rng = random.Random(recipe.seed)
     sentences = [text_of(memory, "both", rng) for memory in seen]
-    model, processor = random_model(folder, [*sentences, *2 * [NAME_BOTH, *words, *sorted(DETAILS)]], recipe.seed, recipe.family)
+    model, processor = random_model(
+        folder, [*sentences, *2 * [NAME_BOTH, *words, *sorted(DETAILS)]], recipe.seed, recipe.family
+    )
     loss = train(model, Views(seen, processor), recipe)
     save_model(model, folder, f"pre-training loss {loss:.3f}")

@@ -20,19 +20,17 @@ if importlib.util.find_spec("minigrid") is None:
     raise UserError("minigrid is not installed: pip install minigrid")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
-from minigrid.core.world_object import Ball, Box, Door, Key  # noqa: E402
-from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel  # noqa: E402
-from minigrid.envs.babyai.core.verifier import ObjDesc, OpenInstr, PickupInstr  # noqa: E402
-from minigrid.minigrid_env import MiniGridEnv  # noqa: E402
-from minigrid.utils.baby_ai_bot import BabyAIBot  # noqa: E402
+from minigrid.core.world_object import Ball, Box, Door, Key
+from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+from minigrid.envs.babyai.core.verifier import ObjDesc, OpenInstr, PickupInstr
+from minigrid.minigrid_env import MiniGridEnv
+from minigrid.utils.baby_ai_bot import BabyAIBot
 
 TILE = 28  # pixels: a tile is as large as an image token, as a cell of the drawn world is
 WIDTH, HEIGHT = 5, 3  # tiles within the outer walls: a room of two columns, the wall with the door, a room
 TOP = 2  # the first row of them: what BabyAI makes is a square, the other rows are walls
 WALL = 3  # its column
 MOST_ACTIONS = 256  # turns and steps of an episode
-MEMORIES = "memories.jsonl"  # {"image", "text", "subgoal"} of each
-INSTRUCTION = "Find a memory of the same next step."  # of a query, after stage 2
 STATES_DRAWN = ("open", "closed", "closed", "locked", "locked", "locked")  # of the door, at first
 KINDS = {"ball": Ball, "box": Box, "key": Key}
 
@@ -189,7 +187,8 @@ def expert_episode(seed: int) -> list[Memory] | None:
     rooms.reset(seed=seed)
     memories, seen = [], (rooms.picture(), rooms.mission, rooms.scene())
     for subgoal in expert_steps(rooms):
-        if subgoal.verb == "pick up" and not rooms.done and subgoal[1:] != (rooms.door.color, "key"):
+        needed = rooms.door.is_locked and subgoal[1:] == (rooms.door.color, "key")
+        if subgoal.verb == "pick up" and not (rooms.done or needed):
             return None
         memories.append(Memory(*seen, subgoal))
         seen = (rooms.picture(), rooms.mission, rooms.scene())

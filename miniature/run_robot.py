@@ -1,74 +1,62 @@
-"""Let the robot act by what it remembers, and report: `python miniature/run_robot.py --help`. See docs/robot.md.
+"""Let the robot act, and report: `python miniature/run_robot.py --seed 0 --text MODEL --models base=MODEL ...`.
 
-At each decision it looks for the memories that are nearest to what it sees and to its mission, and takes the sub-goal
-that most of them went on with. Every method chooses among the same memories; the expert's planner carries it out.
+Writes <output_dir>/seed<N>.json and of all seeds there results.csv, table.md and robot.png. See docs/robot.md.
 """
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import argparse
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-from PIL import Image
-
-from lamra.datasets.items import Item
-from lamra.miniature.robot import Rooms, SubGoal
-
-NEAREST = 200  # memories that are looked at in a decision
-VOTES = 9  # of them vote on the sub-goal
-DECISIONS = 4  # of an episode; the expert needs one to three
-
-Seen = tuple[Image.Image, str]  # a picture and a mission
-Retrieve = Callable[[Sequence[Seen]], Sequence[Sequence[int]]]  # -> rows of memories for each, nearest first
+from lamra.common.cli import run
+from lamra.common.errors import UserError
+from lamra.common.files import whole_file
 
 
-class Decision(NamedTuple):
-    picture: Image.Image
-    rows: list[int]  # of the memories that voted for it
-    subgoal: SubGoal
-    carried_out: bool
-    film: list[Image.Image]  # what was seen on the way
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--seed", type=int, default=0, help="of the memory and of the episodes")
+    parser.add_argument("--folder", type=Path, default="data/miniature_robot", help="of the memories of all seeds")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="settings were chosen on val")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--text", help="folder of the model that retrieves by the mission alone")
+    parser.add_argument("--models", nargs="*", default=[], help="NAME=FOLDER; NAME+=FOLDER is told what to find")
+    parser.add_argument("--output_dir", type=Path, default="results/miniature_robot")
+    parser.add_argument("--film", action="store_true", help="of the last model, in an episode of three sub-goals")
+    args = parser.parse_args()
+
+    from lamra.miniature.robot import expert_episodes, first_seed  # minigrid: after --help
+    from lamra.miniature.robot_agent import Retrieve, attempt, by_chance, by_model, summary
+    from lamra.miniature.robot_memories import INSTRUCTION, read_memories
+    from lamra.miniature.robot_report import film, write_report
+
+    seen, subgoals = read_memories(args.folder / f"seed{args.seed}")
+    methods: dict[str, Callable[[], Retrieve]] = {"random": lambda: by_chance(args.seed, len(seen))}
+    if args.text:
+        methods["text only"] = lambda: by_model(args.text, seen, pictures=False)
+    for given in args.models:
+        name, _, folder = given.partition("=")
+        if not Path(folder).is_dir():
+            raise UserError(f"--models {given}: expected NAME=FOLDER of a model")
+        told = INSTRUCTION if name.endswith("+") else None
+        methods[name.removesuffix("+")] = lambda folder=folder, told=told: by_model(folder, seen, instruction=told)
+
+    expert = expert_episodes(first_seed(args.split, args.seed), args.episodes)
+    found = {}
+    for name, retriever in methods.items():
+        attempts = attempt(expert, retriever(), subgoals)
+        found[name] = summary(attempts, list(expert.values()))
+        print(f"seed {args.seed}, {name}: {100 * found[name]['success']:.1f} % of {len(expert)} missions", flush=True)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    if args.film:
+        shown = next(row for row, episode in enumerate(expert.values()) if len(episode) == 3)
+        film(args.output_dir / f"seed{args.seed}.gif", attempts[shown], seen)
+    with whole_file(args.output_dir / f"seed{args.seed}.json") as file:
+        file.write(json.dumps({"seed": args.seed, "memories": len(seen), "methods": found}, indent=2) + "\n")
+    print("\n" + write_report(args.output_dir))
 
 
-@dataclass
-class Attempt:
-    rooms: Rooms
-    decisions: list[Decision] = field(default_factory=list)
-
-    @property
-    def refused(self) -> set[SubGoal]:
-        """Sub-goals that could not be carried out since something last changed."""
-        found: set[SubGoal] = set()
-        for decision in self.decisions:
-            found = set() if decision.carried_out else found | {decision.subgoal}
-        return found
-
-
-def vote(rows: Sequence[int], subgoals: Sequence[SubGoal], refused: set[SubGoal], votes: int = VOTES) -> SubGoal | None:
-    """The most frequent sub-goal of the nearest memories without those refused; of equals, the nearest. None: no other."""
-    left = [subgoals[row] for row in rows if subgoals[row] not in refused][:votes]
-    return Counter(left).most_common(1)[0][0] if left else None
-
-
-def attempt(seeds: Iterable[int], retrieve: Retrieve, subgoals: Sequence[SubGoal], decisions: int = DECISIONS, votes=VOTES) -> list[Attempt]:
-    """Act in the episodes of these seeds, all at a time, until the mission is done or the decisions are used up."""
-    attempts = []
-    for seed in seeds:
-        rooms = Rooms()
-        rooms.reset(seed=seed)
-        attempts.append(Attempt(rooms))
-    for _ in range(decisions):
-        active = [each for each in attempts if not each.rooms.done]
-        seen = [(each.rooms.picture(), each.rooms.mission) for each in active]
-        for each, (picture, _), rows in zip(active, seen, retrieve(seen) if seen else ()):
-            chosen = vote(rows, subgoals, each.refused, votes)
-            if chosen:
-                each.rooms.film = []
-                done = each.rooms.carry_out(chosen)
-                voted = [row for row in rows if subgoals[row] == chosen][:votes]
-                each.decisions.append(Decision(picture, voted, chosen, done, each.rooms.film))
-    return attempts
+if __name__ == "__main__":
+    run(main)

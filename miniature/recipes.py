@@ -66,7 +66,7 @@ class RobotRecipe:
     """Of the robot's world and of its base model; chosen on the validation episodes."""
 
     seed: int = 0
-    pictures: int = 1000  # episodes whose pictures the base model sees
+    pictures: int = 800  # episodes whose pictures the base model sees
     episodes: int = 500  # that the robot remembers
     triplets: int = 4000  # rows of nli.csv
     steps: int = 500

@@ -1,6 +1,7 @@
-"""Let the robot act, and report: `python miniature/run_robot.py --seed 0 --text MODEL --models base=MODEL ...`.
+"""Let the robot act: `python miniature/run_robot.py --seed 0 --text MODEL --models base=MODEL ...`, see docs/robot.md.
 
-Writes <output_dir>/seed<N>.json and of all seeds there results.csv, table.md and robot.png. See docs/robot.md.
+Writes <output_dir>/seed<N>.json, with --film also seed<N>.gif. With --report it writes results.csv, table.md and
+robot.png of all seeds there instead.
 """
 
 from __future__ import annotations
@@ -25,12 +26,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=[], help="NAME=FOLDER; NAME+=FOLDER is told what to find")
     parser.add_argument("--output_dir", type=Path, default="results/miniature_robot")
     parser.add_argument("--film", action="store_true", help="of the last model, in an episode of three sub-goals")
+    parser.add_argument("--report", action="store_true", help="on what has been measured")
     args = parser.parse_args()
+    if args.report:
+        from lamra.miniature.robot_report import write_report  # pandas and matplotlib
+
+        print("\n" + write_report(args.output_dir))
+        print(f"written to {args.output_dir}/: results.csv, table.md, robot.png")
+        return
 
     from lamra.miniature.robot import expert_episodes, first_seed  # minigrid: after --help
     from lamra.miniature.robot_agent import Retrieve, attempt, by_chance, by_model, summary
     from lamra.miniature.robot_memories import INSTRUCTION, read_memories
-    from lamra.miniature.robot_report import film, write_report
+    from lamra.miniature.robot_report import film
 
     seen, subgoals = read_memories(args.folder / f"seed{args.seed}")
     methods: dict[str, Callable[[], Retrieve]] = {"random": lambda: by_chance(args.seed, len(seen))}
@@ -55,7 +63,6 @@ def main() -> None:
         film(args.output_dir / f"seed{args.seed}.gif", attempts[shown], seen)
     with whole_file(args.output_dir / f"seed{args.seed}.json") as file:
         file.write(json.dumps({"seed": args.seed, "memories": len(seen), "methods": found}, indent=2) + "\n")
-    print("\n" + write_report(args.output_dir))
 
 
 if __name__ == "__main__":

@@ -32,4 +32,4 @@ for seed in $SEEDS; do
   "$PYTHON" miniature/run_robot.py --seed "$seed" --split "$SPLIT" --output_dir "$RESULTS" --film \
     --text "${stage1}_merged" --models "base model=$BASE" "stage 1=${stage1}_merged" "stage 2+=$both"
 done
-cat "$RESULTS/table.md"
+"$PYTHON" miniature/run_robot.py --output_dir "$RESULTS" --report

@@ -1,13 +1,12 @@
 """The robot acts by what it remembers.
 
-At each decision it looks for the memories nearest to what it sees and to its mission, and takes the sub-goal that most
-of them went on with; the expert's planner carries it out. Every method chooses among the same memories.
+At each decision it looks for the memory nearest to what it sees and to its mission, and takes the sub-goal that the
+expert went on with; the expert's planner carries it out. Every method chooses among the same memories.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,8 +17,7 @@ from lamra.datasets.items import Item
 from lamra.miniature.robot import Rooms, SubGoal
 from lamra.miniature.robot_memories import Seen
 
-NEAREST = 200  # memories that are looked at in a decision
-VOTES = 5  # of them vote on the sub-goal
+NEAREST = 200  # memories that a decision can fall back on, where sub-goals are refused
 DECISIONS = 4  # of an episode; the expert needs one to three
 
 Retrieve = Callable[[Sequence[Seen]], Sequence[Sequence[int]]]  # -> for each the rows of memories, nearest first
@@ -27,7 +25,7 @@ Retrieve = Callable[[Sequence[Seen]], Sequence[Sequence[int]]]  # -> for each th
 
 class Decision(NamedTuple):
     picture: Image.Image
-    rows: list[int]  # of the memories that voted for the sub-goal
+    rows: list[int]  # of memories, nearest first, without those whose sub-goal was refused; the first decided
     subgoal: SubGoal
     carried_out: bool
     film: list[Image.Image]  # what was seen on the way
@@ -47,19 +45,8 @@ class Attempt:
         return found
 
 
-def vote(rows: Sequence[int], subgoals: Sequence[SubGoal], refused: set[SubGoal], votes: int) -> SubGoal | None:
-    """The most frequent sub-goal of the nearest memories not refused; of equals the nearest. None: no other."""
-    left = [subgoals[row] for row in rows if subgoals[row] not in refused][:votes]
-    return Counter(left).most_common(1)[0][0] if left else None
-
-
 def attempt(
-    seeds: Iterable[int],
-    retrieve: Retrieve,
-    subgoals: Sequence[SubGoal],
-    *,
-    votes: int = VOTES,
-    decisions: int = DECISIONS,
+    seeds: Iterable[int], retrieve: Retrieve, subgoals: Sequence[SubGoal], decisions: int = DECISIONS
 ) -> list[Attempt]:
     """Act in the episodes of these seeds, all side by side, until the mission is done or the decisions are used up."""
     attempts = []
@@ -70,11 +57,10 @@ def attempt(
         active = [each for each in attempts if not each.rooms.done]
         seen = [(each.rooms.picture(), each.rooms.mission) for each in active]
         for each, (picture, _mission), rows in zip(active, seen, retrieve(seen) if seen else ()):
-            if chosen := vote(rows, subgoals, each.refused, votes):
+            if left := [row for row in rows if subgoals[row] not in each.refused]:
                 each.rooms.film = []
-                carried_out = each.rooms.carry_out(chosen)
-                voted = [row for row in rows if subgoals[row] == chosen][:votes]
-                each.decisions.append(Decision(picture, voted, chosen, carried_out, each.rooms.film))
+                carried_out = each.rooms.carry_out(subgoals[left[0]])
+                each.decisions.append(Decision(picture, left, subgoals[left[0]], carried_out, each.rooms.film))
     return attempts
 
 

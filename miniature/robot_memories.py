@@ -1,7 +1,7 @@
 """The robot's memory on disk, and what both stages learn from it.
 
 A folder holds the expert's episodes: memories.jsonl and their pictures; nli.csv, sentences for stage 1; and for stage 2
-M-BEIR's files, in which a memory finds others of the same next step.
+M-BEIR's files, in which a memory finds others of the same mission and next step.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def write_memories(folder: Path, memories: Sequence[Memory], rng: random.Random,
         row = {"image": f"pictures/{number}.png", "text": memory.mission, "subgoal": str(memory.subgoal)}
         memory.picture.save(folder / row["image"])
         did = files.candidate(DATASET, [TRAIN_POOL], memory.mission, row["image"])
-        same[memory.subgoal].append(did)
+        same[memory.mission, memory.subgoal].append(did)
         rows.append((row, did))
     for memory, (row, did) in zip(memories, rows):
-        others = [another for another in same[memory.subgoal] if another != did]
+        others = [another for another in same[memory.mission, memory.subgoal] if another != did]
         positives = rng.sample(others, min(POSITIVES, len(others)))
         if positives:
             files.query(DATASET, "robot", "train", positives, text=memory.mission, image=row["image"])

@@ -27,7 +27,7 @@ for seed in $SEEDS; do
     rm -rf "${stage1}_merged"
     MODEL_ID=$stage1 SAVE_PATH=${stage1}_merged DTYPE=fp32 bash scripts/merge_lora.sh
   fi
-  MODEL_LOCAL_PATH=${stage1}_merged DATA_PATH=$data OUTPUT_DIR=$both NUM_EPOCHS=${NUM_EPOCHS:-4} LR=${LR:-1e-3} \
+  MODEL_LOCAL_PATH=${stage1}_merged DATA_PATH=$data OUTPUT_DIR=$both NUM_EPOCHS=${NUM_EPOCHS:-3} LR=${LR:-1e-3} \
     bash scripts/lamra_ret/finetune.sh --seed "$seed" --force True # on the expert's memories
   "$PYTHON" miniature/run_robot.py --seed "$seed" --split "$SPLIT" --output_dir "$RESULTS" --film \
     --text "${stage1}_merged" --models "base model=$BASE" "stage 1=${stage1}_merged" "stage 2+=$both"

@@ -111,7 +111,7 @@ def test_a_sub_goal_is_carried_out_and_nothing_before_it(robot, episodes):
 
 
 def test_success_is_counted_as_it_is(robot, episodes):
-    from lamra.miniature.robot_agent import attempt, by_chance, summary, vote
+    from lamra.miniature.robot_agent import attempt, by_chance, summary
 
     expert = list(episodes.values())
     memories = [memory for each in expert for memory in each]
@@ -121,23 +121,17 @@ def test_success_is_counted_as_it_is(robot, episodes):
     def knowing(seen):
         return [[right[picture.tobytes()], *range(len(memories))] for picture, _ in seen]
 
-    done = attempt(episodes, knowing, subgoals, votes=1)
+    done = attempt(episodes, knowing, subgoals)
     assert summary(done, expert) == dict.fromkeys(
         ("success", "success of 1", "success of 2", "success of 3", "first decision"), 1.0
     )
     assert [len(each.decisions) for each in done] == [len(each) for each in expert]
-    chance = [attempt(episodes, by_chance(0, len(memories)), subgoals, votes=1) for _ in range(2)]
+    chance = [attempt(episodes, by_chance(0, len(memories)), subgoals) for _ in range(2)]
     assert summary(chance[0], expert) == summary(chance[1], expert)
     assert summary(chance[0], expert)["success"] < 0.7
     for each in chance[0]:  # what was refused is not tried again before something has changed
         for first, second in zip(each.decisions, each.decisions[1:]):
             assert first.carried_out or first.subgoal != second.subgoal
-
-    a, b, c = (robot.SubGoal.read(f"pick up the {colour} key") for colour in ("red", "blue", "grey"))
-    assert vote([0, 1, 2, 3], [a, b, b, c], set(), 3) == b
-    assert vote([0, 1, 2, 3], [a, b, b, c], set(), 1) == a
-    assert vote([0, 1, 2, 3], [a, b, b, c], {b}, 3) == a
-    assert vote([0, 1], [a, a], {a}, 3) is None
 
 
 def test_what_is_written_and_read_again(robot, episodes, tmp_path):

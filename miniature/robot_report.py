@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from lamra.common.errors import UserError
 from lamra.common.files import whole_file
 from lamra.eval.reporting.figures import COLOURS, figure_of, save_figure
+from lamra.miniature.robot import SubGoal
 from lamra.miniature.robot_agent import Attempt
 from lamra.miniature.robot_memories import Seen
 
@@ -86,12 +87,12 @@ def plot(path: Path, frame: pd.DataFrame) -> None:
     save_figure(path, figure, panel)
 
 
-def film(path: Path, attempt: Attempt, memories: Sequence[Seen]) -> None:
-    """An animated gif: what the robot sees, the memories that it goes by, and what it does then."""
+def film(path: Path, attempt: Attempt, memories: Sequence[Seen], subgoals: Sequence[SubGoal]) -> None:
+    """An animated gif: what the robot sees, the memories nearest to it with their sub-goals, and what it does then."""
     frames: list[Image.Image] = []
     durations: list[int] = []
     for decision in attempt.decisions:
-        beside = [memories[row] for row in decision.rows[:SHOWN]]
+        beside = [(memories[row][0], f"then: {subgoals[row]}") for row in decision.rows[:SHOWN]]
         words = f"{decision.subgoal}" + ("" if decision.carried_out else "  (cannot)")
         for number, picture in enumerate([decision.picture, *decision.film]):
             frames.append(drawn(picture, attempt.rooms.mission, words, beside))
@@ -101,8 +102,8 @@ def film(path: Path, attempt: Attempt, memories: Sequence[Seen]) -> None:
         frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
-def drawn(picture: Image.Image, mission: str, words: str, beside: Sequence[Seen]) -> Image.Image:
-    """One frame: on the left the robot's picture, on the right the memories with their missions."""
+def drawn(picture: Image.Image, mission: str, words: str, beside: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """One frame: on the left the robot's picture, on the right the memories and what followed them."""
     width, height = picture.width, picture.height
     column = GAP + LINE
     frame = Image.new("RGB", (SCALE * width + width + 3 * GAP + 2 * LINE, SHOWN * (height + column) + 4 * GAP), "white")

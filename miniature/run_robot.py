@@ -60,7 +60,7 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if args.film:
         shown = next(row for row, episode in enumerate(expert.values()) if len(episode) == 3)
-        film(args.output_dir / f"seed{args.seed}.gif", attempts[shown], seen)
+        film(args.output_dir / f"seed{args.seed}.gif", attempts[shown], seen, subgoals)
     with whole_file(args.output_dir / f"seed{args.seed}.json") as file:
         file.write(json.dumps({"seed": args.seed, "memories": len(seen), "methods": found}, indent=2) + "\n")
 

@@ -27,6 +27,7 @@ GLOSSARY = ROOT / "docs" / "zh" / "glossary.md"
 IN_CHINESE = "backbones evaluate export formats memory method own_data quickstart rank recipes serving several_machines"
 IN_CHINESE = [
     *IN_CHINESE.split(),
+    "robot",
     "study",
     "tables",
     "train_stage1",

@@ -175,8 +175,9 @@ def test_the_table_and_the_film(robot, episodes, tmp_path):
 
     memories = [memory for each in episodes.values() for memory in each]
     rows = [list(range(len(memories)))]
-    (shown,) = attempt([*episodes][:1], lambda seen: rows * len(seen), [m.subgoal for m in memories])
-    robot_report.film(tmp_path / "episode.gif", shown, [(m.picture, m.mission) for m in memories])
+    subgoals = [memory.subgoal for memory in memories]
+    (shown,) = attempt([*episodes][:1], lambda seen: rows * len(seen), subgoals)
+    robot_report.film(tmp_path / "episode.gif", shown, [(m.picture, m.mission) for m in memories], subgoals)
     with Image.open(tmp_path / "episode.gif") as gif:
         assert gif.n_frames > len(shown.decisions)
     with pytest.raises(UserError, match=r"robot\.sh"):

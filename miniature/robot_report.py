@@ -17,7 +17,7 @@ from lamra.miniature.robot_agent import Attempt
 from lamra.miniature.robot_memories import Seen
 
 TEXT_ONLY = "text only"  # what the others are compared with
-SCALE, SMALL, GAP, LINE = 3, 1, 12, 16  # of the robot's picture and of memories, in their pixels; between; of a text
+SCALE, GAP, LINE = 3, 12, 16  # of the robot's picture beside the memories; pixels between them, and of a line of text
 SHOWN = 3  # memories of a decision
 FRAME, PAUSE = 180, 1800  # milliseconds: of an action, of a decision
 

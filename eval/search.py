@@ -5,6 +5,7 @@ Dimension letters: Q queries, N gallery items, D embedding size; q and n are the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -67,8 +68,7 @@ def top_k(
     # For all products, since a new one costs a third of its time in page faults.
     room = torch.empty(min(query_block_size, len(query)) * min(block_size, len(rows)), device=query.device)
     with torch.no_grad(), full_float32():
-        for start in range(rows.start, rows.stop, block_size):
-            block = as_float32(gallery[start : min(start + block_size, rows.stop)], query.device)  # (n, D)
+        for start, block in blocks_of(gallery, rows, block_size, query.device):
             parts = []
             for some in query.split(query_block_size):  # (q, D)
                 product = room[: len(some) * len(block)].view(len(some), len(block))
@@ -224,6 +224,18 @@ def _lowest_columns(scores: Tensor, kth: Tensor, k: int) -> Tensor:
     above, equal = scores > kth, scores == kth
     chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= k - above.sum(dim=1, keepdim=True)))
     return chosen.nonzero()[:, 1].view(-1, k)  # exactly k in each row
+
+
+def blocks_of(
+    gallery: Embeddings, rows: range, block_size: int, device: torch.device | str
+) -> Iterator[tuple[int, Tensor]]:
+    """The first row and the (n, D) float32 embeddings of each block; a block of files takes the memory of the last."""
+    read = getattr(gallery, "read", None)
+    room = torch.empty(min(block_size, len(rows)), gallery.shape[1]) if read else None
+    for start in range(rows.start, rows.stop, block_size):
+        stop = min(start + block_size, rows.stop)
+        block = gallery[start:stop] if room is None else read(start, room[: stop - start])
+        yield start, as_float32(block, device)
 
 
 def as_float32(block: Tensor | np.ndarray, device: torch.device | str) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from lamra.common.errors import UserError
-from lamra.eval.cache.shards import Shards
+from lamra.eval.cache.shards import RowsOf, Shards
 from lamra.eval.search import CHUNK, Blocks, block_top_k, search
 
 
@@ -21,6 +21,19 @@ def test_a_slice_of_shards_is_a_slice_of_the_whole(tmp_path):
     assert gallery.shape == (41, 2)
     for start, stop in ((0, 41), (19, 22), (20, 21), (25, 99), (7, 7), (40, None)):
         np.testing.assert_array_equal(gallery[start:stop], whole[start:stop])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_gallery_in_files_is_found_as_in_memory(tmp_path, dtype):
+    whole = F.normalize(torch.randn(41, 8, generator=torch.Generator().manual_seed(0)), dim=1).numpy().astype(dtype)
+    for number, part in enumerate(np.split(whole, [20, 21, 26])):
+        np.save(tmp_path / f"{number}.npy", part)
+    shards, some = Shards(sorted(tmp_path.glob("*.npy"))), np.arange(1, 41, 3)
+    whole = whole.astype(np.float32)
+    for blocks in (Blocks(4, 7, 3), Blocks(50, 50, 50)):
+        for files, memory in ((shards, whole), (RowsOf(shards, some, read_together=5), whole[some])):
+            for found, expected in zip(search(files, files, 5, blocks), search(memory, memory, 5, blocks)):
+                assert torch.equal(found, expected)
 
 
 def test_blocks_stay_within_the_memory_or_say_what_is_needed():

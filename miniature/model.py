@@ -164,13 +164,15 @@ class Example:
     """A prompt and what follows it: an answer, or alternatives of a single token, each of which is right.
 
     Attributes:
-        pixels: (36, C) patches for each picture of the prompt, in order.
+        pixels: patches of each picture of the prompt, in order; (36, C) for a picture of the world.
+        grid: of each picture's patches: time, rows and columns.
     """
 
     prompt: list[int]
     answer: list[int]
     alternatives: bool = False
     pixels: Tensor | None = None
+    grid: tuple[int, int, int] = GRID
 
     @property
     def input_ids(self) -> list[int]:
@@ -190,16 +192,20 @@ def answer_tokens(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.tensor(row), torch.tensor(position), torch.tensor([t for example in examples for t in example.answer])
 
 
-def grids(pixels: Tensor | None) -> Tensor | None:
+def grids(pixels: Tensor | None, grid: tuple[int, int, int] = GRID) -> Tensor | None:
     """(pictures, 3) time, rows and columns of the pictures whose patches these are."""
-    return None if pixels is None else torch.tensor([GRID]).expand(len(pixels) // (GRID[1] * GRID[2]), 3)
+    return None if pixels is None else torch.tensor([grid]).expand(len(pixels) // (grid[1] * grid[2]), 3)
 
 
 def padded(examples: Sequence[Example], processor: Processor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """One batch, as Backbone.hidden takes it: ids and mask (B, L), pixels (P, C) and grids (pictures, 3)."""
     batch = processor.pad(
         [
-            {"input_ids": example.input_ids, "pixel_values": example.pixels, "image_grid_thw": grids(example.pixels)}
+            {
+                "input_ids": example.input_ids,
+                "pixel_values": example.pixels,
+                "image_grid_thw": grids(example.pixels, example.grid),
+            }
             for example in examples
         ]
     )

@@ -34,6 +34,7 @@ from lamra.miniature.mbeir import change, instructions, question
 from lamra.miniature.model import (
     CAPTION,
     END_OF_TURN,
+    GRID,
     NAME_IMAGE,
     NAME_TEXT,
     REWORDED,
@@ -73,6 +74,9 @@ NAMING = {
 class Corpus:
     """The four tasks over the pictures and captions in gallery folders; pixels are computed once."""
 
+    details_of_world = DETAILS
+    grid = GRID
+
     def __init__(self, folders: list[Path], processor: Processor):
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.captions: list[str] = []
@@ -100,10 +104,10 @@ class Corpus:
         prompt, pixels = source["input_ids"], source["pixel_values"]
         if not naming:
             answer = (REWORDED if shown == "sentence" else CAPTION) + wanted + END_OF_TURN
-            return Example(prompt, self.tokenizer.encode(answer), pixels=pixels)
+            return Example(prompt, self.tokenizer.encode(answer), pixels=pixels, grid=self.grid)
         prompt = self.tokenizer.encode(self.tokenizer.decode(prompt).replace(*NAMING[shown]))
-        details = [word for word in re.findall(r"[a-z]+", wanted) if word in DETAILS]
-        return Example(prompt, self.tokenizer.convert_tokens_to_ids(details), alternatives=True, pixels=pixels)
+        details = [word for word in re.findall(r"[a-z]+", wanted) if word in self.details_of_world]
+        return Example(prompt, self.tokenizer.convert_tokens_to_ids(details), True, pixels, self.grid)
 
 
 class Scenes(Corpus):

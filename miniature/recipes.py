@@ -61,6 +61,22 @@ class ZeroshotRecipe:
     size: int = 200  # scenes that each set begins with
 
 
+@dataclass(frozen=True)
+class RobotRecipe:
+    """Of the robot's world and of its base model; chosen on the validation episodes."""
+
+    seed: int = 0
+    pictures: int = 800  # episodes whose pictures the base model sees
+    episodes: int = 500  # that the robot remembers
+    triplets: int = 4000  # rows of nli.csv
+    steps: int = 500
+    sentences: int = 6  # examples of a step, of telling a picture, a sentence and both
+    details: int = 8  # the same, of naming their details
+    learning_rate: float = 2e-3
+    hard: bool = True  # examples one after the other, without padding
+    family: str = "qwen2_vl"
+
+
 def miniature_of(family: str) -> str:
     """What the names of the miniature's folders begin with, where a model of this family is in them."""
     return "miniature" if family == "qwen2_vl" else f"miniature_{family}"
@@ -68,7 +84,7 @@ def miniature_of(family: str) -> str:
 
 def ensure(
     folders: Sequence[Path],
-    recipe: Recipe | RankRecipe | ZeroshotRecipe,
+    recipe: Recipe | RankRecipe | ZeroshotRecipe | RobotRecipe,
     build: Callable[[], None],
     force: bool = False,
 ) -> bool:

@@ -26,6 +26,8 @@ BELOW = {
 ALLOWED = {("train", "lamra.eval.encode"), ("train", "lamra.eval.search")}
 ALLOWED |= {("collators", "lamra.models.inspect"), ("collators", "lamra.models.families")}
 ALLOWED |= {("export", "lamra.load")}
+# The robot uses a model as a user's program does, and draws its results as reports do.
+ALLOWED |= {("miniature", "lamra.load"), ("miniature", "lamra.eval.reporting.figures")}
 
 # Commands of upstream's that stand in train/ and belong to eval/: each names and starts what does the work.
 NAMED_BY_UPSTREAM = {"train/mbeir_get_rerank_train_data.py", "train/mbeir_merge_rerank_train_data.py"}

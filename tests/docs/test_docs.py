@@ -27,6 +27,7 @@ GLOSSARY = ROOT / "docs" / "zh" / "glossary.md"
 IN_CHINESE = "backbones cost evaluate export formats gallery memory method own_data quickstart rank recipes serving"
 IN_CHINESE = [
     *IN_CHINESE.split(),
+    "robot",
     "several_machines",
     "study",
     "tables",

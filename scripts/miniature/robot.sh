@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The robot's memory (docs/robot.md): an agent in MiniGrid takes its next step from what BabyAI's expert once did. How
 # often it succeeds by chance, by the mission's text alone, and with pictures too: base model, stage 1, stage 2. Ends with
-# a table, a picture and a film. What is finished is not done again. About 15 minutes on 2 cores; needs minigrid.
+# a table, a picture and films. What is finished is not done again. Needs minigrid.
 #   SEEDS=0 bash scripts/miniature/robot.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, BatchEncoding
 
 from lamra.collators.messages import embedding_messages, instructed_texts
 from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, LONG, SPECIAL, digest_of
-from lamra.collators.visuals import Visuals
+from lamra.collators.visuals import Visuals, in_order
 from lamra.common.errors import ItemError, TooLongError, UserError
 from lamra.datasets.items import Item, Video
 from lamra.models.families import family_of
@@ -104,7 +104,7 @@ class Processor:
     def encode(self, item: Item) -> dict:
         """One item to {"input_ids": list[int], "pixel_values": (P, C) or None, "image_grid_thw": (rows, 3) or None}.
 
-        Beside them "notes": what befell its text, see collators.texts.
+        The pixels are bytes, see Visuals. Beside them "notes": what befell its text, see collators.texts.
 
         Raises:
             ItemError: a picture or video cannot be read, or the prompt is longer than max_length even without its text.
@@ -137,11 +137,17 @@ class Processor:
         return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second))]
 
     def __call__(self, items: list[Item]) -> dict[str, Tensor]:
-        """Items to one batch of keyword arguments for Embedder."""
-        return self.pad([self.encode(item) for item in items])
+        """Items to one batch of keyword arguments for Embedder, pixels as the vision tower reads them."""
+        batch = self.pad([self.encode(item) for item in items])
+        if "pixel_values" in batch:
+            batch["pixel_values"] = self.visuals.floats(batch["pixel_values"])
+        return batch
 
     def pad(self, encoded: list[dict]) -> dict[str, Tensor]:
-        """Batch what `encode` returned: ids padded on the right to (B, L), pixels and grids concatenated."""
+        """Batch what `encode` returned: ids padded on the right to (B, L), pixels and grids concatenated.
+
+        The pixels are bytes: a model turns them into numbers where it has `pixels_from_bytes` (models.backbone).
+        """
         rows = [torch.tensor(prompt["input_ids"]) for prompt in encoded]
         pad_id = self.tokenizer.pad_token_id
         batch = {
@@ -149,9 +155,9 @@ class Processor:
             "attention_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
         }
         for name in ("pixel_values", "image_grid_thw"):
-            parts = [prompt[name] for prompt in encoded if prompt[name] is not None]
-            if parts:
-                batch[name] = torch.cat(parts)
+            parts = in_order([prompt[name] for prompt in encoded])
+            if parts is not None:
+                batch[name] = parts
         return batch
 
     def token_ids(self, messages: list[dict], image_grid_thw: Tensor | None, name: str) -> list[int]:

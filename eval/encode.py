@@ -86,6 +86,7 @@ class PromptEncoder:
 
     def __init__(self, embedder: Embedder, processor: Processor, share_prefix: bool):
         self.embedder, self.processor = embedder, processor
+        embedder.pixels_from_bytes = processor.visuals.floats
         self.device, self.padding_free = embedder.device, embedder.padding_free
         self.length = processor.length
         self.prefix_ids = torch.tensor(processor.prefix_ids)

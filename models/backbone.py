@@ -117,8 +117,8 @@ class Backbone(nn.Module):
     def picture_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """(image tokens, S * D) of the pictures in order: the embeddings of their image tokens (S = 1).
 
-        pixel_values are the library's, or bytes. Where features also enter layers of the language model (DeepStack), what
-        each of these adds stands behind.
+        pixel_values are the library's, or bytes. Where features also enter layers of the language model (DeepStack),
+        what each of these adds stands behind.
         """
         if pixel_values.dtype == torch.uint8:
             assert self.pixels_from_bytes is not None, "a model that no processor was given to is shown bytes"

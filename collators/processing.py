@@ -104,10 +104,10 @@ class Processor:
 
         What stands around the texts is rendered once for all prompts of the same roles and kinds of parts.
         """
-        kinds = tuple((message["role"], *(part["type"] for part in message["content"])) for message in messages)
+        template = self.tokenizer.chat_template
+        kinds = template, *((message["role"], *(part["type"] for part in message["content"])) for message in messages)
         if kinds not in self._frames:
-            variables = self.tokenizer.special_tokens_map
-            self._frames[kinds] = frame_of(self.tokenizer.chat_template, messages, **variables)
+            self._frames[kinds] = frame_of(template, messages, **self.tokenizer.special_tokens_map)
         frame = self._frames[kinds]
         if frame is None:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -183,9 +183,8 @@ class Processor:
 
     def _token_ids(self, messages: list[dict], image_tokens: Sequence[int], name: str) -> list[int]:
         """Args: image_tokens: of each row of the grid."""
-        if self.special_tokens_in_text == "plain":
-            if self._special_tokens.search("".join(_texts(messages))):
-                return self._ids_with_plain_texts(messages, image_tokens)
+        if self.special_tokens_in_text == "plain" and self._special_tokens.search("".join(_texts(messages))):
+            return self._ids_with_plain_texts(messages, image_tokens)
         parts = self._drawn(messages).split(IMAGE_TOKEN)
         if len(parts) != len(image_tokens) + 1:
             token = f"{IMAGE_TOKEN} or {VIDEO_TOKEN}" if VIDEO_TOKEN in self.render(messages) else IMAGE_TOKEN

@@ -105,7 +105,8 @@ def _look(_text: str, *_: Any) -> NoReturn:
     raise _LookedAt
 
 
-for _name in {*dir(str), "__bool__", "__radd__"} - {*dir(object)} | {"__eq__", "__ne__", "__hash__"}:
+_COMPARED = {f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "hash")}
+for _name in {*dir(str), "__bool__", "__radd__"} - {*dir(object)} | _COMPARED:
     setattr(_Unread, _name, _look)
 
 

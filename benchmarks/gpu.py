@@ -368,7 +368,9 @@ def part_f(machine: Machine) -> Iterator[tuple[str, dict]]:
         rng, pairs = random.Random(0), machine.of(16, 2)
         paths = photographs(folder, 2 * pairs)
         queries = [Item("q", sentence(rng, 12), (path,), "Find a picture.") for path in paths[:pairs]]
-        batch = processor([*queries, *(Item("t", None, (path,)) for path in paths[pairs:])])
+        embedder.pixels_from_bytes = processor.visuals.floats
+        items = [*queries, *(Item("t", None, (path,)) for path in paths[pairs:])]
+        batch = processor.pad([processor.encode(item) for item in items])
         batch = {name: tensor.to(machine.device) for name, tensor in batch.items()}
         step = stage1_step(embedder, machine, optimizer_of(embedder, machine), [batch])
         found = machine.timed(step, machine.of(2, 0), machine.of(5, 1))
@@ -395,6 +397,7 @@ def part_g(machine: Machine) -> Iterator[tuple[str, dict]]:
 
         model = trained_in(torch.float32, Reranker(with_lora(stock), "mrope").train())
         model.activation_checkpointing_enable()
+        model.pixels_from_bytes = processor.visuals.floats
         encoded = [prompts.pointwise(query, candidates[0], "Yes"), prompts.pointwise(query, candidates[1], "No")]
         encoded.append(prompts.listwise(query, candidates[: machine.of(5, 2)], "Ans: (1)"))
         batch = processor.pad(machine.of(4, 1) * encoded)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class StandInEmbedder(nn.Module):
 class StandInProcessor:
     """A picture's token is the number that names it, a caption's the number that it is."""
 
-    prefix_ids = (0,)
+    prefix_ids, visuals = (0,), SimpleNamespace(floats=None)
 
     def length(self, _item: Item) -> int:
         return TOKENS

@@ -13,6 +13,7 @@ from torch import Tensor
 from lamra.collators.messages import YES_NO, listwise_answer, listwise_messages, pointwise_messages
 from lamra.collators.processing import Processor
 from lamra.collators.texts import CUT_PROMPT, CUT_TEXT, SPECIAL, digest_of
+from lamra.collators.visuals import in_order
 from lamra.common.errors import TooLongError, UserError
 from lamra.datasets.items import Item
 from lamra.datasets.rerank import RerankExample
@@ -85,8 +86,8 @@ class RankPrompts:
         return common, deciding
 
     def _encode(self, parts: list[PreparedItem], messages_of: Callable[..., list[dict]], answer: str | None) -> dict:
-        pixels = _joined([part.pixel_values for part in parts])
-        grids = _joined([part.image_grid_thw for part in parts])
+        pixels = in_order([part.pixel_values for part in parts])
+        grids = in_order([part.image_grid_thw for part in parts])
         query = parts[0].item.id
         name = f"query {query} with {', '.join(part.item.id for part in parts[1:])}"
         most = self.processor.text_max_tokens
@@ -122,11 +123,6 @@ class RankPrompts:
         """What the chat template begins an assistant's turn with: its generation prompt."""
         without = self.processor.tokenizer.apply_chat_template(QUESTION, tokenize=False)
         return self.processor.tokenizer(self.processor.render(QUESTION)[len(without) :])["input_ids"]
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
 
 
 @dataclass

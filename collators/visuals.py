@@ -1,8 +1,12 @@
-"""Pictures and videos to patches of pixels: one stream, in which a picture is a clip of one temporal patch."""
+"""Pictures and videos to patches of pixels: one stream, in which a picture is a clip of one temporal patch.
+
+Patches travel as the bytes of the resized frames, a picture's once, which is an eighth of the numbers that the vision
+tower reads: `Visuals.floats` makes these of them, on whatever device they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -52,15 +56,22 @@ class Visuals:
     def pixels(self, item: Item) -> dict[str, Tensor | None]:
         """{"pixel_values": (P, C), "image_grid_thw": (rows, 3)} of pictures and videos in order, None each without any.
 
+        The pixels are bytes, see `floats`; C is 3 * patch**2, and twice that where a video is among them.
+
         Raises:
             PictureError: one cannot be read; names it.
         """
         if not item.visuals:
             return {"pixel_values": None, "image_grid_thw": None}
-        found = [self._pixels_of(part, item) for part in item.visuals]
-        if len(found) == 1:  # a clip's pixels may take half a gigabyte: no copy
-            return dict(found[0])
-        return {name: torch.cat([of[name] for of in found]) for name in found[0]}
+        pixels, grids = zip(*(self._pixels_of(part, item) for part in item.visuals))
+        return {"pixel_values": in_order(pixels), "image_grid_thw": in_order(grids)}
+
+    def floats(self, pixels: Tensor) -> Tensor:
+        """(P, 3 * 2 * patch**2) float32 of (P, C) bytes: the library's values, bit for bit, on the bytes' device."""
+        shown = pixels.view(len(pixels), 3, -1, self.patch**2)  # (P, 3, 1 or 2, patch**2)
+        rows = shown.int() + 256 * torch.arange(3, dtype=torch.int32, device=shown.device)[:, None, None]
+        found = self._values.to(shown.device).index_select(0, rows.flatten()).view(rows.shape)
+        return found.expand(-1, -1, self.image_processor.temporal_patch_size, -1).flatten(1)
 
     def tokens(self, item: Item) -> list[int]:
         """Image tokens of each row of the grid, from pictures' headers and videos' frames; raises as `pixels`."""
@@ -93,8 +104,8 @@ class Visuals:
         time, height, width = grid
         return time * [(1, height, width)] if self.frames_apart else [grid]
 
-    def _pixels_of(self, part: Picture | Video, item: Item) -> dict[str, Tensor]:
-        """The same of a picture or a video: of a picture the library's values, bit for bit, in 2/3 of the time."""
+    def _pixels_of(self, part: Picture | Video, item: Item) -> tuple[Tensor, Tensor]:
+        """The same of a picture or a video."""
         name = _name_of(part, item)
         frames: Iterator[Image.Image]
         if isinstance(part, Picture):
@@ -104,14 +115,15 @@ class Visuals:
             clip = clip_of(part, name)
             rows = clip.rows(part)
             frames, count, size = frames_of(part, rows, name), len(rows), clip.size(len(rows), self.side)
-        together = self.image_processor.temporal_patch_size
+        together = min(
+            count, self.image_processor.temporal_patch_size
+        )  # a single frame is its own second, see `floats`
         grid = -(-count // together), size[0] // self.patch, size[1] // self.patch
-        pixels = torch.empty(grid[0], grid[1] * grid[2], 3, together, self.patch**2)
+        pixels = torch.empty(grid[0], grid[1] * grid[2], 3, together, self.patch**2, dtype=torch.uint8)
         resample = Image.Resampling(self.image_processor.resample)
         for row, frame in enumerate(frames):
-            place = row % together  # a first frame without a second is repeated
-            pixels[row // together, :, :, place:] = self._patches(frame.resize(size[::-1], resample))[:, :, None]
-        return {"pixel_values": pixels.flatten(2).flatten(0, 1), "image_grid_thw": torch.tensor(self._rows(grid))}
+            pixels[row // together, :, :, row % together] = self._patches(frame.resize(size[::-1], resample))
+        return pixels.flatten(2).flatten(0, 1), torch.tensor(self._rows(grid))
 
     def _picture_size(self, width: int, height: int) -> tuple[int, int]:
         """Height and width at which a picture is shown."""
@@ -119,13 +131,11 @@ class Visuals:
         return smart_resize(height, width, self.side, *limits)
 
     def _patches(self, frame: Image.Image) -> Tensor:
-        """(patches, 3, patch_size**2) of an RGB frame; the patches that become one token are neighbours."""
+        """(patches, 3, patch_size**2) bytes of an RGB frame; the patches that become one token are neighbours."""
         side, merged = self.patch, self.merge
         height, width = frame.height // (merged * side), frame.width // (merged * side)
         cut = np.asarray(frame).reshape(height, merged, side, width, merged, side, 3)
-        cut = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, side**2)  # bytes, a quarter of what they become
-        rows = torch.from_numpy(cut).int() + 256 * torch.arange(3, dtype=torch.int32)[:, None]
-        return self._values.index_select(0, rows.flatten()).view(rows.shape)
+        return torch.from_numpy(cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, side**2))
 
     @cached_property
     def _values(self) -> Tensor:
@@ -134,6 +144,23 @@ class Visuals:
         every = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16), (3, 1, 1))
         scaled = processor.rescale(every, processor.rescale_factor)
         return torch.from_numpy(processor.normalize(scaled, processor.image_mean, processor.image_std)).flatten()
+
+
+def in_order(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Pixels (P, C), or grids, of pictures and videos in order; None without any.
+
+    Beside a video's pixels, which have two frames, those of a picture are there twice.
+    """
+    there = [part for part in parts if part is not None]
+    if len(there) < 2:  # a clip's pixels may take a hundred megabytes: no copy
+        return there[0] if there else None
+    width = max(part.shape[1] for part in there)
+    return torch.cat([part if part.shape[1] == width else _twice(part) for part in there])
+
+
+def _twice(pixels: Tensor) -> Tensor:
+    """A picture's bytes (P, 3 * patch**2) as if it were two equal frames."""
+    return pixels.view(len(pixels), 3, 1, -1).expand(-1, -1, 2, -1).flatten(1)
 
 
 def _name_of(part: Picture | Video, item: Item) -> str:

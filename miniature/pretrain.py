@@ -168,6 +168,7 @@ def train(model: PreTrainedModel, corpus: Corpus, recipe: Recipe) -> float:
     rng = random.Random(recipe.seed)
     # Positions as stage 1 uses for this family.
     backbone = Backbone(model, FAMILIES[recipe.family].position_ids, padding_free=recipe.hard)
+    backbone.pixels_from_bytes = corpus.processor.visuals.floats
     loss_of = packed_loss if recipe.hard else next_token_loss
     optimizer = adamw(model, recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

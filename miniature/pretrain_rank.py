@@ -161,6 +161,7 @@ def train(model: nn.Module, processor: Processor, recipe: RankRecipe) -> float:
     rng = random.Random(recipe.seed)
     teacher = Teacher(distinct_scenes(rng, recipe.scenes, set()), processor, rng)
     backbone = Backbone(model, "mrope").eval()  # no dropout
+    backbone.pixels_from_bytes = processor.visuals.floats
     optimizer, steps = adamw(model, recipe.learning_rate), count(1)
 
     def learn(*groups: list[Example], rate: float = 1.0) -> float:

@@ -54,7 +54,13 @@ class Backbone(nn.Module):
         padding_free: run all sequences as one row of tokens (models.packing); False pads them to a rectangle.
         selective_checkpointing: where activation checkpointing is on, keep the outputs of matrix products and
             recompute what is cheap.
+
+    Attributes:
+        pixels_from_bytes: pixel_values that are bytes to those that the vision tower reads, on the device and just
+            before it, see Visuals.floats in collators; set where a model meets the processor that makes its inputs.
     """
+
+    pixels_from_bytes: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -111,8 +117,12 @@ class Backbone(nn.Module):
     def picture_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """(image tokens, S * D) of the pictures in order: the embeddings of their image tokens (S = 1).
 
-        Where features also enter layers of the language model (DeepStack), what each of these adds stands behind.
+        pixel_values are the library's, or bytes. Where features also enter layers of the language model (DeepStack),
+        what each of these adds stands behind.
         """
+        if pixel_values.dtype == torch.uint8:
+            assert self.pixels_from_bytes is not None, "a model that no processor was given to is shown bytes"
+            pixel_values = self.pixels_from_bytes(pixel_values)
         output = self.stock.model.get_image_features(pixel_values, image_grid_thw)
         entries = [output.pooler_output, *getattr(output, "deepstack_features", ())]
         return torch.cat([torch.cat(features) for features in entries], dim=-1)

@@ -57,6 +57,7 @@ class LamRATrainer(Trainer):
     ):
         self._sampler = sampler
         super().__init__(**rest)
+        self.model.pixels_from_bytes = self.processing_class.visuals.floats
         self.settings, self.record, self.preemption, self.skipped_pairs = settings, record, preemption, skipped
         self.learnt: dict[str, float] = {}  # beside the weights, for the manifest; a subclass fills it as it saves
         self.texts = ToldTexts()

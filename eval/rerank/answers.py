@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import SupportsIndex, overload
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 from tqdm import tqdm
 
 from lamra.collators.rerank import PreparedItem
+from lamra.collators.visuals import in_order
 from lamra.common.processes import is_first_process, on_first_process, process_rank, world_size
 from lamra.datasets.columns import Ranking, as_columns
 from lamra.datasets.items import Item
@@ -36,14 +36,12 @@ def joined(shown: Sequence[PreparedItem]) -> Joined:
 
     A tensor that comes from a worker process holds a file handle open, and 1,024 of them is many a machine's limit.
     """
-    pixels = [item.pixel_values for item in shown if item.pixel_values is not None]
-    grids = [item.image_grid_thw for item in shown if item.image_grid_thw is not None]
     rows = [0 if item.image_grid_thw is None else len(item.image_grid_thw) for item in shown]
     return (
         [part.item for part in shown],
         rows,
-        torch.cat(pixels) if pixels else None,
-        torch.cat(grids) if grids else None,
+        in_order([item.pixel_values for item in shown]),
+        in_order([item.image_grid_thw for item in shown]),
     )
 
 

@@ -40,6 +40,7 @@ class Judge:
     picture_memory: float = 4.0  # GiB
 
     def __post_init__(self):
+        self.model.pixels_from_bytes = self.processor.visuals.floats
         self.features = PictureFeatures(self.model, self.picture_memory * 2**30)
         self.prompts = RankPrompts(self.processor, self.settings.rank_style)
         self.yes_no = self.prompts.choices(YES_NO[self.settings.rank_style])

@@ -70,6 +70,7 @@ def test_grids(tmp_path, processor, width, height, resized, tokens):
     inputs = processor.encode(item)
     assert inputs["image_grid_thw"].tolist() == [[2, resized[0] // 14, resized[1] // 14]]
     assert inputs["pixel_values"].shape == (2 * 4 * tokens, 3 * 2 * 14 * 14)
+    assert inputs["pixel_values"].dtype == torch.uint8
     image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert inputs["input_ids"].count(image) == 2 * tokens and processor.length(item) == len(inputs["input_ids"])
 
@@ -85,12 +86,14 @@ def test_two_frames_stand_in_one_temporal_patch(tmp_path, processor):
     video = Video(write_clip(tmp_path / "clip.mkv", drawn(10, 140, 112), codec="ffv1"))
     inputs = processor.encode(Item("v", parts=[video]))
     steps, height, width = inputs["image_grid_thw"][0].tolist()
-    pixels = inputs["pixel_values"].view(steps, height * width, 3, 2, 14 * 14)
+    pixels = processor.visuals.floats(inputs["pixel_values"]).view(steps, height * width, 3, 2, 14 * 14)
     red = [(5 * row / 255 - 0.48145466) / 0.26862954 for row in (0, 3, 6, 9)]
     for step, place in ((0, 0), (0, 1), (1, 0), (1, 1)):
         torch.testing.assert_close(pixels[step, :, 0, place], torch.full((height * width, 196), red[2 * step + place]))
     alone = processor.encode(Item("v", parts=[Video(video.path, nframes=2)]))["pixel_values"]
-    assert torch.equal(alone.view(-1, 3, 2, 196)[:, :, 1], pixels[1, :, :, 1])  # frames 0 and 9
+    assert torch.equal(
+        processor.visuals.floats(alone).view(-1, 3, 2, 196)[:, :, 1], pixels[1, :, :, 1]
+    )  # frames 0 and 9
 
 
 def test_a_clip_of_equal_frames_is_its_picture(tmp_path, tiny_model, processor):
@@ -99,17 +102,19 @@ def test_a_clip_of_equal_frames_is_its_picture(tmp_path, tiny_model, processor):
     frames = {"one": 1, "two": 2, "many": 9}
     clips = [write_clip(tmp_path / f"{name}.mkv", [picture] * count, codec="ffv1") for name, count in frames.items()]
     still = processor.encode(Item("p", images=(picture,)))
+    floats = processor.visuals.floats(still["pixel_values"])
     for clip in clips:
         moving = processor.encode(Item("v", parts=[Video(clip, nframes=2)]))
-        assert torch.equal(moving["pixel_values"], still["pixel_values"])
+        assert torch.equal(processor.visuals.floats(moving["pixel_values"]), floats)
         assert torch.equal(moving["image_grid_thw"], still["image_grid_thw"])
         as_text = processor.tokenizer.decode(moving["input_ids"])
         assert as_text.replace("above video in", "above image in") == processor.tokenizer.decode(still["input_ids"])
     embedder, _ = load_embedder(tiny_model, dtype=torch.float32, position_ids="sequential")
+    embedder.pixels_from_bytes = processor.visuals.floats
     asks_for_an_image = moving | {"input_ids": still["input_ids"]}
     assert torch.equal(embedder(**processor.pad([asks_for_an_image])), embedder(**processor.pad([still])))
     four = processor.encode(Item("v", parts=[Video(clips[2])]))
-    assert torch.equal(four["pixel_values"], still["pixel_values"].repeat(2, 1))
+    assert torch.equal(processor.visuals.floats(four["pixel_values"]), floats.repeat(2, 1))
 
 
 def test_prompts(tmp_path, processor, tiny_model):

@@ -242,7 +242,7 @@ def _compare_nli(comparison: Comparison, values: Values, processor: Processor, d
     pairs = [Pair(Item(f"q{i}", row.sent0), Item(f"t{i}", row.sent1)) for i, row in frame.iterrows()]
     encoded = attempts(RetrievalCollator(processor).encode, pairs)
     rows = [pair[part] for part in range(2) for pair in encoded]
-    compare_inputs(comparison, values, "nli", rows, "a training batch", tail=emb)
+    compare_inputs(comparison, values, "nli", rows, "a training batch", tail=emb, processor=processor)
 
 
 def _compare_flickr(comparison: Comparison, values: Values, processor: Processor, data: Path, emb: int) -> None:
@@ -250,7 +250,7 @@ def _compare_flickr(comparison: Comparison, values: Values, processor: Processor
     images = json.loads((folder / "dataset_flickr8k.json").read_text())["images"][:count]
     items = [Item(image["filename"], images=(folder / "images" / image["filename"],)) for image in images]
     encoded = attempts(processor.encode, items)
-    compare_inputs(comparison, values, "flickr", encoded, "an evaluation batch", tail=emb)
+    compare_inputs(comparison, values, "flickr", encoded, "an evaluation batch", tail=emb, processor=processor)
 
 
 def tensors_of(paths: list[Path]) -> dict[str, Tensor]:

@@ -194,6 +194,7 @@ def compare_inputs(
     encoded: Sequence[dict | Exception],
     what: str,
     *,
+    processor: Processor,
     tail: int | None = None,
     skipped: dict[int, str] | None = None,
 ) -> dict[int, str]:
@@ -204,6 +205,7 @@ def compare_inputs(
     So the real tokens are compared, without upstream's tail, and its mask with one of our lengths and upstream's tail.
 
     Args:
+        processor: made `encoded`.
         tail: id of the token that upstream's tail begins with; None where it has none.
         skipped: rows that are left out -> why.
 
@@ -242,7 +244,7 @@ def compare_inputs(
         comparison.equal(values.key(f"{key}.image_grid_thw"), what, sum(grids, []), expected)
     for name in (f"{key}.pixel_rows_fp16", f"{key}.pixel_values_fp16"):
         if name in values.tensors:
-            pixels = torch.cat([prompt["pixel_values"] for prompt in pictures])
+            pixels = processor.visuals.floats(torch.cat([prompt["pixel_values"] for prompt in pictures]))
             comparison.equal(values.key(name), what, pixels[::PIXEL_STEP].half(), values.tensors[name])
     return skipped
 

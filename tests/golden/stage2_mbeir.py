@@ -68,6 +68,7 @@ class Stage2:
         self.model_id = str(model or self.drawn)
         self.retriever = load_retriever(RetrieverArguments(self.model_id, bf16=False, num_workers=0))
         self.processor = self.retriever.processor
+        self.retriever.embedder.pixels_from_bytes = self.processor.visuals.floats
         settings = settings_to_train(
             self.drawn, text_max_tokens=TEXT_MAX_TOKENS, temperature=TEMPERATURE, min_pixels=None, max_pixels=None
         )
@@ -133,7 +134,16 @@ class Stage2:
         encoded = list(map(collator.encode, pairs))
         rows = [prompts[part] for part in range(len(encoded[0])) for prompts in encoded]  # queries, then positives, ...
         skipped = ambiguous([*queries, *positives, *(item for few in negatives for item in few)])
-        compare_inputs(self.comparison, self.values, key, rows, "a training batch", tail=self.emb, skipped=skipped)
+        compare_inputs(
+            self.comparison,
+            self.values,
+            key,
+            rows,
+            "a training batch",
+            tail=self.emb,
+            skipped=skipped,
+            processor=self.processor,
+        )
         self.labels(key, rows, skipped)
 
         batch, size = self.training.pad(in_batch_order(encoded)), len(pairs)
@@ -224,7 +234,16 @@ class Stage2:
             encoded = attempts(self.processor.encode, items[start:end])
             left_out = {row - start: reason for row, reason in skipped.items() if start <= row < end}
             what = "an evaluation batch"
-            left_out = compare_inputs(self.comparison, self.values, key, encoded, what, tail=self.emb, skipped=left_out)
+            left_out = compare_inputs(
+                self.comparison,
+                self.values,
+                key,
+                encoded,
+                what,
+                tail=self.emb,
+                skipped=left_out,
+                processor=self.processor,
+            )
             skipped |= {start + row: reason for row, reason in left_out.items()}
             with torch.no_grad():
                 hidden.append(self.retriever.embedder.hidden_state(**self.processor.pad(encoded)))
@@ -326,7 +345,9 @@ class Stage2:
         task, _ = captioned_tasks(data, "Flickr30K", "captions.json", "released")
         for key, items in (("flickr_finetuned.image", task.gallery), ("flickr_finetuned.text", task.queries)):
             encoded = attempts(self.processor.encode, items[: len(self.values.tensors[f"{key}.input_ids"])])
-            compare_inputs(self.comparison, self.values, key, encoded, "mode finetuned", tail=self.emb)
+            compare_inputs(
+                self.comparison, self.values, key, encoded, "mode finetuned", tail=self.emb, processor=self.processor
+            )
             with torch.no_grad():
                 hidden = self.retriever.embedder.hidden_state(**self.processor.pad(encoded))
             self.close(f"{key}.hidden", "before <emb>", hidden)
@@ -335,6 +356,6 @@ class Stage2:
         found = {}
         for name in self.values.json["photographs"]:
             pixels = self.processor.visuals.pixels(Item(name, images=(self.mbeir.photographs / name,)))
-            digest = hashlib.sha256((pixels["pixel_values"] + 0.0).numpy().tobytes())
+            digest = hashlib.sha256((self.processor.visuals.floats(pixels["pixel_values"]) + 0.0).numpy().tobytes())
             found[name] = {"grid": pixels["image_grid_thw"][0].tolist(), "sha256": digest.hexdigest()}
         self.values.compare_json(self.comparison, "photographs", "Processor.pixels", found)

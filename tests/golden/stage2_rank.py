@@ -132,7 +132,7 @@ class Rank:
         size = len(examples)
         order = [PARTS * i + part for part in range(PARTS) for i in range(size)]  # our row of each of upstream's
         rows = [encoded[row // PARTS][row % PARTS] for row in order]
-        compare_inputs(self.comparison, self.values, key, rows, "a training batch")
+        compare_inputs(self.comparison, self.values, key, rows, "a training batch", processor=self.judge.processor)
         inputs = collator(UsableBatch(list(range(size)), examples, encoded, []))
         labels, expected = inputs["labels"][order], self.values.tensors[f"{key}.labels"].long()
         width = max(labels.shape[1], expected.shape[1])
@@ -172,6 +172,7 @@ class Rank:
     def loss(self, key: str, inputs: dict, order: Sequence[int]) -> None:
         positions = self.settings.train_position_ids or self.settings.position_ids
         reranker = Reranker(self.judge.model.model, positions).requires_grad_().train()
+        reranker.pixels_from_bytes = self.judge.model.pixels_from_bytes
         reranker.zero_grad()
         with rotary_positions(reranker.stock) as received:
             # The trainer's own loss, without a Trainer: what it reports to itself is not needed.
@@ -203,7 +204,9 @@ class Rank:
 
     def asked(self, key: str, prompts: list[dict]) -> None:
         """Prompts of an evaluation, and the positions that the model is asked with."""
-        compare_inputs(self.comparison, self.values, key, prompts, "prompts of an evaluation")
+        compare_inputs(
+            self.comparison, self.values, key, prompts, "prompts of an evaluation", processor=self.judge.processor
+        )
         if f"{key}.position_ids" not in self.values.tensors:
             return
         inputs = self.judge.processor.pad(prompts)

@@ -210,6 +210,7 @@ def test_loss_of_alternatives_is_the_mean_over_single_answers(built):
     _, world, folder = built
     corpus = Corpus([world / "train"], Processor(folder))
     backbone = Backbone(load_model(folder, dtype=torch.float32), "sequential", padding_free=False)
+    backbone.pixels_from_bytes = corpus.processor.visuals.floats
     example = corpus.example(random.Random(0), pictured=True, naming=True)
     assert example.alternatives and len(example.answer) >= 3
     with torch.no_grad():
@@ -281,6 +282,7 @@ def test_examples_with_a_shared_beginning_lose_and_learn_as_padded_ones(rank_bas
     for shared in (True, False):
         model = load_model(rank_base, dtype=torch.float32)
         backbone = Backbone(model, "mrope", padding_free=shared).eval()
+        backbone.pixels_from_bytes = teacher.processor.visuals.floats
         losses = []
         for group in groups:
             if shared:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lamra.common.errors import ItemError, TooLongError, UserError
 from lamra.datasets.items import Item, Video
 from lamra.models.families import family_of
 from lamra.models.inspect import inspect_processor
+from lamra.models.template import frame_of
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 VISION = "<|vision_start|>{}<|vision_end|>"
@@ -70,6 +71,7 @@ class Processor:
         template = inspect_processor(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.tokenizer.chat_template = template
+        self._frames: dict[tuple, list[str] | None] = {}
         self.visuals = Visuals(
             folder,
             min_pixels=min_pixels,
@@ -98,8 +100,18 @@ class Processor:
         self.visuals.image_processor.save_pretrained(folder)
 
     def render(self, messages: list[dict]) -> str:
-        """The chat template's text, ending with the generation prompt."""
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        """The chat template's text, ending with the generation prompt.
+
+        What stands around the texts is rendered once for all prompts of the same roles and kinds of parts.
+        """
+        template = self.tokenizer.chat_template
+        kinds = template, *((message["role"], *(part["type"] for part in message["content"])) for message in messages)
+        if kinds not in self._frames:
+            self._frames[kinds] = frame_of(template, messages, **self.tokenizer.special_tokens_map)
+        frame = self._frames[kinds]
+        if frame is None:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return "".join(chain.from_iterable(zip_longest(frame, _texts(messages), fillvalue="")))
 
     def encode(self, item: Item) -> dict:
         """One item to {"input_ids": list[int], "pixel_values": (P, C) or None, "image_grid_thw": (rows, 3) or None}.
@@ -171,10 +183,8 @@ class Processor:
 
     def _token_ids(self, messages: list[dict], image_tokens: Sequence[int], name: str) -> list[int]:
         """Args: image_tokens: of each row of the grid."""
-        if self.special_tokens_in_text == "plain":
-            texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
-            if self._special_tokens.search("".join(texts)):
-                return self._ids_with_plain_texts(messages, image_tokens)
+        if self.special_tokens_in_text == "plain" and self._special_tokens.search("".join(_texts(messages))):
+            return self._ids_with_plain_texts(messages, image_tokens)
         parts = self._drawn(messages).split(IMAGE_TOKEN)
         if len(parts) != len(image_tokens) + 1:
             token = f"{IMAGE_TOKEN} or {VIDEO_TOKEN}" if VIDEO_TOKEN in self.render(messages) else IMAGE_TOKEN
@@ -296,3 +306,8 @@ class Processor:
             f"item {item.id!r} needs more than {self.max_length} tokens without its text: raise --model_max_length, or "
             f"{fewer}"
         )
+
+
+def _texts(messages: list[dict]) -> list[str]:
+    """The texts of a prompt's parts, in order."""
+    return [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]

@@ -15,9 +15,10 @@ from lamra.collators.texts import TextNotes, ToldTexts
 from lamra.common.errors import UserError
 from lamra.common.gather import all_gather_with_grad
 from lamra.common.processes import process_rank, world_size
-from lamra.datasets.items import Item
+from lamra.datasets.items import Item, Video
 from lamra.models.embedder import Embedder
 
+LENGTHS_TOGETHER = 1024  # items that a worker counts the tokens of at a time
 FEW = 64  # items that are embedded before a progress bar is worth its line
 
 
@@ -151,7 +152,7 @@ def encode_items(
     unique = [first[row] for row in range(len(different))]
 
     world, rank = world_size(), process_rank()
-    lengths = _lengths(encoder, unique, world, rank)
+    lengths = _lengths(encoder, unique, world, rank, num_workers)
     if rank == 0 and max(lengths) > max_tokens_per_batch:
         print(
             f"note: {description or 'encode'}: the longest item has {max(lengths)} tokens, a forward of its own",
@@ -192,9 +193,14 @@ def encode_items(
     return ordered if len(unique) == len(items) else ordered[row_of_item]
 
 
-def _lengths(encoder: Encoder, items: Sequence[Item], world: int, rank: int) -> list[int]:
-    """Tokens of each item: every process reads the pictures' headers of its share."""
-    mine = [encoder.length(item) for item in items[rank::world]]
+def _lengths(encoder: Encoder, items: Sequence[Item], world: int, rank: int, num_workers: int) -> list[int]:
+    """Tokens of each item: every process reads the pictures' headers of its share, in its workers where it is large."""
+    share = items[rank::world]
+    parts = [share[start : start + LENGTHS_TOGETHER] for start in range(0, len(share), LENGTHS_TOGETHER)]
+    # What is known of a video's frames is for the workers that are forked later: here, or they decode it once more.
+    here = len(parts) < 2 or any(isinstance(part, Video) for item in share for part in item.parts)
+    counted = prepared(lambda i: list(map(encoder.length, parts[i])), len(parts), 0 if here else num_workers)
+    mine = [tokens for part in counted for tokens in part]
     mine += [0] * (-(-len(items) // world) - len(mine))
     lengths = all_gather_with_grad(torch.tensor(mine, device=encoder.device))
     lengths = lengths.view(world, -1)  # item i at [i % world, i // world]

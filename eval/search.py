@@ -5,7 +5,7 @@ Dimension letters: Q queries, N gallery items, D embedding size; q and n are the
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,14 @@ class Embeddings(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice, /) -> Tensor | np.ndarray: ...
+
+
+@runtime_checkable
+class ReadableInto(Protocol):
+    """Embeddings on disk that need no memory of their own to be read."""
+
+    def read_into(self, out: np.ndarray, start: int) -> None:
+        """Fill `out`, (n, D) float32, with the n rows from `start` on."""
 
 
 def top_k(
@@ -66,9 +74,12 @@ def top_k(
     indices = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
     # For all products, since a new one costs a third of its time in page faults.
     room = torch.empty(min(query_block_size, len(query)) * min(block_size, len(rows)), device=query.device)
+    # For all blocks that are read from disk, likewise.
+    buffer = np.empty((min(block_size, len(rows)), query.shape[1]), np.float32)
     with torch.no_grad(), full_float32():
         for start in range(rows.start, rows.stop, block_size):
-            block = as_float32(gallery[start : min(start + block_size, rows.stop)], query.device)  # (n, D)
+            stop = min(start + block_size, rows.stop)
+            block = _block(gallery, start, stop, buffer[: stop - start]).to(query.device, torch.float32)  # (n, D)
             parts = []
             for some in query.split(query_block_size):  # (q, D)
                 product = room[: len(some) * len(block)].view(len(some), len(block))
@@ -79,6 +90,18 @@ def top_k(
             scores, order = merged.sort(dim=1, descending=True, stable=True)
             scores, indices = scores[:, :k], merged_indices.gather(1, order[:, :k])  # (Q, k)
     return scores, indices
+
+
+def _block(gallery: Embeddings, start: int, stop: int, buffer: np.ndarray) -> Tensor:
+    """Rows start..stop-1 of the gallery, (n, D); those that are not in a tensor are copied into `buffer`, once."""
+    if isinstance(gallery, ReadableInto):
+        gallery.read_into(buffer, start)
+        return torch.from_numpy(buffer)
+    block = gallery[start:stop]
+    if isinstance(block, Tensor):
+        return block
+    np.copyto(buffer, block)
+    return torch.from_numpy(buffer)
 
 
 class Blocks(NamedTuple):

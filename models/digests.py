@@ -1,4 +1,4 @@
-"""What a model folder really holds: sha256 of its files, computed once and kept beside them."""
+"""What a model folder, or a large file of data, really holds: sha256, computed once and kept beside it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lamra.models.folders import LAMRA_TEMPLATE
 
 KEPT = ".sha256.json"
 LARGE = 2**30  # bytes; to read more takes long enough for a note about it
+KEPT_FROM = 2**24  # bytes of a file of data; a smaller one is read in no time
 
 # Everything that decides what a model computes and what its inputs are. lamra.json is compared by itself.
 MODEL_FILES = (
@@ -36,9 +37,23 @@ def model_sha256(folder: str | Path, patterns: Sequence[str] = MODEL_FILES) -> s
     return on_first_process(lambda: _model_sha256(Path(folder), patterns))
 
 
+def file_sha256(path: str | Path) -> str:
+    """The digest of a file; that of one of KEPT_FROM bytes is kept beside it, and it is read again when it changed."""
+    path = Path(path)
+    if path.stat().st_size < KEPT_FROM:
+        return sha256(path)
+    return _digests(path.parent, [path])[path.name]
+
+
 def _model_sha256(folder: Path, patterns: Sequence[str]) -> str:
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    found = _digests(folder, files)
+    return hashlib.sha256("".join(f"{name} {of}\n" for name, of in found.items()).encode()).hexdigest()
+
+
+def _digests(folder: Path, files: Sequence[Path]) -> dict[str, str]:
+    """Names in the folder -> sha256, of files as they are now."""
     try:
         kept = json.loads((folder / KEPT).read_text())
     except (OSError, ValueError):
@@ -54,7 +69,7 @@ def _model_sha256(folder: Path, patterns: Sequence[str]) -> str:
         found[name] = before if known else state | {"sha256": _sha256_at(path, *state.values())}
     if any(kept.get(name) != of for name, of in found.items()):
         _keep(folder, kept | found)
-    return hashlib.sha256("".join(f"{name} {of['sha256']}\n" for name, of in found.items()).encode()).hexdigest()
+    return {name: of["sha256"] for name, of in found.items()}
 
 
 def _keep(folder: Path, found: dict[str, dict]) -> None:

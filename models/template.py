@@ -32,11 +32,7 @@ def template_fault(template: str) -> str | None:
     """
     if len(template) > LONGEST:
         return f"has {len(template)} letters, more than {LONGEST}"
-    # As transformers sets it up.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise
+    environment = _environment()
     try:
         tree = environment.parse(template)
     except (TemplateError, RecursionError) as error:
@@ -54,6 +50,73 @@ def template_fault(template: str) -> str | None:
     # What an expression of the template does with a value of another type.
     except (TemplateError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         return f"cannot be rendered ({type(error).__name__}: {error})"
+
+
+def frame_of(template: str, messages: list[dict], **variables: str) -> list[str] | None:
+    """What stands before, between and behind the texts of a prompt, one piece more than there are texts.
+
+    Args:
+        template: without a template_fault.
+        messages: with lists of parts as contents; their texts are of no account.
+        variables: the tokenizer's special tokens, by which templates may name them.
+
+    Returns:
+        None where the template looks at a text, so that the frame may be another around another text.
+    """
+    environment, marks = _environment(), []
+    if any(environment.parse(template).find_all(nodes.Concat)):  # makes new texts of those that are watched
+        return None
+
+    def marked(part: dict) -> dict:
+        if part["type"] != "text":
+            return part
+        marks.append(f'\ufdd0{len(marks)}\n"\\\ufdd0')  # json would spell it otherwise
+        return {**part, "text": _Unread(marks[-1])}
+
+    watched = [{**message, "content": list(map(marked, message["content"]))} for message in messages]
+    compiled = environment.from_string(template)
+    try:
+        rest = compiled.render(messages=watched, tools=None, documents=None, add_generation_prompt=True, **variables)
+    except _LookedAt:
+        return None
+    frame = []
+    for mark in marks:
+        before, written, rest = rest.partition(mark)
+        if not written:
+            return None
+        frame.append(before)
+    return [*frame, rest]
+
+
+class _LookedAt(Exception):
+    """A template asked a text for more than to be written."""
+
+
+class _Unread(str):
+    """A text that can be written as it is; all else that a text can do raises _LookedAt."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self
+
+
+def _look(_text: str, *_: Any) -> NoReturn:
+    raise _LookedAt
+
+
+_COMPARED = {f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "hash")}
+for _name in {*dir(str), "__bool__", "__radd__"} - {*dir(object)} | _COMPARED:
+    setattr(_Unread, _name, _look)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """As transformers sets it up."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise
+    return environment
 
 
 def _render_fault(render: Callable[..., str]) -> str | None:

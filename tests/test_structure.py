@@ -23,7 +23,7 @@ BELOW = {
 # Training evaluates with the one encode loop and the one search; the one inspection of a model's folder reads the files
 # of its processor too, and what differs between families is in one table.
 ALLOWED = {("train", "lamra.eval.encode"), ("train", "lamra.eval.search")}
-ALLOWED |= {("collators", "lamra.models.inspect"), ("collators", "lamra.models.families")}
+ALLOWED |= {("collators", f"lamra.models.{name}") for name in ("inspect", "template", "families")}
 ALLOWED |= {("export", "lamra.load")}
 
 # Commands of upstream's that stand in train/ and belong to eval/: each names and starts what does the work.

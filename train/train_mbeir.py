@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lamra.common import upstream
 from lamra.common.cli import note, run
-from lamra.common.files import sha256
 from lamra.common.flags import listed
+from lamra.models.digests import file_sha256
 from lamra.models.folders import model_folder
 from lamra.train.flags import MBEIRDataArguments, ModelArguments, TrainingFlags
 
@@ -50,14 +50,14 @@ def main() -> None:
                 eval_pairs = open_queries(data_args.eval_queries, data_args.eval_pool or data_args.pool)
         files: list[str | Path] = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
         files += [teacher] if teacher else []
-        data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(pairs)}
+        data = {"path": data_args.data_path, "sha256": [file_sha256(file) for file in files], "pairs": len(pairs)}
         check_pairs(pairs, args, data_args.data_path, in_batch_negatives=True)
         check_evaluation(eval_pairs, args)
         communities = None
         if data_args.batches:
             made_of = dict(zip(("queries", "pool"), data["sha256"]))
             communities = Communities.read(data_args.batches, made_of, len(pairs))
-            data["sha256"].append(sha256(data_args.batches))
+            data["sha256"].append(file_sha256(data_args.batches))
         record = run_record(settings, data, model_args, data_args, args, checkpoint=checkpoint)
 
         parts = trainer_parts(pairs, RetrievalCollator(processor, args.mask_duplicates), args, checkpoint, communities)

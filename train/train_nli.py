@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lamra.common.cli import note, parse, run
 from lamra.common.errors import UserError
-from lamra.common.files import sha256
 from lamra.common.flags import listed, require
 from lamra.datasets.items import Indexed, Pair
 from lamra.datasets.pairs import Mixture, Subset, load_source
+from lamra.models.digests import file_sha256
 from lamra.models.folders import model_folder
 from lamra.train.flags import DataArguments, ModelArguments, TrainingFlags
 
@@ -93,7 +93,7 @@ def load_and_note(path: str, format: str, root: str | None = None, use_hard_nega
 def describe(data_path: str, pairs: Indexed[Pair]) -> dict:
     """What a run records of its data; of a folder the names that are in it."""
     digests = [
-        sha256(path) if Path(path).is_file() else " ".join(sorted(p.name for p in Path(path).iterdir()))
+        file_sha256(path) if Path(path).is_file() else " ".join(sorted(p.name for p in Path(path).iterdir()))
         for path in listed(data_path)
     ]
     return {"path": data_path, "sha256": ",".join(digests), "pairs": len(pairs)}

@@ -191,11 +191,12 @@ class MBEIRPairs:
 
     def __getitem__(self, row: int) -> Pair:
         rng = random.Random(f"{self.seed}/{self.epoch}/{row}")
-        record, positives = self.queries.record(row), self.positives(row)
+        record = self.queries.record(row)
+        positives = self._pool_rows(record["pos_cand_list"])
         positive = rng.choice(positives)
         dataset = dataset_of(int(self.queries.keys[row]))
         prompts = self.instructions.prompts(dataset, self.queries.modality(row), self.pool.modality(positive))
-        query = self.queries.item(row, rng.choice(prompts))
+        query = self.queries.item_of(record, rng.choice(prompts))
         negatives = self._draw_negatives(rng, row, record, positives) if self.hard_negatives else []
         scores = self.teacher.of(row, [positive, *negatives]) if self.teacher else ()
         return Pair(query, self.pool[positive], tuple(self.pool[negative] for negative in negatives), scores)

@@ -17,6 +17,7 @@ from array import array
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex, TypeVar
 
@@ -24,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lamra.common.errors import UserError
-from lamra.common.files import GZIP, path_inside, require_whole_letters, whole_file
+from lamra.common.files import GZIP, is_plainly_inside, path_inside, require_whole_letters, whole_file
 from lamra.datasets.items import Item
 
 MODALITIES = ("text", "image", "image,text")
@@ -137,14 +138,28 @@ class Rows:
         return json.loads(os.pread(self._file, end - start, start).split(b"\n", 1)[0])
 
     def item(self, row: int, instruction: str | None = None) -> Item:
-        """The item of a row. With an instruction the text rule is applied to both as one, as upstream does."""
-        record = self.record(row)
+        """The item of a row; see `item_of`."""
+        return self.item_of(self.record(row), instruction)
+
+    def item_of(self, record: dict, instruction: str | None = None) -> Item:
+        """The item of a row's json. With an instruction the text rule is applied to both as one, as upstream does."""
         raw, picture = record.get(self.fields.text) or "", record.get(self.fields.picture)
         text = sentence(raw)
         if instruction:
             text = sentence(f"{instruction} {raw}")[len(instruction) + 1 :]
-        pictures = (path_inside(self.root, picture),) if picture else ()
+        pictures = (self._path_of(picture),) if picture else ()
         return Item(record[self.fields.id], text or (None if pictures else ""), pictures, instruction)
+
+    def _path_of(self, picture: str) -> str:
+        """Raises ItemError: the picture lies outside of the root."""
+        if is_plainly_inside(picture):
+            return self._folder + picture
+        return str(path_inside(self.root, picture))
+
+    @cached_property
+    def _folder(self) -> str:
+        """What stands before a picture's name in its path: "data/M-BEIR/", or nothing for this folder."""
+        return str(Path(self.root, "name")).removesuffix("name")
 
     def modality(self, row: int) -> str:
         return MODALITIES[self.modalities[row]]
@@ -254,7 +269,7 @@ class Rows:
             raise UserError(f"{self.fields.text} and {self.fields.picture} must be strings or null")
         require_whole_letters(f"{text}{picture}", f"{self.fields.text} or {self.fields.picture}")
         if picture:
-            path_inside(self.root, picture)
+            self._path_of(picture)
         return id_key(identifier), MODALITIES.index(modality)
 
     def _write_index(self, table: np.ndarray) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from accelerate import PartialState
 
 from lamra.collators.texts import ToldTexts
-from lamra.common.files import sha256, whole_file
+from lamra.common.files import whole_file
 from lamra.common.processes import is_first_process, on_first_process
 from lamra.datasets.items import Indexed, Item
 from lamra.datasets.mbeir.tasks import JoinedPools
@@ -21,6 +21,7 @@ from lamra.datasets.tasks import FileItems
 from lamra.eval.cache.manifest import check_manifest, pictures_sha256
 from lamra.eval.cache.shards import Shards
 from lamra.eval.inference import Retriever
+from lamra.models.digests import file_sha256
 
 
 class EmbeddingsCache:
@@ -43,10 +44,10 @@ class EmbeddingsCache:
         if isinstance(items, JoinedPools):
             return Shards([file for part in items.parts for file in self.embed(part).files])
         path = Path(items.path)
-        self.files[path.name] = sha256(path)
+        self.files[path.name] = file_sha256(path)
         manifest = dict(self.provenance)
         for name, value in getattr(items, "drawn_by", {}).items():
-            manifest[name] = sha256(value) if isinstance(value, Path) else value
+            manifest[name] = file_sha256(value) if isinstance(value, Path) else value
         manifest["file"] = self.files[path.name]
         return encode_to_shards(self.retriever, items, self.folder / items.name, manifest, self.shard_size)
 

@@ -25,15 +25,19 @@ class Shards:
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, _ = rows.indices(len(self))
         out = np.empty((max(stop - start, 0), self.shape[1]), np.float32)
+        self.read_into(out, start)
+        return out
+
+    def read_into(self, out: np.ndarray, start: int) -> None:
+        """Fill `out`, (n, D) float32, with the n rows from `start` on."""
         filled = 0
-        while start + filled < stop:
+        while filled < len(out):
             number = int(np.searchsorted(self._ends, start + filled, side="right"))
             file = np.load(self.files[number], mmap_mode="r")
             first = start + filled - (self._ends[number] - len(file))
             part = file[first : first + len(out) - filled]
             out[filled : filled + len(part)] = part
             filled += len(part)
-        return out
 
 
 class RowsOf:

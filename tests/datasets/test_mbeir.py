@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import posixpath
 import shutil
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,9 @@ from torch.utils.data import DataLoader
 
 from lamra.collators.messages import embedding_messages, instructed_texts
 from lamra.collators.processing import Processor
+from lamra.common.files import path_inside
 from lamra.datasets.items import Item
+from lamra.datasets.mbeir import rows as rows_module
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import INSTRUCTIONS, PAPER_AVERAGE, TRAIN_QUERIES
 from lamra.datasets.mbeir.layout import TASKS as TASK_TABLE
@@ -204,6 +210,35 @@ def test_groups_are_the_tasks(mbeir_20):
     }
     assert sorted(np.concatenate(list(groups.values())).tolist()) == list(range(5 * SCENES))
     assert groups["NIGHTS image to image"].tolist() == list(range(2, 5 * SCENES, 5))  # in the order that they are made
+
+
+def test_a_pair_parses_two_rows_and_no_row_asks_pathlib(mbeir_20, monkeypatch):
+    pairs = pairs_of(mbeir_20, hard_negatives=2)
+    pictured = [row for row in range(len(pairs)) if pairs.queries[row].images and pairs[row].target.images]
+    calls = Counter()
+    monkeypatch.setattr(
+        rows_module.json, "loads", lambda text: calls.update(["json"]) or json.JSONDecoder().decode(text.decode())
+    )
+
+    def count(frame, event, _) -> None:
+        if event == "call" and frame.f_code.co_filename in (pathlib.__file__, posixpath.__file__):
+            calls["paths"] += 1
+
+    sys.setprofile(count)
+    try:
+        found = [pairs[row] for row in pictured]
+    finally:
+        sys.setprofile(None)
+    assert len(found) > 20 and calls == {"json": 4 * len(found)}  # query, target and two negatives
+    for root in (mbeir_20, Path(""), Path("/"), "data/M-BEIR/", "./a//b"):
+        rows = Rows(mbeir_20 / TRAIN_QUERIES, root, QUERY)
+        record = rows.record(pictured[0])
+        for name in (record[QUERY.picture], "./a.png", "a//b.png", "a/./b.png", "a.png/"):
+            item = rows.item_of({**record, QUERY.picture: name})
+            assert item.images == (str(path_inside(root, name)),)
+        for name in ("..", "a/../b", "../a", "/a" if str(root) != "/" else ".."):
+            with pytest.raises(ValueError, match="leaves"):
+                rows.item_of({**record, QUERY.picture: name})
 
 
 def test_evaluation_draws_an_instruction_for_each_query(mbeir_20):

@@ -18,6 +18,7 @@ from lamra.collators import messages
 from lamra.collators.processing import Processor
 from lamra.collators.rerank import RankPrompts
 from lamra.collators.texts import ToldTexts
+from lamra.common.files import sha256
 from lamra.datasets.items import Item
 from lamra.datasets.rankings import RankedQuery
 from lamra.datasets.tasks import ItemList, RetrievalTask
@@ -241,3 +242,20 @@ def test_a_candidate_of_many_queries_is_decoded_once(tiny_model, pictures, tmp_p
         # The query's picture is of two, and drops what it has no room beside.
         assert len(opened) == decoded, kept
     assert len(set(found.values())) == 1
+
+
+def test_a_large_file_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "KEPT_FROM", 4)
+    read: list[str] = []
+    monkeypatch.setattr(digests, "sha256", lambda path: read.append(path.name) or sha256(path))
+    path, small = tmp_path / "pool.jsonl", tmp_path / "small"
+    path.write_text("12345")
+    small.write_text("1")
+    for _ in range(3):
+        digests._sha256_at.cache_clear()  # as in another process
+        assert digests.file_sha256(path) == sha256(path) and digests.file_sha256(small) == sha256(small)
+    assert read == ["pool.jsonl", *3 * ["small"]]
+    path.write_text("54321")
+    assert digests.file_sha256(path) == sha256(path) and read[-1] == "pool.jsonl"
+    (tmp_path / digests.KEPT).write_text('{"pool.jsonl": {"size": 5, "sha256": "0"}}')
+    assert digests.file_sha256(path) == sha256(path)

@@ -14,9 +14,10 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from lamra.collators.processing import Processor
-from lamra.common.errors import UserError
-from lamra.datasets.items import Item
+from lamra.common.errors import PictureError, UserError
+from lamra.datasets.items import Item, Video
 from lamra.eval import embed
+from lamra.eval import encode as encode_module
 from lamra.eval.encode import encode, prepared, token_batches
 from lamra.eval.rerank.judge import Judge
 from lamra.models.loading import load_embedder, load_reranker
@@ -121,6 +122,26 @@ def test_token_batches_by_hand():
     assert token_batches(lengths, 10, padding_free=False) == [[1], [2, 3], [0, 4]]  # 1 x 9; 2 x 5; 2 x 3
     assert token_batches([5, 5, 4], 14, padding_free=False) == [[0, 1], [2]]  # 4 would be padded to 5: 15
     assert token_batches(lengths, 8, padding_free=True) == [[1], [2], [3, 0, 4]]  # 9 alone; 5; 4 + 3 + 1
+
+
+def test_workers_count_the_tokens_of_many_items(processor, items, monkeypatch):
+    """In pieces and in order; a video's frames are counted here, so that the workers of later know them."""
+    monkeypatch.setattr(encode_module, "LENGTHS_TOGETHER", 3)
+    counted_here: list[str] = []
+
+    class Counting:
+        device = "cpu"
+
+        def length(self, item: Item) -> int:
+            counted_here.append(item.id)
+            return processor.length(item)
+
+    expected = [processor.length(item) for item in items]
+    assert encode_module._lengths(Counting(), items, 1, 0, 1) == expected and not counted_here
+    assert encode_module._lengths(Counting(), items, 1, 0, 0) == expected and len(counted_here) == len(items)
+    with pytest.raises(PictureError, match="does not exist"):
+        encode_module._lengths(Counting(), [*items, Item("v", parts=[Video("no.mp4")])], 1, 0, 1)
+    assert len(counted_here) == 2 * len(items) + 1
 
 
 def test_a_bug_in_a_worker_shows_its_traceback_and_a_mistake_its_sentence():

@@ -23,6 +23,20 @@ def test_a_slice_of_shards_is_a_slice_of_the_whole(tmp_path):
         np.testing.assert_array_equal(gallery[start:stop], whole[start:stop])
 
 
+def test_a_gallery_on_disk_is_copied_once_for_a_group_of_queries(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    whole = F.normalize(torch.randn(41, 8, generator=generator), dim=1)
+    for name, part in zip("abc", whole.split([20, 1, 20])):
+        np.save(tmp_path / f"{name}.npy", part.numpy())
+    read, into = [], Shards.read_into
+    monkeypatch.setattr(Shards, "read_into", lambda self, out, start: read.append(len(out)) or into(self, out, start))
+    found = []
+    for gallery in (Shards(sorted(tmp_path.glob("*.npy"))), whole.numpy(), whole):
+        found.append(search(whole[:9], gallery, 5, Blocks(queries=5, block_size=16, query_block_size=2)))
+    assert read == 2 * [16, 16, 9]  # nine queries in two groups
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
 def test_blocks_stay_within_the_memory_or_say_what_is_needed():
     for memory in (2**26, 2**30, 2**34):
         blocks = Blocks.within(memory, dimension=3584, k=50)

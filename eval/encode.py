@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from lamra.datasets.items import Item, Video
 from lamra.models.embedder import Embedder
 
 LENGTHS_TOGETHER = 1024  # items that a worker counts the tokens of at a time
+GATHERED = 256  # embeddings of each process that are exchanged at a time
 FEW = 64  # items that are embedded before a progress bar is worth its line
 
 
@@ -127,6 +129,8 @@ def encode_items(
     num_workers: int = 0,
     description: str | None = "encode",
     texts: ToldTexts | None = None,
+    everywhere: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Embed all items; of items that look the same, the first.
 
@@ -139,17 +143,23 @@ def encode_items(
         num_workers: processes that prepare inputs ahead of the model; a single batch needs none.
         description: of the progress bar; None shows none, as do FEW items.
         texts: collects what is to be told of the items' texts; None tells it at the end.
+        everywhere: False keeps the embeddings on the first process alone; the others get (0, 0).
+        dtype: of what is returned; the model's answers are float32.
 
     Returns:
-        (len(items), D) float32 unit embeddings on the CPU, in the order of `items`, the same on every process.
+        (len(items), D) unit embeddings on the CPU, in the order of `items`, the same on every process. Beside
+        them memory holds a batch of each process.
 
     Raises:
         UserError: a picture cannot be read, or the model makes no embedding of an item; names it.
     """
-    different: dict[Hashable, int] = {}  # content of an item -> its row in the embeddings
-    row_of_item = [different.setdefault(item.content, len(different)) for item in items]
-    first = {row: item for item, row in zip(reversed(items), reversed(row_of_item))}
-    unique = [first[row] for row in range(len(different))]
+    different: dict[Hashable, int] = {}  # content of an item -> its row among the different ones
+    items_of: list[list[int]] = []  # of each row
+    for number, item in enumerate(items):
+        if (row := different.setdefault(item.content, len(items_of))) == len(items_of):
+            items_of.append([])
+        items_of[row].append(number)
+    unique = [items[numbers[0]] for numbers in items_of]
 
     world, rank = world_size(), process_rank()
     lengths = _lengths(encoder, unique, world, rank, num_workers)
@@ -160,37 +170,54 @@ def encode_items(
         )
     batches = token_batches(lengths, max_tokens_per_batch, encoder.padding_free)
     # Every process makes the same number of forwards (ZeRO-3 gathers weights in each): the last may be a repetition.
-    steps = -(-len(batches) // world)
-    mine = [batches[min(step * world + rank, len(batches) - 1)] for step in range(steps)]
-    most = max(map(len, batches))
-    ordered = torch.empty(0, 0)  # (unique, D), from the first batch on
+    steps = [
+        [batches[min(start + number, len(batches) - 1)] for number in range(world)]  # the batch of each process
+        for start in range(0, len(batches), world)
+    ]
+    found = torch.empty(0, 0)  # (items, D), from the first batch on
+    kept = everywhere or rank == 0
     missing = torch.ones(len(unique), dtype=torch.bool)
     told = ToldTexts() if texts is None else texts
 
-    def prepare(i: int) -> tuple[list[int], Any, list[tuple[str, TextNotes]]]:
-        return mine[i], *encoder.prepare([unique[row] for row in mine[i]])
+    def prepare(step: int) -> tuple[Any, list[tuple[str, TextNotes]]]:
+        return encoder.prepare([unique[row] for row in steps[step][rank]])
 
     hidden = rank > 0 or description is None or len(unique) <= FEW
     with tqdm(total=len(unique), desc=description, unit="item", disable=hidden) as progress:
-        for indices, inputs, notes in prepared(prepare, steps, num_workers if steps > 1 else 0):
+        for of_step, (inputs, notes) in zip(steps, prepared(prepare, len(steps), num_workers if len(steps) > 1 else 0)):
             told.add(notes)
-            rows = torch.full((most,), -1, device=encoder.device)  # -1 marks padding of a short batch
-            rows[: len(indices)] = torch.tensor(indices)
-            embeddings = encoder.embed(inputs)  # (b, D)
-            embeddings = torch.cat([embeddings, embeddings.new_zeros(most - len(indices), embeddings.shape[1])])
-            rows, embeddings = all_gather_with_grad(rows).cpu(), all_gather_with_grad(embeddings).cpu()
-            require_unit(rows, embeddings, unique)
-            if not len(ordered):
-                ordered = embeddings.new_empty(len(unique), embeddings.shape[1])
-            real = rows >= 0
-            ordered[rows[real]] = embeddings[real]
-            missing[rows[real]] = False
-            progress.update(min(len(indices) * world, len(unique) - progress.n))
+            for rows, embeddings in _gathered(encoder.embed(inputs), of_step):  # (n,) and (n, D), n <= GATHERED
+                require_unit(rows, embeddings, unique)
+                missing[rows] = False
+                if kept:
+                    if not len(found):
+                        found = torch.empty(len(items), embeddings.shape[1], dtype=dtype)
+                    numbers = [items_of[row] for row in rows]
+                    same = [position for position, those in enumerate(numbers) for _ in those]
+                    found[list(chain.from_iterable(numbers))] = embeddings[same].to(dtype)
+            progress.update(min(len(of_step[rank]) * world, len(unique) - progress.n))
     if texts is None:
         told.tell(description or "encode")
     if missing.any():
         raise RuntimeError(f"{missing.sum()} of {len(unique)} items were not encoded")
-    return ordered if len(unique) == len(items) else ordered[row_of_item]
+    return found
+
+
+def _gathered(embeddings: Tensor, of_step: Sequence[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
+    """The rows of all processes' batches and their embeddings (n, D) on the CPU, few at a time, not to hold all twice.
+
+    Args:
+        embeddings: (b, D) of this process's batch.
+        of_step: the rows in the batch of each process.
+    """
+    longest = max(map(len, of_step))
+    for start in range(0, longest, GATHERED):
+        size = min(GATHERED, longest - start)
+        part = embeddings[start : start + size]  # (size or less, D)
+        part = torch.cat([part, part.new_zeros(size - len(part), part.shape[1])]) if len(part) < size else part
+        for rows, theirs in zip(of_step, all_gather_with_grad(part).cpu().split(size)):
+            if rows := rows[start : start + size]:
+                yield rows, theirs[: len(rows)]
 
 
 def _lengths(encoder: Encoder, items: Sequence[Item], world: int, rank: int, num_workers: int) -> list[int]:
@@ -221,13 +248,13 @@ def token_batches(lengths: Sequence[int], max_tokens: int, padding_free: bool) -
     return batches
 
 
-def require_unit(rows: Tensor, embeddings: Tensor, items: Sequence[Item]) -> None:
+def require_unit(rows: Sequence[int], embeddings: Tensor, items: Sequence[Item]) -> None:
     """Raise UserError unless all embeddings (n, D) have unit norm: NaN, infinity and a zero vector have not.
 
     Args:
-        rows: (n,) the item of each, -1 for padding. Every process holds the same, so that all raise.
+        rows: the item of each. Every process holds the same, so that all raise.
     """
-    wrong = rows[(rows >= 0) & ~((embeddings.norm(dim=1) - 1).abs() < 1e-3)].unique().tolist()
+    wrong = sorted(row for row, norm in zip(rows, embeddings.norm(dim=1).tolist()) if not abs(norm - 1) < 1e-3)
     if wrong:
         raise UserError(
             f"the model makes no finite embedding of unit norm of {named([items[row].id for row in wrong])}: its "

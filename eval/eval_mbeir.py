@@ -32,14 +32,14 @@ from lamra.datasets.mbeir.layout import (
 from lamra.datasets.mbeir.tasks import open_tasks
 from lamra.datasets.rankings import write_by_query, write_ranking
 from lamra.eval import upstream_files
-from lamra.eval.flags import SearchArguments, output_folder
+from lamra.eval.flags import SearchArguments, ShardFlags, output_folder
 from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, write_json
 
 KS = (1, 5, 10, 20, 50)
 
 
 @dataclass
-class MBEIRArguments(SearchArguments):
+class MBEIRArguments(ShardFlags, SearchArguments):
     data_path: str = flag(DATA_PATH, "M-BEIR's folder", path=FOLDER, source=GET_MBEIR)
     pool: str | None = flag(
         None, "local (default): each task's own candidates; global: all together", one_of=PAPER_AVERAGE
@@ -54,7 +54,6 @@ class MBEIRArguments(SearchArguments):
     output_dir: str | None = flag(None, "default: results/<model>/mbeir", path=OUT_FOLDER)
     data_name: str = flag(DATA_NAME, "what to call data that are your own")
     depth: int = flag(max(KS), "candidates of each query in the rankings", low=max(KS))
-    shard_size: int = flag(100_000, "items encoded between two writes", low=1)
     search_memory: float = flag(4.0, "GiB that a process's search may use", above=0)
 
     def __post_init__(self):
@@ -125,7 +124,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
         retriever = load_retriever(args)
         unreadable = Unreadable(args.skip_unreadable, retriever)
         tasks = unreadable.left_out_of(tasks)
-        provenance = retriever.provenance(args)
+        provenance = retriever.provenance(args) | args.kept_as
         cache = EmbeddingsCache(output / "embeddings", retriever, provenance, args.shard_size)
 
         folder = output / f"{args.split}_{args.pool}"
@@ -157,7 +156,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
             mean = average({task.name: task.k for task in measured}, metrics)
             files_read = {**earlier.get("files", {}), **cache.files}
             write_json(folder / MADE_BY, {**made_by, "files": files_read})
-            told = {**args.stored_as, **retriever.for_metrics, **unreadable.for_metrics(before)}
+            told = {**args.kept_as, **args.stored_as, **retriever.for_metrics, **unreadable.for_metrics(before)}
             write_json(folder / METRICS, {**metrics, "average": mean, **told})
             print_table(args, measured, metrics, mean)
             print(f"written to {folder}/")
@@ -174,7 +173,7 @@ def files_of(args: MBEIRArguments, pool: str) -> list[TaskFiles]:
 
 def print_table(args: MBEIRArguments, tasks: Sequence[Task], metrics: Mapping, mean: float) -> None:
     """One line a task, in percent; the recall that counts in the average stands beside the paper's."""
-    named = "".join(f", {name} {value}" for name, value in args.stored_as.items())
+    named = "".join(f", {name} {value}" for name, value in {**args.kept_as, **args.stored_as}.items())
     print(f"\n{args.data_name} {args.split}, {args.pool} pool{named}, in percent")
     header = f"{'':<20}" + "".join(f"{f'R@{k}':>8}" for k in KS) + f"{'nDCG@10':>9}{'MRR@10':>8}{'counted':>12}"
     print(header + ("   the paper's LamRA-Ret 7B" if args.of_paper else ""))

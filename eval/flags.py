@@ -161,6 +161,19 @@ class SearchArguments(SkippingArguments):
         return {name: value for name in names if (value := getattr(self, name)) != getattr(SearchArguments, name)}
 
 
+@dataclass
+class ShardFlags:
+    """Of what keeps embeddings in files, see eval/cache/embeddings.py."""
+
+    shard_size: int = flag(100_000, "items encoded between two writes", low=1)
+    store: str = flag("float32", "of embeddings in files; float16 takes half the space", one_of=("float32", "float16"))
+
+    @property
+    def kept_as(self) -> dict[str, str]:
+        """What of the files is not as usual; files of before there was a choice are still good."""
+        return {} if self.store == "float32" else {"store": self.store}
+
+
 def output_folder(args, *default: str | Path) -> Path:
     """--output_dir, or its default: results/<model>/...
 

@@ -72,6 +72,8 @@ class Retriever(ABC):
         max_tokens_per_batch: int | None = None,
         texts: ToldTexts | None = None,
         truncate_dim: int | None = None,
+        everywhere: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Embed texts (str), pictures (a Path or a PIL image), videos (a Path), and dicts and Items of several of them.
 
@@ -80,11 +82,11 @@ class Retriever(ABC):
             instruction: what to retrieve, for entries that have none of their own: queries of an instruction-tuned
                 model.
             max_tokens_per_batch: bound on the tokens of a forward; None takes the model's own.
-            texts: see eval.encode.
+            texts, everywhere, dtype: see eval.encode.
             truncate_dim: keep so many of the first dimensions, of unit norm again; None: all.
 
         Returns:
-            (N, D) float32 embeddings of unit norm on the CPU, in order: their products are cosines.
+            (N, D) embeddings of unit norm on the CPU, in order: their products are cosines.
 
         Raises:
             UserError: a picture cannot be read, a dict has another key, there is nothing to embed, or there are fewer
@@ -102,6 +104,8 @@ class Retriever(ABC):
                 num_workers=self.num_workers,
                 description=description,
                 texts=texts,
+                everywhere=everywhere,
+                dtype=dtype,
             )
         return found if truncate_dim is None else Stored(found, truncate_dim)[:]
 

@@ -71,7 +71,7 @@ def embedded(args: MiningFlags, folder: Path) -> Embedded:
     """
     queries = open_training_queries(args)
     retriever = load_retriever(args)
-    provenance = retriever.provenance(args)
+    provenance = retriever.provenance(args) | args.kept_as
     cache = EmbeddingsCache(folder / "embeddings", retriever, provenance, args.shard_size)
     gallery, embeddings = cache.embed(queries.pairs.pool), cache.embed(queries)
     return Embedded(queries, embeddings, gallery, {**provenance, "files": cache.files, **queries.drawn_by})

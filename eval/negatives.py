@@ -100,8 +100,8 @@ def best_positive(
     """(q,) float32 similarity of some queries, ascending, to the best of the positives of each."""
     owners, answers = queries.pairs.answers_of(queries.rows[numbers])
     rows = np.unique(answers)
-    of_query = RowsOf(embeddings, numbers)[:]  # (q, D)
-    of_answer = RowsOf(gallery, rows, read_together=64)[:]  # they lie far apart
+    of_query = RowsOf(embeddings, numbers)[:].numpy()  # (q, D)
+    of_answer = RowsOf(gallery, rows, read_together=64)[:].numpy()  # they lie far apart
     scores = np.empty(len(owners), dtype=np.float32)
     for start in range(0, len(owners), 1024):
         some = slice(start, start + 1024)

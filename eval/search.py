@@ -5,7 +5,8 @@ Dimension letters: Q queries, N gallery items, D embedding size; q and n are the
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,14 +29,6 @@ class Embeddings(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice, /) -> Tensor | np.ndarray: ...
-
-
-@runtime_checkable
-class ReadableInto(Protocol):
-    """Embeddings on disk that need no memory of their own to be read."""
-
-    def read_into(self, out: np.ndarray, start: int) -> None:
-        """Fill `out`, (n, D) float32, with the n rows from `start` on."""
 
 
 def top_k(
@@ -74,12 +67,8 @@ def top_k(
     indices = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
     # For all products, since a new one costs a third of its time in page faults.
     room = torch.empty(min(query_block_size, len(query)) * min(block_size, len(rows)), device=query.device)
-    # For all blocks that are read from disk, likewise.
-    buffer = np.empty((min(block_size, len(rows)), query.shape[1]), np.float32)
     with torch.no_grad(), full_float32():
-        for start in range(rows.start, rows.stop, block_size):
-            stop = min(start + block_size, rows.stop)
-            block = _block(gallery, start, stop, buffer[: stop - start]).to(query.device, torch.float32)  # (n, D)
+        for start, block in blocks_of(gallery, rows, block_size, query.device):
             parts = []
             for some in query.split(query_block_size):  # (q, D)
                 product = room[: len(some) * len(block)].view(len(some), len(block))
@@ -90,18 +79,6 @@ def top_k(
             scores, order = merged.sort(dim=1, descending=True, stable=True)
             scores, indices = scores[:, :k], merged_indices.gather(1, order[:, :k])  # (Q, k)
     return scores, indices
-
-
-def _block(gallery: Embeddings, start: int, stop: int, buffer: np.ndarray) -> Tensor:
-    """Rows start..stop-1 of the gallery, (n, D); those that are not in a tensor are copied into `buffer`, once."""
-    if isinstance(gallery, ReadableInto):
-        gallery.read_into(buffer, start)
-        return torch.from_numpy(buffer)
-    block = gallery[start:stop]
-    if isinstance(block, Tensor):
-        return block
-    np.copyto(buffer, block)
-    return torch.from_numpy(buffer)
 
 
 class Blocks(NamedTuple):
@@ -247,6 +224,18 @@ def _lowest_columns(scores: Tensor, kth: Tensor, k: int) -> Tensor:
     above, equal = scores > kth, scores == kth
     chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= k - above.sum(dim=1, keepdim=True)))
     return chosen.nonzero()[:, 1].view(-1, k)  # exactly k in each row
+
+
+def blocks_of(
+    gallery: Embeddings, rows: range, block_size: int, device: torch.device | str
+) -> Iterator[tuple[int, Tensor]]:
+    """The first row and the (n, D) float32 embeddings of each block; a block of files takes the memory of the last."""
+    read = getattr(gallery, "read", None)
+    room = torch.empty(min(block_size, len(rows)), gallery.shape[1]) if read else None
+    for start in range(rows.start, rows.stop, block_size):
+        stop = min(start + block_size, rows.stop)
+        block = gallery[start:stop] if room is None else read(start, room[: stop - start])
+        yield start, as_float32(block, device)
 
 
 def as_float32(block: Tensor | np.ndarray, device: torch.device | str) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lamra.common.flags import LARGEST_SEED, OUT_FOLDER, flag
 from lamra.datasets.mbeir.layout import TrainingFiles
-from lamra.eval.flags import GuestArguments
+from lamra.eval.flags import GuestArguments, ShardFlags
 
 
 @dataclass
@@ -15,11 +15,10 @@ class SeededTrainingFiles(TrainingFiles):
 
 
 @dataclass
-class MiningFlags(SeededTrainingFiles, GuestArguments):
+class MiningFlags(ShardFlags, SeededTrainingFiles, GuestArguments):
     own_kind: bool = flag(True, "of the positives' data set and modality only, as from a local pool")
     search_depth: int | None = flag(
         None, "candidates to choose from; default: as many as it takes to find enough", low=1
     )
     output_dir: str | None = flag(None, "default: below results/<model>/", path=OUT_FOLDER)
-    shard_size: int = flag(100_000, "items encoded between two writes", low=1)
     search_memory: float = flag(4.0, "GiB that a process's search may use", above=0)

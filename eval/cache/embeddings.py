@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 
 from lamra.collators.texts import ToldTexts
@@ -28,7 +29,7 @@ class EmbeddingsCache:
     """The embeddings of files of items, from this run or an earlier one, in a folder for each file.
 
     Args:
-        provenance: by what they are made, see manifest.provenance_of.
+        provenance: by what they are made, see manifest.provenance_of; `store` as in encode_to_shards.
 
     Attributes:
         files: name of each file that was embedded -> its sha256.
@@ -57,9 +58,11 @@ def encode_to_shards(
 ) -> Shards:
     """Encode what is not there yet, `shard_size` items at a time, on all processes together.
 
+    The first process writes, and holds the embeddings of `shard_size` items; the others hold a batch.
+
     Args:
         folder: its name stands at the progress bar.
-        manifest: of what and by what; anything that can be json.
+        manifest: of what and by what; anything that can be json. `store` is how: float16, or without it float32.
 
     Raises:
         UserError: the folder holds embeddings with another manifest; says what differs.
@@ -70,11 +73,11 @@ def encode_to_shards(
     files = [folder / f"{number:05d}.npy" for number in range(len(parts))]
     # One process looks: on a network disk another may remember for a while that a file was not there.
     complete = on_first_process(lambda: [_is_complete(file, len(rows)) for file, rows in zip(files, parts)])
-    texts = ToldTexts()
+    texts, dtype = ToldTexts(), getattr(torch, str(manifest.get("store", "float32")))
     for number in [i for i, there in enumerate(complete) if not there]:
         part = f"{folder.name} {number + 1}/{len(files)}" if len(files) > 1 else folder.name
         shown = [items[row] for row in parts[number]]
-        embeddings = retriever.encode(shown, part, texts=texts)  # (n, D), the same on every process
+        embeddings = retriever.encode(shown, part, texts=texts, everywhere=False, dtype=dtype)  # (n, D)
         if is_first_process():
             with whole_file(files[number], "wb") as out:
                 np.save(out, embeddings.numpy())

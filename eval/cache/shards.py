@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from lamra.eval.search import Embeddings
+from lamra.eval.search import Embeddings, as_float32
 
 
 class Shards:
-    """(N, D) float32 embeddings in .npy files. A slice maps the files that it needs, copies, and lets go of them."""
+    """(N, D) embeddings in .npy files, float32 or float16, of which a slice maps what it needs and is float32."""
 
     def __init__(self, files: Sequence[Path]):
         self.files = list(files)
@@ -22,22 +24,22 @@ class Shards:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice) -> Tensor:
         start, stop, _ = rows.indices(len(self))
-        out = np.empty((max(stop - start, 0), self.shape[1]), np.float32)
-        self.read_into(out, start)
-        return out
+        return self.read(start, torch.empty(max(stop - start, 0), self.shape[1]))
 
-    def read_into(self, out: np.ndarray, start: int) -> None:
-        """Fill `out`, (n, D) float32, with the n rows from `start` on."""
+    def read(self, start: int, out: Tensor) -> Tensor:
+        """Fill `out` (n, D) float32 with the rows from `start` on."""
         filled = 0
         while filled < len(out):
             number = int(np.searchsorted(self._ends, start + filled, side="right"))
-            file = np.load(self.files[number], mmap_mode="r")
+            # Copied on write, so that torch takes it for a tensor: it widens float16 in an eighth of numpy's time.
+            file = np.load(self.files[number], mmap_mode="c")
             first = start + filled - (self._ends[number] - len(file))
             part = file[first : first + len(out) - filled]
-            out[filled : filled + len(part)] = part
+            out[filled : filled + len(part)] = torch.from_numpy(part)
             filled += len(part)
+        return out
 
 
 class RowsOf:
@@ -54,13 +56,17 @@ class RowsOf:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, part: slice) -> np.ndarray:
-        rows = self.rows[part]
-        out = np.empty((len(rows), self.shape[1]), np.float32)
-        start = 0
-        while start < len(rows):
-            stop = int(np.searchsorted(rows, rows[start] + self.read_together))
-            block = np.asarray(self.embeddings[rows[start] : rows[stop - 1] + 1])
-            out[start:stop] = block[rows[start:stop] - rows[start]]
-            start = stop
+    def __getitem__(self, part: slice) -> Tensor:
+        start, stop, _ = part.indices(len(self))
+        return self.read(start, torch.empty(max(stop - start, 0), self.shape[1]))
+
+    def read(self, start: int, out: Tensor) -> Tensor:
+        """Fill `out` (n, D) float32 with these rows, from the one numbered `start` on."""
+        rows = self.rows[start : start + len(out)]
+        filled = 0
+        while filled < len(rows):
+            stop = int(np.searchsorted(rows, rows[filled] + self.read_together))
+            block = self.embeddings[rows[filled] : rows[stop - 1] + 1]
+            out[filled:stop] = as_float32(block, "cpu")[torch.from_numpy(rows[filled:stop] - rows[filled])]
+            filled = stop
         return out

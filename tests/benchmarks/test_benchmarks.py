@@ -19,6 +19,7 @@ SMALL = {
     "backbones": ("--pairs", 2, "--only", "Qwen3-VL-2B"),
     "train_step": ("--pairs", 1, "--sentences", 4, "--loss-batch", 64, "--cached", 16),
     "eval_encode": ("--pictures", 2, "--rounds", 1),
+    "encode_memory": ("--items", 400, "--hidden_size", 64, "--store", "float16"),
     "suite_memory": ("--pairs", 4000, "--shard_size", 512),
     "peers": ("--tiny",),
     "hard_negatives": ("--queries", 150, 300, "--dimension", 8),

@@ -179,8 +179,8 @@ def test_the_shards_of_a_file_are_told_of_together(tiny_model, tmp_path, capsys)
     processor = Processor(tiny_model, max_length=60)
     embedder, _ = load_embedder(tiny_model, dtype=torch.float32)
 
-    def encode_part(items, description, texts):
-        return encode(embedder, processor, items, max_tokens_per_batch=500, description=description, texts=texts)
+    def encode_part(items, description, **options):
+        return encode(embedder, processor, items, max_tokens_per_batch=500, description=description, **options)
 
     items = [Item(f"long {i}", f"{'red ' * 100} {i}") for i in range(5)]
     encode_to_shards(SimpleNamespace(encode=encode_part), items, tmp_path / "pool", {"version": 2}, 2)

@@ -122,12 +122,23 @@ def pictures(tmp_path):
 def encoded(items, folder, manifest) -> np.ndarray:
     """Embeddings (N, 1) by a model that sees the first red pixel."""
 
-    def encode(part, _, texts):
-        return torch.tensor([[float(Image.open(item.images[0]).getpixel((0, 0))[0])] for item in part])
+    def encode(part, _, dtype, **options):
+        red = [[float(Image.open(item.images[0]).getpixel((0, 0))[0])] for item in part]
+        return torch.tensor(red, dtype=dtype)
 
     retriever = SimpleNamespace(encode=encode)
     found = encode_to_shards(retriever, items, folder, manifest, 2)
     return found[: len(found)][:, 0].tolist()
+
+
+def test_a_cache_in_half_the_space_is_another_and_read_as_float32(pictures, tmp_path):
+    items = [Item(f"{i}", images=(pictures / f"{i}.bmp",)) for i in range(3)]
+    half, whole = {"version": 2, "store": "float16"}, {"version": 2}
+    assert encoded(items, tmp_path / "half", half) == encoded(items, tmp_path / "whole", whole)
+    assert np.load(tmp_path / "half" / "00000.npy").dtype == np.float16
+    assert np.load(tmp_path / "whole" / "00000.npy").dtype == np.float32
+    with pytest.raises(ValueError, match=r"made otherwise \(not the same: store\)"):
+        encoded(items, tmp_path / "whole", half)
 
 
 def test_a_cache_is_not_another_models_prompts_or_pictures(tiny_model, pictures, tmp_path, monkeypatch, capsys):

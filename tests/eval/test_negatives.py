@@ -153,7 +153,8 @@ def test_negatives_judge_and_teacher(mbeir, mined, tiny_model, reranker, tmp_pat
     assert sum(len(piece.queries) for piece in pieces) == len(pairs) and len(pieces) == len(searches.calls) == 5
     dropped, counts = Counter(), Counter()
     gallery, queries = (
-        Shards(sorted((plain / "embeddings" / name).glob("*.npy")))[:] for name in (pairs.pool.name, pairs.queries.name)
+        Shards(sorted((plain / "embeddings" / name).glob("*.npy")))[:].numpy()
+        for name in (pairs.pool.name, pairs.queries.name)
     )
     for piece in pieces:
         for query, candidates, scores, positive in zip(*piece[:4]):

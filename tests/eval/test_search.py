@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from lamra.common.errors import UserError
-from lamra.eval.cache.shards import Shards
+from lamra.eval.cache.shards import RowsOf, Shards
 from lamra.eval.search import CHUNK, Blocks, block_top_k, search
 
 
@@ -23,18 +23,17 @@ def test_a_slice_of_shards_is_a_slice_of_the_whole(tmp_path):
         np.testing.assert_array_equal(gallery[start:stop], whole[start:stop])
 
 
-def test_a_gallery_on_disk_is_copied_once_for_a_group_of_queries(tmp_path, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    whole = F.normalize(torch.randn(41, 8, generator=generator), dim=1)
-    for name, part in zip("abc", whole.split([20, 1, 20])):
-        np.save(tmp_path / f"{name}.npy", part.numpy())
-    read, into = [], Shards.read_into
-    monkeypatch.setattr(Shards, "read_into", lambda self, out, start: read.append(len(out)) or into(self, out, start))
-    found = []
-    for gallery in (Shards(sorted(tmp_path.glob("*.npy"))), whole.numpy(), whole):
-        found.append(search(whole[:9], gallery, 5, Blocks(queries=5, block_size=16, query_block_size=2)))
-    assert read == 2 * [16, 16, 9]  # nine queries in two groups
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_gallery_in_files_is_found_as_in_memory(tmp_path, dtype):
+    whole = F.normalize(torch.randn(41, 8, generator=torch.Generator().manual_seed(0)), dim=1).numpy().astype(dtype)
+    for number, part in enumerate(np.split(whole, [20, 21, 26])):
+        np.save(tmp_path / f"{number}.npy", part)
+    shards, some = Shards(sorted(tmp_path.glob("*.npy"))), np.arange(1, 41, 3)
+    whole = whole.astype(np.float32)
+    for blocks in (Blocks(4, 7, 3), Blocks(50, 50, 50)):
+        for files, memory in ((shards, whole), (RowsOf(shards, some, read_together=5), whole[some])):
+            for found, expected in zip(search(files, files, 5, blocks), search(memory, memory, 5, blocks)):
+                assert torch.equal(found, expected)
 
 
 def test_blocks_stay_within_the_memory_or_say_what_is_needed():

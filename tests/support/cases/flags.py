@@ -389,7 +389,7 @@ INTERNAL = {
         "lamra.train.inherited.InheritedFlags.set_by_user",
         "lamra.train.arguments.TrainingArguments._fit_to_one_process",
         "lamra.datasets.nli.NLIPairs.__init__",
-        "lamra.train.train_nli.sha256",
+        "lamra.train.train_nli.file_sha256",
         "lamra.models.settings.family_of",
         "lamra.collators.processing.Processor.__init__",
     ),

@@ -74,9 +74,8 @@ class Piece(NamedTuple):
     @classmethod
     def joined(cls, pieces: Sequence[Piece]) -> Piece:
         """One after the other; there is one at least."""
-        queries, _, candidates, scores, positive = (
-            None if column[0] is None else np.concatenate(column) for column in zip(*pieces)
-        )
+        columns: list[Any] = [None if column[0] is None else np.concatenate(column) for column in zip(*pieces)]
+        queries, _, candidates, scores, positive = columns
         counts = np.concatenate([piece.counts for piece in pieces])
         return cls(queries, np.append(0, np.cumsum(counts)), candidates, scores, positive)
 

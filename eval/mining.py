@@ -137,7 +137,7 @@ def mined_pieces(
     decided_by["queries_together"] = QUERIES_TOGETHER
     on_first_process(lambda: _begin(folder, decided_by, anew))
     done = on_first_process(lambda: {path.name for path in folder.glob(f"*{SUFFIX}")})
-    pool, files = of.queries.pairs.pool, []
+    pool, files = of.queries.pairs.pool, list[Path]()
     rows = rows_of(of.queries, pool)
     contents = None
     for number, (members, candidates) in enumerate(searched_together(of.queries, own_kind)):

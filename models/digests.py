@@ -54,14 +54,6 @@ def file_sha256(path: str | Path) -> str:
     return _digests(path.parent, [path])[path.name]
 
 
-def file_sha256(path: str | Path) -> str:
-    """The digest of a file; that of one of KEPT_FROM bytes is kept beside it, and it is read again when it changed."""
-    path = Path(path)
-    if path.stat().st_size < KEPT_FROM:
-        return sha256(path)
-    return _digests(path.parent, [path])[path.name]
-
-
 def _model_sha256(folder: Path, patterns: Sequence[str]) -> str:
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]

@@ -25,9 +25,7 @@ def main() -> None:
     parser.add_argument("--text", help="folder of the model that retrieves by the mission alone")
     parser.add_argument("--models", nargs="*", default=[], help="NAME=FOLDER; NAME+=FOLDER is told what to find")
     parser.add_argument("--output_dir", type=Path, default="results/miniature_robot")
-    parser.add_argument(
-        "--film", action="store_true", help="an episode of three sub-goals that the last model does"
-    )
+    parser.add_argument("--film", action="store_true", help="an episode of three sub-goals that the last model does")
     parser.add_argument("--report", action="store_true", help="on what has been measured")
     args = parser.parse_args()
     if args.report:

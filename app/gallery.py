@@ -12,7 +12,7 @@ import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamra.common.cli import note, parse, run
 from lamra.common.errors import UserError
@@ -90,7 +90,7 @@ def opened(folder: str, model_id: str | None, trust_remote_code: bool, flag: str
     from lamra.eval.inference import load_retriever
 
     about = about_index(folder, flag)
-    others = {"model_id": model_id, "trust_remote_code": trust_remote_code, "num_workers": 0}
+    others: dict[str, Any] = {"model_id": model_id, "trust_remote_code": trust_remote_code, "num_workers": 0}
     return Index.open(folder, load_retriever(arguments_of(about, flag=model_flag, **others)), flag)
 
 

@@ -106,11 +106,12 @@ class Gallery:
         return Item("query", parts=parts, instruction=instruction)
 
     def _opened(self, path: str) -> Any:
-        real = Path(os.path.realpath(path))
+        real, retriever = Path(os.path.realpath(path)), self.indexes[0].retriever
+        assert retriever is not None  # a page opens indexes with their models
         if Path(os.path.realpath(self.uploads)) not in real.parents:
             raise UserError("this file was not uploaded: drop a picture on the page")
         try:
-            return open_image(real, exif_rotation=self.indexes[0].retriever.exif_rotation)
+            return open_image(real, exif_rotation=retriever.exif_rotation)
         except UserError as error:
             raise UserError(str(error).replace(str(real), real.name)) from None  # not where it lies
 
@@ -118,6 +119,7 @@ class Gallery:
         """Hits in the order of similarity + P(Yes) (arXiv 2412.01720); raises UserError where a file is gone."""
         if not hits:
             return []
+        assert self.judge is not None  # whoever asks has looked
         yes = self.judge.rerank(query, [index.item(hit) for hit in hits]).tolist()
         order, _ = reranked([hit.score for hit in hits], yes, "pointwise", weight=1.0)
         return [Shown(hits[position], yes[position], position + 1) for position in order]
@@ -127,10 +129,11 @@ class Gallery:
         words = WORDS[language]
         limits = min(max(int(asked.top), 1), MOST), asked.kind or None, asked.folder or None
         if query is None:
-            query = index.item_at(asked.key)
+            key = asked.key or ""
+            query = index.item_at(key)
             if query is None:
                 return status(words["not_there"].format(name=asked.key))
-            hits = index.like(asked.key, *limits)
+            hits = index.like(key, *limits)
         else:
             hits = index.search(query, *limits)
         again = asked.rerank and self.judge is not None

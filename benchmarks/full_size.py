@@ -205,10 +205,10 @@ def measure(root: Path, scale: float, dimension: int, memory: float, with_mining
         embeddings = vectors(len(queries), dimension, 1), vectors(len(pairs.pool), dimension, 2)
         stages.begin()
         of = mining.Embedded(queries, *embeddings, {"version": VERSION})
-        files = mining.mined_pieces(of, root / "pieces", top=TOP, own_kind=False, search_depth=None, **how)
+        pieces = mining.mined_pieces(of, root / "pieces", top=TOP, own_kind=False, search_depth=None, **how)
         with mining.mined_file(results / "mined.arrow", queries) as write:
-            for file in files:
-                for piece in read_columns(file).pieces:
+            for path in pieces:
+                for piece in read_columns(path).pieces:
                     write(piece)
         stages.end("mining")
         del of, embeddings

@@ -89,7 +89,7 @@ def mine(folder: Path, top: int, found: Found) -> None:
     queries = TrainingQueries(open_files(folder))
     vectors = np.zeros((len(queries.pairs.pool), 64), np.float32)  # nobody looks at them
     of = Embedded(queries, vectors[: len(queries)], vectors, {"version": VERSION})
-    mining.search = found_without_search
+    mining.search = found_without_search  # type: ignore[assignment]
     reads[0] = 0
     with found.measured("mine"):
         how: dict[str, Any] = dict(own_kind=True, search_depth=None, search_memory=0.25, device="cpu")

@@ -275,4 +275,5 @@ def _piece(batch: Any) -> Piece:
         return getattr(column, "values", column).to_numpy()  # of lists what they hold, one after the other
 
     starts = batch.column("candidates").offsets.to_numpy()
-    return Piece(batch.column("query").to_numpy(), starts, *map(numbers, ("candidates", "scores", "positive")))
+    candidates = batch.column("candidates").values.to_numpy()
+    return Piece(batch.column("query").to_numpy(), starts, candidates, numbers("scores"), numbers("positive"))

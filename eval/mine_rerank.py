@@ -78,8 +78,8 @@ def write_as_lines(folder: Path, pairs: MBEIRPairs, found: Columns) -> None:
     with whole_file(folder / "mined.json") as file:  # an object of its own for each query: 1.3e8 ids are no dict
         for number, (row, candidates, _) in enumerate(found.of_queries(order)):
             docs = {"gt_docs": pairs.answers(row), "top100_docs": candidates}
-            docs = {name: list(map(pairs.pool.id, rows)) for name, rows in docs.items()}
-            file.write(f"{', ' if number else '{'}{json.dumps(pairs.queries.id(row))}: {json.dumps(docs)}")
+            ids = {name: list(map(pairs.pool.id, rows)) for name, rows in docs.items()}
+            file.write(f"{', ' if number else '{'}{json.dumps(pairs.queries.id(row))}: {json.dumps(ids)}")
         file.write("}\n" if len(found) else "{}\n")
 
 

@@ -17,11 +17,12 @@ from lamra.common.files import sha256
 from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, Flags, flag, require_path
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
+from lamra.datasets.columns import Ranking
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import DATA_PATH, GET_MBEIR, INSTRUCTIONS, TASKS, task_of_file
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows
 from lamra.datasets.mbeir.tasks import InstructedQueries, modality_of, open_tasks
-from lamra.datasets.rankings import QUERY_NAMES, RankedQuery, ranking_files, read_ranking
+from lamra.datasets.rankings import QUERY_NAMES, ranking_files, read_ranking
 from lamra.datasets.tasks import RetrievalTask
 from lamra.eval import upstream_files
 from lamra.eval.flags import RetrieverArguments, output_folder
@@ -82,7 +83,9 @@ def write_answers(style: str) -> None:
         files = {name: sha256(path) for name, path in vars(args).items() if name.endswith("_path") and path}
         provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
         manifest, depth = provenance | files | {"seed": args.seed}, args.rank_num or DEPTHS[style]
-        answers: list = answers_of(judge, task, ranking, style, depth, folder / "answers", manifest, args.save_name)
+        answers: Sequence[Any] = answers_of(
+            judge, task, ranking, style, depth, folder / "answers", manifest, args.save_name
+        )
         if is_first_process():
             if style == "listwise":
                 answers = [listwise_answer(order[0] + 1) for order in answers]
@@ -92,7 +95,7 @@ def write_answers(style: str) -> None:
             print(f"answers about {len(qids)} queries in {path}")
 
 
-def open_ranking(args: AnswerArguments) -> tuple[RetrievalTask, list[RankedQuery]]:
+def open_ranking(args: AnswerArguments) -> tuple[RetrievalTask, Ranking]:
     """Everything but the pictures, so that a mistake in the files is told before a model is loaded."""
     root, pool = args.image_path_prefix, Rows(args.cand_pool_path, args.image_path_prefix, CANDIDATE)
     of_file, _ = task_of_file(args.query_data_path)

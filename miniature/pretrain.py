@@ -48,7 +48,7 @@ from lamra.miniature.model import (
     save_model,
 )
 from lamra.miniature.pretrain_rank import next_token_loss as packed_loss
-from lamra.miniature.recipes import Recipe
+from lamra.miniature.recipes import Recipe, RobotRecipe
 from lamra.miniature.world import (
     CAPTIONS,
     DETAILS,
@@ -163,7 +163,7 @@ def next_token_loss(backbone: Backbone, examples: list[Example], processor: Proc
     return F.cross_entropy(backbone.stock.lm_head(hidden[row, position]), target)
 
 
-def train(model: PreTrainedModel, corpus: Corpus, recipe: Recipe) -> float:
+def train(model: PreTrainedModel, corpus: Corpus, recipe: Recipe | RobotRecipe) -> float:
     """Teach the model the four tasks; returns the mean loss of the last ten steps."""
     rng = random.Random(recipe.seed)
     # Positions as stage 1 uses for this family.

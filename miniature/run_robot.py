@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lamra.common.cli import run
@@ -49,7 +50,7 @@ def main() -> None:
         if not Path(folder).is_dir():
             raise UserError(f"--models {given}: expected NAME=FOLDER of a model")
         told = INSTRUCTION if name.endswith("+") else None
-        methods[name.removesuffix("+")] = lambda folder=folder, told=told: by_model(folder, seen, instruction=told)
+        methods[name.removesuffix("+")] = partial(by_model, folder, seen, instruction=told)
 
     expert = expert_episodes(first_seed(args.split, args.seed), args.episodes)
     found = {}

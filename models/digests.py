@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from lamra.common.cli import note
 from lamra.common.files import sha256, whole_file
@@ -67,7 +68,7 @@ def _digests(folder: Path, files: Sequence[Path]) -> dict[str, str]:
         kept = json.loads((folder / KEPT).read_text())
     except (OSError, ValueError):
         kept = {}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in files:
         status = path.stat()
         # The time of the inode too: archives may give the files of two models of the same shape the same time and size.

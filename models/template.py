@@ -63,7 +63,8 @@ def frame_of(template: str, messages: list[dict], **variables: str) -> list[str]
     Returns:
         None where the template looks at a text, so that the frame may be another around another text.
     """
-    environment, marks = _environment(), []
+    environment = _environment()
+    marks: list[str] = []
     if any(environment.parse(template).find_all(nodes.Concat)):  # makes new texts of those that are watched
         return None
 

@@ -52,8 +52,10 @@ REFINE = 10  # times k candidates of IVF-PQ are scored once more with their whol
 KEPT = timedelta(minutes=10)  # older states of the table are deleted; a reader may still read one of these
 OF_HIT = [field.name for field in fields(Hit) if field.name != "score"]
 # Flags that decide vectors and are not in a model's folder. Not trust_remote_code: a user says that each time.
-REMEMBERED = ("original_model_id", "position_ids", "max_pixels", "special_tokens_in_text", "exif_rotation")
-REMEMBERED += ("prompt_style", "attn_implementation", "library")
+REMEMBERED = (
+    *("original_model_id", "position_ids", "max_pixels", "special_tokens_in_text", "exif_rotation"),
+    *("prompt_style", "attn_implementation", "library"),
+)
 
 
 class Changes(NamedTuple):
@@ -310,7 +312,7 @@ class Index:
             schema = _schema(vectors.shape[1], about)
             self.table = self.database.create_table(TABLE, schema=schema)
             self.about = about
-        columns = {name: [getattr(row, name) for row in rows] for name in Row.__dataclass_fields__}
+        columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in Row.__dataclass_fields__}
         flat = pyarrow.array(np.ascontiguousarray(vectors, np.float32).ravel())
         columns |= {"thumbnail": thumbnails, "vector": pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
         batch = pyarrow.table(columns, schema=self.table.schema)

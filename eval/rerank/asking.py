@@ -12,7 +12,7 @@ from lamra.datasets.tasks import RetrievalTask
 from lamra.eval.cache.manifest import digest, provenance_of
 from lamra.eval.flags import RetrieverArguments
 from lamra.eval.mining import TrainingQueries
-from lamra.eval.rerank.answers import answers_of
+from lamra.eval.rerank.answers import Answers, answers_of
 from lamra.eval.rerank.judge import Judge, load_judge
 
 
@@ -40,7 +40,7 @@ class Asking:
         provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
         return cls(judge, queries, folder, {**provenance, "files": files, **queries.drawn_by})
 
-    def about(self, ranking: Sequence[RankedQuery], style: str, name: str) -> list[list[float]]:
+    def about(self, ranking: Sequence[RankedQuery], style: str, name: str) -> Answers:
         """Judge.answer about all candidates of each query, kept under a name. All processes must call this.
 
         Raises:

@@ -15,8 +15,8 @@ from lamra.common.errors import UserError
 from lamra.common.files import sha256, whole_file
 from lamra.common.flags import FOLDER, Flags, flag
 from lamra.common.processes import is_first_process
+from lamra.datasets.columns import Ranking
 from lamra.datasets.rankings import (
-    RankedQuery,
     ranking_files,
     ranking_of,
     read_ranking,
@@ -31,6 +31,7 @@ from lamra.eval.rerank.fusion import rerank
 from lamra.eval.zeroshot_suite import submission_of
 
 if TYPE_CHECKING:  # it imports torch, which --help does not wait for
+    from lamra.eval.rerank.answers import Answers
     from lamra.eval.rerank.judge import Judge
 
 STYLES = ("pointwise", "listwise")
@@ -49,7 +50,7 @@ class Retrieved(NamedTuple):
     """A task, the ranking that a retriever wrote for it, and the digests of the files that decide both."""
 
     task: RetrievalTask
-    ranking: list[RankedQuery]
+    ranking: Ranking
     manifest: dict[str, str | int]
 
 
@@ -98,7 +99,7 @@ class Reranking:
     depth: int
     provenance: Mapping[str, Any]
 
-    def answers(self, of: Retrieved, name: str) -> list[list]:
+    def answers(self, of: Retrieved, name: str) -> Answers:
         """The answer about each query of a ranking, kept under a name; all processes must call this."""
         from lamra.eval.rerank.answers import answers_of
 

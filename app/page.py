@@ -121,7 +121,7 @@ class Gallery:
             return []
         assert self.judge is not None  # whoever asks has looked
         yes = self.judge.rerank(query, [index.item(hit) for hit in hits]).tolist()
-        order, _ = reranked([hit.score for hit in hits], yes, "pointwise", weight=1.0)
+        order, _ = reranked([hit.score or 0.0 for hit in hits], yes, "pointwise", weight=1.0)
         return [Shown(hits[position], yes[position], position + 1) for position in order]
 
     def results(self, index: Index, asked: Asked, query: Item | None, language: str) -> str:

@@ -83,12 +83,10 @@ def write_answers(style: str) -> None:
         files = {name: sha256(path) for name, path in vars(args).items() if name.endswith("_path") and path}
         provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
         manifest, depth = provenance | files | {"seed": args.seed}, args.rank_num or DEPTHS[style]
-        answers: Sequence[Any] = answers_of(
-            judge, task, ranking, style, depth, folder / "answers", manifest, args.save_name
-        )
+        found = answers_of(judge, task, ranking, style, depth, folder / "answers", manifest, args.save_name)
         if is_first_process():
-            if style == "listwise":
-                answers = [listwise_answer(order[0] + 1) for order in answers]
+            listwise = style == "listwise"
+            answers = [listwise_answer(answer[0] + 1) if listwise else answer for answer in found]
             path = upstream_files.RERANKED / f"{args.save_name}_{ANSWERS[style][1]}.json"
             qids = [task.queries.id(ranked.query) for ranked in ranking]
             upstream_files.write_json(path, dict(zip(qids, answers)))

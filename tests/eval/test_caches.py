@@ -221,7 +221,7 @@ def test_a_reranked_query_needs_few_file_handles_and_sees_exchanged_pictures(tin
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
     shown = [judge.prompts.prepare(item) for item in many]
-    assert answers == 2 * [judge.answer("", None, shown)] and len(set(answers[0])) == 4
+    assert [*answers] == 2 * [judge.answer("", None, shown)] and len(set(answers[0])) == 4
     for one, again in zip(shown, divided(joined(shown)), strict=True):
         assert one.item == again.item and (one.pixel_values is None) == (again.pixel_values is None)
         assert one.pixel_values is None or torch.equal(one.pixel_values, again.pixel_values)

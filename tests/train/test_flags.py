@@ -190,7 +190,7 @@ def test_what_decides_a_result_is_recorded(make, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     args = make(lr_scheduler_kwargs='{"num_cycles": 1}', optim_args="a=b", data_seed=3)
     args.deepspeed = "ds_configs/zero2.json"
-    data, settings = {"sha256": "x"}, Settings("base", "sequential")
+    data, settings = {"path": "nli.csv", "sha256": "x"}, Settings("base", "sequential")
     record = run_record(settings, data, ModelArguments(), DataArguments(image_root="p"), args)
     assert record["lr_scheduler_kwargs"] == {"num_cycles": 1} and record["optim_args"] == "a=b"
     assert record["image_root"] == "p" and record["dataloader_drop_last"] is True and record["tf32"] is None
@@ -202,7 +202,9 @@ def test_what_decides_a_result_is_recorded(make, tmp_path, monkeypatch):
 
 
 def test_a_run_from_before_the_options_of_the_loss_goes_on_without_them(make, tmp_path, capsys):
-    now = run_record(Settings("base", "sequential"), {"sha256": "x"}, ModelArguments(), DataArguments(), make())
+    now = run_record(
+        Settings("base", "sequential"), {"path": "nli.csv", "sha256": "x"}, ModelArguments(), DataArguments(), make()
+    )
     (tmp_path / "manifest.json").write_text(json.dumps({k: v for k, v in now.items() if k not in CONTRASTIVE}))
     check_unchanged(tmp_path, now, allow_changes=False)
     assert capsys.readouterr().out == ""
@@ -213,7 +215,7 @@ def test_a_run_from_before_the_options_of_the_loss_goes_on_without_them(make, tm
 def test_an_older_run_goes_on_with_special_tokens_in_texts_as_it_began(make, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     groups = [ModelArguments(), DataArguments(), MBEIRDataArguments(), make()]
-    special = run_record(Settings("base", "sequential"), {"sha256": "x"}, *groups)
+    special = run_record(Settings("base", "sequential"), {"path": "nli.csv", "sha256": "x"}, *groups)
     before = {name: value for name, value in special.items() if name != "special_tokens_in_text"}
     (tmp_path / "manifest.json").write_text(json.dumps(before))
     check_unchanged(tmp_path, special, allow_changes=False)
@@ -227,7 +229,7 @@ def test_an_older_run_goes_on_with_special_tokens_in_texts_as_it_began(make, tmp
 )
 def test_what_decides_a_result_may_not_change_at_a_resume(make, tmp_path, monkeypatch, capsys, flag):
     monkeypatch.chdir(ROOT)
-    settings, data = Settings("base", "sequential"), {"sha256": "x"}
+    settings, data = Settings("base", "sequential"), {"path": "nli.csv", "sha256": "x"}
     groups = [ModelArguments(), DataArguments(), MBEIRDataArguments(), make()]
 
     def record() -> dict:

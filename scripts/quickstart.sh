@@ -34,6 +34,7 @@ cat <<EOF
 
 Next:
   $PYTHON demo.py --model_id $RUN --folder $WORLD/test/images --text "A red circle at top left."
+  bash scripts/gallery.sh               # a page to search them; before: .venv/bin/pip install -e ".[gallery]"
   bash scripts/test.sh                  # every test
   bash scripts/miniature/mbeir.sh       # stage 2 on the same world
   bash scripts/miniature/rank.sh        # LamRA-Rank on it

@@ -23,7 +23,10 @@ CHUNK = 32  # neighbouring scores of which only the highest is looked at first
 
 
 class Embeddings(Protocol):
-    """(N, D) embeddings by slices of their rows: a tensor on any device, an array, numpy.memmap, cache.shards."""
+    """(N, D) embeddings by slices of their rows: a tensor on any device, an array, numpy.memmap, cache.shards.
+
+    What also has `read(start, out)`, as cache.shards do, is read block by block into the same memory.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...

@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
-from lamra.common.files import remove, sha256
+from lamra.common.files import remove
 from lamra.common.processes import of_all_processes, on_first_process, process_rank, world_size
 from lamra.datasets.columns import SUFFIX, Piece, columns_file, rows_of
 from lamra.datasets.items import Item
@@ -30,6 +30,7 @@ from lamra.eval.cache.shards import RowsOf
 from lamra.eval.inference import load_retriever
 from lamra.eval.search import Blocks, Embeddings, search
 from lamra.eval.training_files import MiningFlags, SeededTrainingFiles
+from lamra.models.digests import file_sha256
 
 QUERIES_TOGETHER = 16_384  # of a search, and of a file of what it found
 LINES_TOGETHER = 2**20  # of candidates that a process compares with positives
@@ -93,9 +94,9 @@ def open_training_queries(args: SeededTrainingFiles) -> TrainingQueries:
     """The training queries that the flags name."""
     with PartialState().main_process_first():  # it writes the indexes
         pairs = open_pairs(args.data_path, args.queries, args.pool, args.instructions, seed=args.seed)
-    drawn_by: dict[str, str | int] = {"instructions": sha256(pairs.instructions.path), "seed": args.seed}
+    drawn_by: dict[str, str | int] = {"instructions": file_sha256(pairs.instructions.path), "seed": args.seed}
     if pairs.notes:  # then the pool decides which queries there are, and between which positives they draw
-        drawn_by["pool"] = sha256(pairs.pool.path)
+        drawn_by["pool"] = file_sha256(pairs.pool.path)
     return TrainingQueries(pairs, drawn_by)
 
 

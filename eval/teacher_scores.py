@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from lamra.common.cli import parse, run
-from lamra.common.files import sha256
 from lamra.common.flags import FILE, OUT_FOLDER, flag, listed, require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
@@ -20,6 +19,7 @@ from lamra.datasets.rankings import write_lines
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.reporting.results import write_json
 from lamra.eval.training_files import JSONL, SeededTrainingFiles
+from lamra.models.digests import file_sha256
 
 
 @dataclass
@@ -53,7 +53,7 @@ def main() -> None:
         pairs = queries.pairs
         with state.main_process_first():  # it reads files of lines
             mined = MinedCandidates(pairs, listed(args.mined or ""))
-        files = {path.name: sha256(path) for path in (pairs.queries.path, pairs.pool.path)}
+        files = {path.name: file_sha256(path) for path in (pairs.queries.path, pairs.pool.path)}
         asking = Asking.of(args, queries, folder / "answers", files)
         numbers = np.searchsorted(queries.rows, mined.queries)  # of the queries that have a mined negative
         path = folder / f"teacher{SUFFIX}"
@@ -71,7 +71,7 @@ def main() -> None:
             found = read_columns(path)
             if args.jsonl:
                 write_lines(path.with_suffix(".jsonl"), pairs.queries, pairs.pool, found)
-            write_json(folder / "made_by.json", {**asking.provenance, "mined": list(map(sha256, mined.files))})
+            write_json(folder / "made_by.json", {**asking.provenance, "mined": list(map(file_sha256, mined.files))})
             print(f"{found.lines:,} candidates of {len(numbers):,} of {len(queries):,} queries in {path}")
 
 

@@ -13,7 +13,6 @@ from lamra.collators.messages import listwise_answer
 from lamra.common import upstream
 from lamra.common.cli import parse
 from lamra.common.errors import UserError
-from lamra.common.files import sha256
 from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, Flags, flag, require_path
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
@@ -28,6 +27,7 @@ from lamra.eval import upstream_files
 from lamra.eval.flags import RetrieverArguments, output_folder
 from lamra.eval.metrics import measures
 from lamra.eval.rerank.fusion import rerank
+from lamra.models.digests import file_sha256
 
 DEPTHS = {"pointwise": 50, "listwise": 10}
 KS = (1, 5, 10, 20)
@@ -80,7 +80,7 @@ def write_answers(style: str) -> None:
         with state.main_process_first():  # it writes the indexes
             task, ranking = open_ranking(args)
         judge = load_judge(args)
-        files = {name: sha256(path) for name, path in vars(args).items() if name.endswith("_path") and path}
+        files = {name: file_sha256(path) for name, path in vars(args).items() if name.endswith("_path") and path}
         provenance = {**provenance_of(args, judge.settings, judge.model), "rank_style": judge.settings.rank_style}
         manifest, depth = provenance | files | {"seed": args.seed}, args.rank_num or DEPTHS[style]
         found = answers_of(judge, task, ranking, style, depth, folder / "answers", manifest, args.save_name)

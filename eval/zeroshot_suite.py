@@ -9,7 +9,7 @@ from pathlib import Path
 from lamra.common import upstream
 from lamra.common.cli import note
 from lamra.common.errors import UserError
-from lamra.common.files import remove, sha256
+from lamra.common.files import remove
 from lamra.common.flags import require
 from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process
@@ -28,6 +28,7 @@ from lamra.eval.reporting.results import (
     write_json,
 )
 from lamra.eval.zeroshot_sets import SETS, ZeroshotSet
+from lamra.models.digests import file_sha256
 
 SHARD_SIZE = 8192  # items that are encoded between two writes, and held in memory
 
@@ -66,7 +67,7 @@ def evaluate_set(name: str) -> None:
         }
         made_of = {
             task.name: {
-                "files": {file: sha256(path) for file, path in task.files.items()},
+                "files": {file: file_sha256(path) for file, path in task.files.items()},
                 "pictures": [pictures_sha256(items) for items in _parts(task)],
             }
             for task in tasks

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
-from lamra.common.files import remove, sha256
+from lamra.common.files import remove
 from lamra.common.processes import on_first_process
 from lamra.eval.eval_mbeir import MBEIRArguments, evaluate_mbeir, files_of
 from lamra.eval.reporting.results import DIRECTIONS, METRICS, print_table, read_result, write_json
 from lamra.eval.zeroshot import ZeroshotArguments, evaluate_captions_of
-from lamra.models.digests import model_sha256
+from lamra.models.digests import file_sha256, model_sha256
 
 if TYPE_CHECKING:
     from lamra.export.soup import SoupArguments
@@ -154,7 +154,7 @@ class Recall:
             path = Path(flags.text_data_path)
             paths = [path] if path.is_file() else sorted(path.iterdir())
         # The evaluation tells what is missing.
-        return {str(path): sha256(path) for path in paths if path.is_file()}
+        return {str(path): file_sha256(path) for path in paths if path.is_file()}
 
     def _measured(self, trial: Path) -> float:
         if self.args.eval == "mbeir":

@@ -253,6 +253,22 @@ def fails(monkeypatch, capsys):
 
 
 @pytest.fixture
+def disk(tmp_path):
+    """A folder on a file system of its own, and a function that sets its size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> int:
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", folder]
+        return subprocess.run(command, capture_output=True).returncode
+
+    if mount("size=1m") != 0:
+        pytest.skip("mounting a tmpfs needs root: a disk that fills is not tried through the script")
+    yield folder, lambda size: mount(f"remount,size={size}")
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
 def no_model(monkeypatch):
     """Loading a model is a test failure."""
     from lamra.models import loading

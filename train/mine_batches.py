@@ -19,10 +19,10 @@ import numpy as np
 
 from lamra.common.cli import parse, run
 from lamra.common.errors import UserError
-from lamra.common.files import sha256
 from lamra.common.flags import FILE, OUT_FILE, flag, listed, require, require_path
 from lamra.datasets.communities import Communities
 from lamra.datasets.mbeir.layout import TrainingFiles
+from lamra.models.digests import file_sha256
 from lamra.train.partition import Graph, Keys, NotApart, partition
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def main() -> None:
         [names[kind[0]] if len(kind) == 1 else None for kind in kinds],
         np.array(left, dtype=np.int64),
     )
-    communities.write(args.file, {"queries": sha256(pairs.queries.path), "pool": sha256(pairs.pool.path)})
+    communities.write(args.file, {"queries": file_sha256(pairs.queries.path), "pool": file_sha256(pairs.pool.path)})
     label = np.full(rows, -1, dtype=np.int32)
     label[communities.rows] = np.arange(len(found))[:, None]
     print(

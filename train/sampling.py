@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
@@ -70,19 +72,16 @@ class MixtureSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = random.Random(f"{self.seed}/{self.epoch}")
-        units = [
-            unit for rows, count in zip(self.groups.values(), self.counts) for unit in self._units(rows, count, rng)
-        ]
-        rng.shuffle(units)
-        return (row for unit in units for row in unit)
+        units = [self._units(np.asarray(rows), count, rng) for rows, count in zip(self.groups.values(), self.counts)]
+        order = _permutation(sum(map(len, units)), rng)
+        return (int(row) for unit in np.concatenate(units)[order] for row in unit)
 
-    def _units(self, rows: Sequence[int], count: int, rng: random.Random) -> list[list[int]]:
-        units: list[list[int]] = []
-        while len(units) < count:
-            order = [int(row) for row in rows]
-            rng.shuffle(order)
-            units += [order[i : i + self.unit] for i in range(0, len(order) - self.unit + 1, self.unit)]
-        return units[:count]
+    def _units(self, rows: np.ndarray, count: int, rng: random.Random) -> np.ndarray:
+        """(count, self.unit) rows of one source."""
+        whole = len(rows) // self.unit  # units of one order
+        orders = [rows[_permutation(len(rows), rng)] for _ in range(-(-count // whole) if whole else 0)]
+        units = [order[: whole * self.unit].reshape(whole, self.unit) for order in orders]
+        return np.concatenate([np.empty((0, self.unit), dtype=np.int64), *units])[:count]
 
 
 class CommunitySampler(Sampler[int]):
@@ -180,6 +179,13 @@ class SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **_):
         for part in self.parts:
             part.set_epoch(int(state.epoch or 0))
+
+
+def _permutation(count: int, rng: random.Random) -> np.ndarray:
+    """(count,) int64: a list's order after rng.shuffle, without a Python object for each number."""
+    order = array("q", range(count))
+    rng.shuffle(order)
+    return np.frombuffer(order, dtype=np.int64)
 
 
 def _shares(weights: Sequence[float], total: int) -> list[int]:

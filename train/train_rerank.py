@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lamra.common import upstream
 from lamra.common.cli import note, run
-from lamra.common.files import sha256
 from lamra.common.flags import listed
 from lamra.common.processes import heartbeat
+from lamra.models.digests import file_sha256
 from lamra.models.folders import model_folder
 from lamra.train.flags import RerankDataArguments, RerankModelArguments, RerankTrainingFlags
 
@@ -65,7 +65,7 @@ def main() -> None:
         if len(examples) < len(pairs):
             note(f"{len(pairs) - len(examples)} of {len(pairs)} rows have no mined negative and are left out")
         files: list[str | Path] = [pairs.queries.path, pairs.pool.path, pairs.instructions.path, *mined]
-        data = {"path": data_args.data_path, "sha256": [sha256(file) for file in files], "pairs": len(examples)}
+        data = {"path": data_args.data_path, "sha256": [file_sha256(file) for file in files], "pairs": len(examples)}
         check_pairs(examples, args, data_args.data_path, in_batch_negatives=False)
         check_evaluation(None, args)
         record = run_record(settings, data, model_args, data_args, args, checkpoint=checkpoint)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamra.common.errors import UserError
-from lamra.common.files import sha256, whole_file
+from lamra.common.files import whole_file
 from lamra.common.flags import FOLDER, Flags, flag
 from lamra.common.processes import is_first_process
 from lamra.datasets.columns import Ranking
@@ -29,6 +29,7 @@ from lamra.eval.metrics import measures, measures_by_query
 from lamra.eval.reporting.results import MADE_BY, METRICS, of_earlier_tasks, write_json
 from lamra.eval.rerank.fusion import rerank
 from lamra.eval.zeroshot_suite import submission_of
+from lamra.models.digests import file_sha256
 
 if TYPE_CHECKING:  # it imports torch, which --help does not wait for
     from lamra.eval.rerank.answers import Answers
@@ -71,8 +72,8 @@ def read_retrieved(task: RetrievalTask, folder: str, upstream: str, *, by_positi
                 f"{path}: the query {task.queries.id(query)} ranks other candidates than its own in "
                 f"{task.queries.path}: evaluate the retriever on these files"
             )
-    manifest: dict[str, str | int] = {"ranking": "".join(map(sha256, ranking_files(path)))}
-    return Retrieved(task, ranking, manifest | {name: sha256(file) for name, file in task.files.items()})
+    manifest: dict[str, str | int] = {"ranking": "".join(map(file_sha256, ranking_files(path)))}
+    return Retrieved(task, ranking, manifest | {name: file_sha256(file) for name, file in task.files.items()})
 
 
 def require_depth(depth: int, rankings: str, retrieved: Sequence[Retrieved]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 
 import numpy as np
@@ -149,6 +150,23 @@ def test_mixed_rows_follow_the_weights():
     assert Counter(map(source_of, rows)) == {"a": 25, "b": 25, "c": 50}
     assert max(Counter(rows).values()) == 2  # b and c are gone through again
     assert sorted(sampler(False)) == list(range(100))
+
+
+@pytest.mark.parametrize("weights", [None, [1, 3, 2]])
+@pytest.mark.parametrize("homogeneous", [False, True])
+def test_the_order_is_that_of_shuffled_lists(homogeneous, weights):
+    ours, unit = sampler(homogeneous, weights), 8 if homogeneous else 1
+    ours.set_epoch(3)
+    rng, units = random.Random("0/3"), []
+    for rows, count in zip(ours.groups.values(), ours.counts):
+        of_source = []
+        while len(of_source) < count:
+            order = [int(row) for row in rows]
+            rng.shuffle(order)
+            of_source += [order[i : i + unit] for i in range(0, len(order) - unit + 1, unit)]
+        units += of_source[:count]
+    rng.shuffle(units)
+    assert list(ours) == [row for unit in units for row in unit]
 
 
 def test_an_epoch_is_another_order_and_a_seed_the_same():

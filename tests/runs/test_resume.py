@@ -92,22 +92,6 @@ def processes(trained: list[psutil.Process]) -> list[psutil.Process]:
     return [child for child in trained if child.parent() not in trained]
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A folder on a file system of its own, and a function that sets its size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(options: str) -> int:
-        command = ["mount", "-t", "tmpfs", "-o", options, "none", folder]
-        return subprocess.run(command, capture_output=True).returncode
-
-    if mount("size=1m") != 0:
-        pytest.skip("mounting a tmpfs needs root: a disk that fills is not tried through the script")
-    yield folder, lambda size: mount(f"remount,size={size}")
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_full_disk_leaves_the_last_checkpoint_whole(unbroken, world, tiny_model, disk):
     reference, variables = unbroken
     folder, resize = disk

@@ -4,7 +4,8 @@
 
 Each size has a process of its own. CPU seconds, memory above what the process held before, bytes on disk; how they grow
 from one size to the next (1: with the rows; a search grows with queries times candidates), and what the whole needs if
-it goes on so. Vectors are small (--dimension): the searches' seconds are told apart, a GPU does them.
+it goes on so. Vectors are small (--dimension): the searches' seconds are told apart, a GPU does them; with --no-search
+each query finds some rows, spread over the pool, at no cost.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import multiprocessing
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hard_negatives import Stages
 from mbeir_sizes import SIZES, SMALL, TRAIN_POOL_ROWS, UP_TRAIN_ROWS
+from torch import Tensor
 
 from lamra.datasets.columns import read_columns
 from lamra.datasets.mbeir.instructions import Instructions
@@ -148,15 +151,15 @@ def embedded(known: dict[int, np.ndarray], items: Items) -> np.ndarray:
 class Measured(Stages):
     """Also what a stage writes into a folder, and the seconds of its searches."""
 
-    def __init__(self, root: Path):
-        self.root, self.searched = root, 0.0
+    def __init__(self, root: Path, search: Callable[..., Any]):
+        self.root, self.searched, self.does = root, 0.0, search
         for module in (mining, stored):  # who searches
             module.search = self.search  # type: ignore[attr-defined]
         super().__init__()
 
     def search(self, *args: Any) -> Any:
         since = time.process_time()
-        found = search(*args)
+        found = self.does(*args)
         self.searched += time.process_time() - since
         return found
 
@@ -174,17 +177,23 @@ class Measured(Stages):
             self.found[f"{name}, search_seconds"] = searched
 
 
-def measure(root: Path, scale: float, dimension: int, memory: float, with_mining: bool, connection: Connection) -> None:
+def some(queries: Any, gallery: Any, depth: int, *_: Any) -> tuple[Tensor, Tensor]:
+    """In the place of a search: (q, depth) falling scores and different rows."""
+    rows = torch.arange(len(queries))[:, None] * 7919 + torch.arange(min(depth, len(gallery))) * 1_000_003
+    return torch.linspace(1, 0, rows.shape[1]).expand(rows.shape), rows % len(gallery)
+
+
+def measure(root: Path, scale: float, connection: Connection, args: argparse.Namespace) -> None:
     Writer(root, scale).write()
     gigabytes = sum(path.stat().st_size for path in root.rglob("*.jsonl")) / 1e9
-    results, how = root / "results", dict[str, Any](device="cpu", search_memory=memory)
-    stages = Measured(root)
+    results, how = root / "results", dict[str, Any](device="cpu", search_memory=args.search_memory)
+    stages = Measured(root, search if args.search else some)
     for pool in ("local", "global"):
         files = [task.files(root, "test", pool) for task in TASKS]
         tasks = open_tasks(files, root, root / INSTRUCTIONS)
         stages.end(f"index, {pool} pools")
         sides = [items for task in tasks for items in (task.queries, task.gallery)]
-        known = {id(items): vectors(len(items), dimension, seed) for seed, items in enumerate(sides)}
+        known = {id(items): vectors(len(items), args.dimension, seed) for seed, items in enumerate(sides)}
         stages.begin()
         results.mkdir(exist_ok=True)
         for task, ranking, _ in evaluate.evaluate(tasks, partial(embedded, known), depth=DEPTH, **how):
@@ -200,9 +209,9 @@ def measure(root: Path, scale: float, dimension: int, memory: float, with_mining
     for row in np.random.default_rng(0).integers(0, len(pairs), 1000).tolist():
         pairs[row]
     found: dict[str, Any] = {"scale": scale, "files_gb": gigabytes, "draw_ms": time.process_time() - since}
-    if with_mining:
+    if args.mining:
         queries = TrainingQueries(pairs)
-        embeddings = vectors(len(queries), dimension, 1), vectors(len(pairs.pool), dimension, 2)
+        embeddings = vectors(len(queries), args.dimension, 1), vectors(len(pairs.pool), args.dimension, 2)
         stages.begin()
         of = mining.Embedded(queries, *embeddings, {"version": VERSION})
         pieces = mining.mined_pieces(of, root / "pieces", top=TOP, own_kind=False, search_depth=None, **how)
@@ -241,6 +250,7 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="+", default=[0.01, 0.1], help="of the rows, ascending")
     parser.add_argument("--dimension", type=int, default=32)
     parser.add_argument("--search_memory", type=float, default=0.5, help="GiB")
+    parser.add_argument("--search", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--mining", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiny", action="store_true", help="a ten-thousandth and a five-thousandth")
     args = parser.parse_args()
@@ -249,8 +259,7 @@ def main() -> None:
     for scale in [0.0001, 0.0002] if args.tiny else args.scales:
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = multiprocessing.Pipe(duplex=False)
-            size = (Path(folder) / "mbeir", scale, args.dimension, args.search_memory, args.mining)
-            child = context.Process(target=measure, args=(*size, theirs))
+            child = context.Process(target=measure, args=(Path(folder) / "mbeir", scale, theirs, args))
             child.start()
             theirs.close()
             try:

@@ -97,6 +97,19 @@ def heartbeat(doing: str) -> Iterator[None]:
         ended.set()
 
 
+@contextmanager
+def first_process_first(doing: str) -> Iterator[None]:
+    """Around what every process does: the first alone, then the others, which find the files that it left.
+
+    Args:
+        doing: as `heartbeat` takes it.
+    """
+    from accelerate import PartialState
+
+    with PartialState().main_process_first(), heartbeat(doing):
+        yield
+
+
 def on_first_process(decide: Callable[[], T], doing: str = "the first process works alone") -> T:
     """What `decide` returns on the first process, on every process; it runs there alone, and the others wait for it.
 

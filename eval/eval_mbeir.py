@@ -15,7 +15,7 @@ from lamra.common.cli import run
 from lamra.common.errors import UserError
 from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, flag, require, require_path
 from lamra.common.lock import folder_lock
-from lamra.common.processes import heartbeat, is_first_process
+from lamra.common.processes import first_process_first, is_first_process
 from lamra.datasets.mbeir.layout import (
     DATA_NAME,
     DATA_PATH,
@@ -111,7 +111,7 @@ def evaluate_mbeir(args: MBEIRArguments, *, together: bool = False) -> None:
     state, output = start(args), output_folder(args, "mbeir")
     with folder_lock(output):
         files = files_of(args, "local" if together else args.pool)
-        with state.main_process_first(), heartbeat("the first process reads M-BEIR's files"):  # and writes the indexes
+        with first_process_first("the first process reads M-BEIR's files"):  # and writes the indexes
             tasks = open_tasks(
                 files,
                 args.data_path,

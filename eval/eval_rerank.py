@@ -12,7 +12,7 @@ from pathlib import Path
 from lamra.common.cli import parse, run
 from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, flag, require
 from lamra.common.lock import folder_lock
-from lamra.common.processes import is_first_process
+from lamra.common.processes import first_process_first, is_first_process
 from lamra.datasets.mbeir.layout import (
     DATA_NAME,
     DATA_PATH,
@@ -63,9 +63,10 @@ def main() -> None:
     from lamra.eval.inference import start
     from lamra.eval.rerank.judge import load_judge
 
-    state, folder = start(args), output_folder(args, Path(args.rankings).name) / args.style
+    start(args)
+    folder = output_folder(args, Path(args.rankings).name) / args.style
     with folder_lock(folder):
-        with state.main_process_first():  # it writes the indexes
+        with first_process_first("the first process reads M-BEIR's files"):  # and writes the indexes
             retrieved = open_rankings(args)
             tuned_on = open_rankings(replace(args, rankings=args.tune_weight, split="val")) if args.tune_weight else []
         judge = load_judge(args, picture_memory=args.picture_memory)

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.common.files import remove
-from lamra.common.processes import of_all_processes, on_first_process, process_rank, world_size
+from lamra.common.processes import first_process_first, of_all_processes, on_first_process, process_rank, world_size
 from lamra.datasets.columns import SUFFIX, Piece, columns_file, rows_of
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.pairs import MBEIRPairs, open_pairs
@@ -92,7 +92,7 @@ def embedded(args: MiningFlags, folder: Path) -> Embedded:
 
 def open_training_queries(args: SeededTrainingFiles) -> TrainingQueries:
     """The training queries that the flags name."""
-    with PartialState().main_process_first():  # it writes the indexes
+    with first_process_first("the first process reads M-BEIR's files"):  # and writes the indexes
         pairs = open_pairs(args.data_path, args.queries, args.pool, args.instructions, seed=args.seed)
     drawn_by: dict[str, str | int] = {"instructions": file_sha256(pairs.instructions.path), "seed": args.seed}
     if pairs.notes:  # then the pool decides which queries there are, and between which positives they draw

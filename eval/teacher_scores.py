@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lamra.common.cli import parse, run
 from lamra.common.flags import FILE, OUT_FOLDER, flag, listed, require
 from lamra.common.lock import folder_lock
-from lamra.common.processes import is_first_process
+from lamra.common.processes import first_process_first, is_first_process
 from lamra.datasets.columns import SUFFIX, Piece, RankedQuery, columns_file, read_columns, rows_of
 from lamra.datasets.rankings import write_lines
 from lamra.eval.flags import RetrieverArguments, output_folder
@@ -46,12 +46,12 @@ def main() -> None:
     from lamra.eval.mining import QUERIES_TOGETHER, open_training_queries
     from lamra.eval.rerank.asking import Asking
 
-    state = start(args)
+    start(args)
     folder = output_folder(args, "teacher")
     with folder_lock(folder):
         queries = open_training_queries(args)
         pairs = queries.pairs
-        with state.main_process_first():  # it reads files of lines
+        with first_process_first("the first process reads what was mined"):
             mined = MinedCandidates(pairs, listed(args.mined or ""))
         files = {path.name: file_sha256(path) for path in (pairs.queries.path, pairs.pool.path)}
         asking = Asking.of(args, queries, folder / "answers", files)

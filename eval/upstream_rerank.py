@@ -15,7 +15,7 @@ from lamra.common.cli import parse
 from lamra.common.errors import UserError
 from lamra.common.flags import FILE, FOLDER, LARGEST_SEED, OUT_FOLDER, Flags, flag, require_path
 from lamra.common.lock import folder_lock
-from lamra.common.processes import is_first_process
+from lamra.common.processes import first_process_first, is_first_process
 from lamra.datasets.columns import Ranking
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import DATA_PATH, GET_MBEIR, INSTRUCTIONS, TASKS, task_of_file
@@ -75,9 +75,10 @@ def write_answers(style: str) -> None:
     from lamra.eval.rerank.answers import answers_of
     from lamra.eval.rerank.judge import load_judge
 
-    state, folder = start(args), output_folder(args, args.save_name) / style
+    start(args)
+    folder = output_folder(args, args.save_name) / style
     with folder_lock(folder):
-        with state.main_process_first():  # it writes the indexes
+        with first_process_first("the first process reads M-BEIR's files"):  # and writes the indexes
             task, ranking = open_ranking(args)
         judge = load_judge(args)
         files = {name: file_sha256(path) for name, path in vars(args).items() if name.endswith("_path") and path}

@@ -19,7 +19,7 @@ from lamra.common.errors import UserError
 from lamra.common.files import whole_file
 from lamra.common.flags import FILE_OR_FOLDER, FOLDER, OUT_FOLDER, flag, require
 from lamra.common.lock import folder_lock
-from lamra.common.processes import is_first_process
+from lamra.common.processes import first_process_first, is_first_process
 from lamra.datasets.caption import captioned_tasks, load_captioned_images
 from lamra.datasets.mbeir.layout import DATA_NAME, GET_MBEIR, INSTRUCTIONS, choose_tasks
 from lamra.datasets.mbeir.tasks import open_tasks
@@ -107,7 +107,7 @@ def main() -> None:
     assert args.data_name
     state, folder = start(args), output_folder(args, "mbeir" if args.data_path else args.data_name.lower())
     with folder_lock(folder):
-        with state.main_process_first():  # it writes indexes, or unpacks shards
+        with first_process_first("the first process reads M-BEIR's files or unpacks shards"):
             tasks = tasks_of(args)
         retriever = load_retriever(args)
         embed = embeddings_of(args, folder / "embeddings", retriever)

@@ -9,7 +9,7 @@ from lamra.common import upstream
 from lamra.common.cli import note
 from lamra.common.flags import FILE_OR_FOLDER, FOLDER, OUT_FOLDER, flag
 from lamra.common.lock import folder_lock
-from lamra.common.processes import is_first_process
+from lamra.common.processes import first_process_first, is_first_process
 from lamra.datasets.caption import PROTOCOLS, CaptionedImages, captioned_tasks, load_captioned_images
 from lamra.datasets.rankings import write_by_query, write_ranking
 from lamra.eval.flags import DEPTH, SearchArguments, output_folder
@@ -52,7 +52,7 @@ def evaluate_captions_of(args: ZeroshotArguments, default_name: str) -> None:
     data_name, state = args.data_name or default_name, start(args)
     folder = output_folder(args, data_name.lower())
     with folder_lock(folder):
-        with state.main_process_first():  # it unpacks shards
+        with first_process_first("the first process unpacks the data set's shards"):
             data = load_captioned_images(
                 args.image_data_path, args.text_data_path, pictures_there=not args.skip_unreadable
             )

@@ -95,3 +95,11 @@ def test_no_family_is_asked_for_by_name():
             if FAMILY.search(re.sub(r"transformers\.models\.qwen2_vl\S*", "", code)):
                 wrong.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     assert not wrong
+
+
+def test_whoever_waits_is_told_for_what():
+    """common.processes has the one way to let the first process go ahead: it says so once a minute."""
+    rooms = ("models", "collators", "datasets", "train", "eval", "export", "app", "miniature")
+    files = {str(path.relative_to(ROOT)): path.read_text() for room in rooms for path in (ROOT / room).rglob("*.py")}
+    assert not [name for name, text in files.items() if "main_process_first" in text]
+    assert "main_process_first" in (ROOT / "common/processes.py").read_text()

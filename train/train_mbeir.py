@@ -8,7 +8,7 @@ from pathlib import Path
 from lamra.common import upstream
 from lamra.common.cli import note, run
 from lamra.common.flags import listed
-from lamra.common.processes import heartbeat
+from lamra.common.processes import first_process_first
 from lamra.models.digests import file_sha256
 from lamra.models.folders import model_folder
 from lamra.train.flags import MBEIRDataArguments, ModelArguments, TrainingFlags
@@ -41,7 +41,7 @@ def main() -> None:
         settings = retriever_settings(folder, model_args, args)
         processor = build_processor(folder, settings, args)
 
-        with args.main_process_first(local=False), heartbeat("the first process reads M-BEIR's files"):
+        with first_process_first("the first process reads M-BEIR's files"):
             open_queries = partial(open_pairs, data_args.data_path, instructions=data_args.instructions, seed=args.seed)
             mined, teacher = listed(data_args.mined) if data_args.mined else [], data_args.teacher
             negatives = {"hard_negatives": data_args.hard_negatives, "mined": mined, "teacher": teacher}

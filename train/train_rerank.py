@@ -8,7 +8,7 @@ from pathlib import Path
 from lamra.common import upstream
 from lamra.common.cli import note, run
 from lamra.common.flags import listed
-from lamra.common.processes import heartbeat
+from lamra.common.processes import first_process_first
 from lamra.models.digests import file_sha256
 from lamra.models.folders import model_folder
 from lamra.train.flags import RerankDataArguments, RerankModelArguments, RerankTrainingFlags
@@ -58,7 +58,7 @@ def main() -> None:
         processor = build_processor(folder, settings, args)
 
         mined = listed(data_args.mined or "")
-        with args.main_process_first(local=False), heartbeat("the first process reads M-BEIR's files"):
+        with first_process_first("the first process reads M-BEIR's files"):
             root, instructions = data_args.data_path, data_args.instructions
             pairs = open_pairs(root, data_args.queries, data_args.pool, instructions, seed=args.seed)
             examples = RerankExamples(pairs, mined)

@@ -14,7 +14,7 @@ from pathlib import Path
 from lamra.common import upstream
 from lamra.common.flags import FILE_OR_FOLDER, FOLDER, Flags, flag, require
 from lamra.common.lock import folder_lock
-from lamra.common.processes import is_first_process
+from lamra.common.processes import first_process_first, is_first_process
 from lamra.datasets.caption import captioned_tasks, load_captioned_images
 from lamra.datasets.tasks import RetrievalTask
 from lamra.eval.flags import output_folder
@@ -71,13 +71,14 @@ def rerank_set() -> None:
     from lamra.eval.rerank.judge import load_judge
     from lamra.eval.unreadable import Unreadable, without_missing
 
-    state, folder = start(args), output_folder(args, Path(how.rankings).name) / how.style
+    start(args)
+    folder = output_folder(args, Path(how.rankings).name) / how.style
     retriever = Path(how.rankings, METRICS)
     captions = of.arguments is CaptionArguments
     protocol = read_result(retriever, AGAIN).content.get("protocol") if retriever.exists() else None
     args.protocol = "clean"
     with folder_lock(folder):
-        with state.main_process_first():  # it unpacks shards
+        with first_process_first("the first process unpacks the data set's shards"):
             tasks = of.tasks(args)
         if args.missing == "skip" or not args.skip_unreadable:  # which takes missing files for unreadable ones
             tasks = without_missing(of.title, tasks, args.missing)

@@ -86,10 +86,11 @@ def stay_here(uploads: str) -> None:
 
 def opened(folder: str, model_id: str | None, trust_remote_code: bool, flag: str, model_flag: str) -> Index:
     """An index with its model."""
-    from lamra.eval.index.index import Index, about_index, arguments_of
+    from lamra.eval.index.index import Index
+    from lamra.eval.index.make import arguments_of
     from lamra.eval.inference import load_retriever
 
-    about = about_index(folder, flag)
+    about = Index.open(folder, flag=flag).about  # no model is loaded yet
     others: dict[str, Any] = {"model_id": model_id, "trust_remote_code": trust_remote_code, "num_workers": 0}
     return Index.open(folder, load_retriever(arguments_of(about, flag=model_flag, **others)), flag)
 

@@ -41,7 +41,7 @@ def main() -> None:
     (args,) = parse(IndexArguments)
     require_lancedb()
     with folder_lock(args.output_dir, "output_dir"):
-        from lamra.eval.index.index import make_index  # torch and transformers, which --help does not wait for
+        from lamra.eval.index.make import make_index  # torch and transformers, which --help does not wait for
         from lamra.eval.inference import load_retriever
 
         make_index(

@@ -21,7 +21,8 @@ from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.zeroshot.multiturn_fashion import INSTRUCTION as INSTRUCTION_FASHION
 from lamra.datasets.zeroshot.visdial import INSTRUCTION as INSTRUCTION_DIALOG
 from lamra.eval.index.hits import Hit
-from lamra.eval.index.index import RECALL, Index
+from lamra.eval.index.index import Index
+from lamra.eval.index.ivf_pq import RECALL
 from lamra.eval.index.rows import KINDS
 from lamra.eval.rerank.fusion import reranked
 from lamra.eval.rerank.judge import Judge

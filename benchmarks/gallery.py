@@ -29,7 +29,8 @@ from eval_encode import make_input
 from lamra import load
 from lamra.datasets.picture_folder import pictures_in
 from lamra.eval.index.held import Held
-from lamra.eval.index.index import LEAST_FOR_PQ, VERSION, Index
+from lamra.eval.index.index import VERSION, Index
+from lamra.eval.index.ivf_pq import LEAST_FOR_PQ, build
 from lamra.eval.index.rows import Row
 
 FREEDOM, NOISE = 32, 0.3
@@ -119,7 +120,7 @@ def measure(folder: Path, count: int, thumbnail_bytes: int, args: argparse.Names
 
         def learn() -> None:
             nonlocal recall
-            recall = index.build_ivf_pq()
+            recall = build(index)
 
         common["learn_s"] = round(timed(learn), 1)
         for users in (1, args.users):

@@ -148,13 +148,13 @@ class Retriever(ABC):
 
         Args:
             output_dir: of the index; default: as scripts/index.sh.
-            options: of eval.index.index.make_index.
+            options: of eval.index.make.make_index.
 
         Raises:
             UserError: as make_index; or LanceDB, an optional extra, is not installed.
         """
         from lamra.eval.index.extra import default_folder
-        from lamra.eval.index.index import make_index  # LanceDB
+        from lamra.eval.index.make import make_index  # LanceDB
 
         folder = default_folder(self.args.model_id, source) if output_dir is None else output_dir
         return make_index(self, source, folder, **options)

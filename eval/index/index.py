@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from functools import partial
@@ -23,17 +23,15 @@ from tqdm import tqdm
 from lamra.collators.texts import ToldTexts
 from lamra.common.cli import note
 from lamra.common.errors import PictureError, UserError
-from lamra.common.files import read_json, whole_file
 from lamra.common.flags import require
-from lamra.common.lock import folder_lock
 from lamra.common.processes import is_first_process, of_all_processes, on_first_process, process_rank, world_size
 from lamra.datasets.items import Item
 from lamra.eval.encode import FEW, prepared
-from lamra.eval.flags import GuestArguments
 from lamra.eval.index.extra import TABLE, require_index, require_lancedb
-from lamra.eval.index.held import Held, batches
+from lamra.eval.index.held import Held
 from lamra.eval.index.hits import Hit
-from lamra.eval.index.rows import KINDS, Row, item_of, root_of, rows_of
+from lamra.eval.index.ivf_pq import looks_through
+from lamra.eval.index.rows import KINDS, Row, item_of
 from lamra.eval.index.thumbnails import thumbnail_of
 from lamra.eval.inference import Entry, Retriever
 from lamra.eval.unreadable import Unreadable
@@ -43,19 +41,9 @@ if TYPE_CHECKING:
 
 METADATA = b"lamra"  # key in the schema of the table
 VERSION = 1  # of the metadata
-RECALL = "ivf_pq.json"
 TOGETHER = 256  # items that are embedded and written at a time
-LEAST_FOR_PQ = 256  # vectors; a code of 8 bits has so many centres to learn
-MEASURED = 100  # items that search for their neighbours to measure the recall
-ITERATIONS = 15  # of k-means; LanceDB's 50 take three times as long
-REFINE = 10  # times k candidates of IVF-PQ are scored once more with their whole vectors
 KEPT = timedelta(minutes=10)  # older states of the table are deleted; a reader may still read one of these
 OF_HIT = [field.name for field in fields(Hit) if field.name != "score"]
-# Flags that decide vectors and are not in a model's folder. Not trust_remote_code: a user says that each time.
-REMEMBERED = (
-    *("original_model_id", "position_ids", "max_pixels", "special_tokens_in_text", "exif_rotation"),
-    *("prompt_style", "attn_implementation", "library"),
-)
 
 
 class Changes(NamedTuple):
@@ -201,7 +189,7 @@ class Index:
         else:
             looking = self.table.search(vector, vector_column_name="vector").distance_type("dot").limit(k)
             if approximate:
-                looking = looking.nprobes(_probes(_partitions(count))).refine_factor(REFINE)
+                looking = looks_through(looking, count)
             if where := _where(kind, folder):
                 looking = looking.where(where, prefilter=True)
             found = looking.select([*OF_HIT, "_distance"]).to_arrow().to_pylist()
@@ -318,186 +306,11 @@ class Index:
         batch = pyarrow.table(columns, schema=self.table.schema)
         self.table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(batch)
 
-    def build_ivf_pq(self) -> float:
-        """Learn what approximate search goes through, unless it stands and the items since then are no more than those
-        it was learned from; for the first process.
-
-        Returns:
-            The recall@10 against exact search, which is kept in ivf_pq.json: of MEASURED items of the index as queries,
-            each without itself.
-        """
-        from lancedb.index import IvfPq
-
-        count, size, kept = len(self), self.table.schema.field("vector").type.list_size, self.folder / RECALL
-        learned = read_json(kept)["learned_from"] if self.is_approximate and kept.is_file() else 0
-        if count > 2 * learned:
-            # 8 dimensions a code, or the divisor next to it.
-            codes = next(size // width for width in (8, 4, 2, 1) if size % width == 0)
-            plan = IvfPq(
-                distance_type="dot",
-                num_partitions=_partitions(count),
-                num_sub_vectors=codes,
-                max_iterations=ITERATIONS,
-            )
-            self.table.create_index("vector", config=plan, replace=True)
-            learned = count
-        recall = self.recall()
-        about = {"recall@10": recall, "queries": min(MEASURED, count), "items": count, "learned_from": learned}
-        with whole_file(kept) as file:
-            file.write(json.dumps(about, indent=1) + "\n")
-        return recall
-
-    def drop_ivf_pq(self) -> None:
-        """Search exactly from here on; for the first process."""
-        for index in self.table.list_indices():
-            self.table.drop_index(index.name)
-        (self.folder / RECALL).unlink(missing_ok=True)
-
-    def recall(self, k: int = 10) -> float:
-        """The share of the exact k nearest that approximate search finds, over items drawn with a fixed seed."""
-        drawn = np.random.default_rng(0).permutation(len(self))[:MEASURED]
-        taken = self.table.take_offsets(sorted(drawn.tolist())).select(["key", "vector"]).to_arrow()
-        queries = np.array(taken["vector"].to_pylist(), np.float32)  # (Q, D)
-        shares = []
-        for key, vector, exact in zip(taken["key"].to_pylist(), queries, self._exact(queries, k + 1)):
-            wanted = [other for other in exact if other != key][:k]
-            found = [hit.key for hit in self.nearest(vector, k + 1) if hit.key != key][:k]
-            shares.append(len(set(wanted) & set(found)) / max(1, len(wanted)))
-        return float(np.mean(shares))
-
-    def _exact(self, queries: np.ndarray, k: int) -> list[list[str]]:
-        """The keys nearest to each of (Q, D) queries, best first: all vectors are read once."""
-        scores, keys = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), object)
-        for batch, vectors in batches(self.table, ["key"]):
-            of_batch = np.broadcast_to(np.array(batch["key"].to_pylist(), object), (len(queries), len(batch)))
-            scores, keys = np.hstack([scores, queries @ vectors.T]), np.hstack([keys, of_batch])  # (Q, up to k + n)
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            scores, keys = np.take_along_axis(scores, best, 1), np.take_along_axis(keys, best, 1)
-        return keys.tolist()
-
-
-def make_index(
-    retriever: Retriever,
-    source: str | Path,
-    folder: str | Path,
-    *,
-    image_root: str | Path | None = None,
-    ivf_pq: bool | None = None,
-    skip_unreadable: int = 0,
-    truncate_dim: int | None = None,
-    report: Callable[[str], None] = note,
-) -> Index:
-    """Make an index of a source, or bring an earlier one up to date. All processes must call this.
-
-    Args:
-        source: a folder of pictures and videos, or a jsonl of items.
-        folder: of the database.
-        image_root: of a jsonl; default: its own folder.
-        ivf_pq: search approximately; None leaves it as it is, at first exact.
-        skip_unreadable: so many items may be left out.
-        truncate_dim: keep so many of the vectors' first dimensions.
-        report: gets a sentence of what was done.
-
-    Raises:
-        UserError: another job writes it; it is of another source, model or settings; or as rows_of and Index.update.
-    """
-    source, folder = Path(source), Path(folder)
-    with folder_lock(folder, "output_dir"):
-        index = Index(folder, flag="output_dir")  # on all processes before the first embedding, so before the first row
-        index.retriever = retriever
-        rows = on_first_process(lambda: rows_of(source, image_root, skip_unreadable > 0, note))
-        about = about_of(retriever, source, root_of(source, image_root), truncate_dim)
-        if index.about:
-            require_source(index.about, about, folder)
-            index.require_made_by(about["made_by"])
-        if ivf_pq and len(rows) < LEAST_FOR_PQ:
-            raise UserError(f"--ivf_pq True: {len(rows)} items are too few, it needs {LEAST_FOR_PQ} or more")
-        changes = index.update(rows, root_of(source, image_root), about, Unreadable(skip_unreadable, retriever))
-        if not on_first_process(lambda: len(index)):
-            raise UserError(f"none of the {len(rows)} items of {source} can be read: there is nothing to index")
-        on_first_process(lambda: _finish(index, ivf_pq, changes, report))
-        return Index.open(folder, retriever, "output_dir")
-
-
-def _finish(index: Index, ivf_pq: bool | None, changes: Changes, report: Callable[[str], None]) -> None:
-    """Say what was done, and make what approximate search goes through, or drop it."""
-    left_out = f", {changes.unreadable} left out" if changes.unreadable else ""
-    report(
-        f"{len(index)} items in {index.folder}: {changes.new} new, {changes.changed} changed, {changes.gone} gone, "
-        f"{changes.same} as they were{left_out}"
-    )
-    was = index.is_approximate
-    if not (was if ivf_pq is None else ivf_pq):
-        index.drop_ivf_pq()
-        if not Held.fits(index.table, len(index)):
-            report(
-                "so many vectors are read from disk for each search: --ivf_pq True finds most of the same much faster"
-            )
-        return
-    if len(index) < LEAST_FOR_PQ:  # some are gone, or cannot be read
-        index.drop_ivf_pq()
-        report(f"{len(index)} items are too few for IVF-PQ: search is exact")
-        return
-    kept = index.folder / RECALL
-    stands = was and kept.is_file() and not (changes.new or changes.changed or changes.gone)
-    recall = read_json(kept)["recall@10"] if stands else index.build_ivf_pq()
-    report(f"IVF-PQ finds {100 * recall:.1f}% of the exact 10 nearest (recall@10)")
-
-
-def about_of(retriever: Retriever, source: Path, root: Path, truncate_dim: int | None) -> dict[str, Any]:
-    """What the table's metadata says of its rows. All processes must call this."""
-    args = retriever.args
-    flags = {name: value for name in REMEMBERED if (value := getattr(args, name, None)) is not None}
-    return {
-        "version": VERSION,
-        "source": os.path.abspath(source),
-        "root": os.path.abspath(root),
-        "model_id": os.path.abspath(args.model_id),
-        "flags": flags,
-        "made_by": made_by(retriever, truncate_dim),
-    }
-
 
 def made_by(retriever: Retriever, truncate_dim: int | None) -> dict[str, Any]:
     """What decides the vectors. All processes must call this."""
     of_model = retriever.provenance(retriever.args)
     return of_model if truncate_dim is None else of_model | {"truncate_dim": truncate_dim}
-
-
-def require_source(there: dict[str, Any], about: dict[str, Any], folder: Path) -> None:
-    """Refuse to turn the index of one source into another's, which would forget all its rows."""
-    if there["source"] != about["source"]:
-        raise UserError(
-            f"--output_dir {folder} is the index of {there['source']}: choose another for {about['source']}"
-        )
-    if there["root"] != about["root"]:
-        raise UserError(
-            f"--image_root {about['root']}: the pictures of --output_dir {folder} were in {there['root']}, choose "
-            "another folder for the index"
-        )
-
-
-def about_index(folder: str | Path, flag: str = "index") -> dict[str, Any]:
-    """What an index says of itself, with no model loaded; raises as Index.open."""
-    return Index.open(folder, flag=flag).about
-
-
-def arguments_of(about: dict[str, Any], model_id: str | None = None, flag: str = "model_id", **others: Any):
-    """The GuestArguments of the model that made an index.
-
-    Args:
-        model_id: where it is now; default: where it was.
-        flag: that says so, for a sentence.
-        others: flags beside those remembered.
-
-    Raises:
-        UserError: the model is gone.
-    """
-    flags = about["flags"] | {"bf16": about["made_by"]["dtype"] == "torch.bfloat16"} | others
-    model_id = model_id or about["model_id"]
-    if not Path(model_id).exists():
-        raise UserError(f"the model of this index, {model_id}, does not exist: give --{flag} where it is now")
-    return GuestArguments(str(model_id), **flags)
 
 
 def _connect(folder: Path) -> Any:
@@ -548,12 +361,3 @@ def _one_of(keys: Iterable[str]) -> str:
 def _quoted(text: str) -> str:
     """A text in a condition of SQL."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def _partitions(count: int) -> int:
-    return max(1, round(count**0.5))
-
-
-def _probes(partitions: int) -> int:
-    """A twentieth of them, or 20."""
-    return min(partitions, max(20, partitions // 20))

@@ -20,7 +20,8 @@ pytest.importorskip("lancedb", reason="LanceDB is not installed: the index is no
 
 from lamra.app import index as entrypoint
 from lamra.eval.index import held
-from lamra.eval.index.index import Index, arguments_of, make_index
+from lamra.eval.index.index import Index
+from lamra.eval.index.make import arguments_of, make_index
 
 ODD = 'it\'s <b>50% "x" _ü狗'  # a file's name
 

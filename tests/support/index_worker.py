@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from lamra import load
-from lamra.eval.index import index
+from lamra.eval.index import index, make
 
 
 def child(work) -> int:
@@ -40,7 +40,7 @@ def main(model: str, source: str, folder: str, kills: int) -> None:
     def run() -> None:
         with open(found, "a") as file:
             file.write(f"{len(index.Index(folder))}\n")
-        index.make_index(retriever, source, folder, report=said.write_text)
+        make.make_index(retriever, source, folder, report=said.write_text)
 
     chance = random.Random(0)
     for _ in range(kills):

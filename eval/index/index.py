@@ -30,7 +30,7 @@ from lamra.eval.encode import FEW, prepared
 from lamra.eval.index.extra import TABLE, require_index, require_lancedb
 from lamra.eval.index.held import Held
 from lamra.eval.index.hits import Hit
-from lamra.eval.index.ivf_pq import looks_through
+from lamra.eval.index.ivf_pq import REFINE, partitions_of
 from lamra.eval.index.rows import KINDS, Row, item_of
 from lamra.eval.index.thumbnails import thumbnail_of
 from lamra.eval.inference import Entry, Retriever
@@ -176,8 +176,13 @@ class Index:
         k: int,
         kind: str | None = None,
         folder: str | None = None,
+        partitions: int | None = None,
     ) -> list[Hit]:
-        """As `search`, for a (D,) float32 vector of unit norm."""
+        """As `search`, for a (D,) float32 vector of unit norm.
+
+        Args:
+            partitions: that IVF-PQ looks through; default: as many as it was found to need.
+        """
         require(k >= 1, "top", k, "1 or more")
         require(kind is None or kind in KINDS, "kind", kind, " or ".join(KINDS))
         folder = folder.rstrip("/") if folder else None
@@ -189,7 +194,7 @@ class Index:
         else:
             looking = self.table.search(vector, vector_column_name="vector").distance_type("dot").limit(k)
             if approximate:
-                looking = looks_through(looking, count)
+                looking = looking.nprobes(partitions or partitions_of(self)).refine_factor(REFINE)
             if where := _where(kind, folder):
                 looking = looking.where(where, prefilter=True)
             found = looking.select([*OF_HIT, "_distance"]).to_arrow().to_pylist()

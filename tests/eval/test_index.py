@@ -19,9 +19,10 @@ from lamra.eval.search import top_k
 pytest.importorskip("lancedb", reason="LanceDB is not installed: the index is not tried")
 
 from lamra.app import index as entrypoint
-from lamra.eval.index import held
-from lamra.eval.index.index import Index
+from lamra.eval.index import held, ivf_pq
+from lamra.eval.index.index import VERSION, Index
 from lamra.eval.index.make import arguments_of, make_index
+from lamra.eval.index.rows import Row
 
 ODD = 'it\'s <b>50% "x" _ü狗'  # a file's name
 
@@ -235,6 +236,26 @@ def test_ivf_pq_and_its_recall(retriever, tmp_path, monkeypatch):
     index = make_index(retriever, file, tmp_path / "index", report=sentences.append)
     assert sentences[-1] == "100 items are too few for IVF-PQ: search is exact"
     assert not index.is_approximate and not (tmp_path / "index" / "ivf_pq.json").exists()
+
+
+def test_ivf_pq_looks_through_as_much_as_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(ivf_pq, "FEWEST", 1)
+    index, rng = Index(tmp_path / "index"), np.random.default_rng(0)
+    rows = [Row(f"{number}", "text", "", "", "", "{}", "") for number in range(6000)]
+    vectors = rng.standard_normal((len(rows), 8), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index.write(rows, [b""] * len(rows), vectors, {"version": VERSION})
+    recall = ivf_pq.build(index)
+    chosen = ivf_pq.partitions_of(index)
+    # Against a plain count.
+    found = {partitions: [] for partitions in (chosen, chosen // 2)}
+    for row in range(0, 6000, 60):
+        exact = set(np.argsort(-vectors @ vectors[row])[:10].tolist())
+        for partitions, shares in found.items():
+            shares.append(len(exact & {int(hit.key) for hit in index.nearest(vectors[row], 10, partitions=partitions)}))
+    assert chosen > 1 and np.mean(found[chosen // 2]) / 10 < ivf_pq.WANTED + 0.02
+    assert recall >= ivf_pq.WANTED and np.mean(found[chosen]) / 10 == pytest.approx(recall, abs=0.03)
+    assert json.loads((tmp_path / "index" / "ivf_pq.json").read_text())["partitions"] == chosen
 
 
 def test_killed_at_any_moment(retriever, tiny_model, source, tmp_path):

@@ -27,7 +27,7 @@ import torch
 from hard_negatives import open_files, write_files
 from suite_memory import status
 
-from lamra.datasets.columns import Columns, Piece, read_columns, write_columns
+from lamra.datasets.columns import Columns, Piece, read_columns
 from lamra.datasets.rankings import read_ranking, write_lines, write_ranking
 from lamra.datasets.rerank import RerankExamples
 from lamra.datasets.tasks import RetrievalTask
@@ -132,7 +132,7 @@ def make_ranking(folder: Path, queries: int, _: Found) -> None:
     candidates = (np.arange(queries)[:, None] + np.append(0, others)) % len(pairs.pool)  # the right one first
     scores = np.broadcast_to(np.linspace(0.9, 0.1, DEPTH), candidates.shape).ravel()
     piece = Piece(np.arange(queries), DEPTH * np.arange(queries + 1), candidates.astype(np.int32).ravel(), scores)
-    write_columns(folder / "ranking.arrow", pairs.queries, pairs.pool, Columns([piece]))
+    write_ranking(folder / "ranking.jsonl", pairs.queries, pairs.pool, Columns([piece]))
     (folder / "answers").mkdir()
     with open(folder / "answers/0.jsonl", "w") as file:
         file.writelines(
@@ -152,6 +152,13 @@ def reranked(folder: Path, queries: int, found: Found) -> None:
         found |= {"recall_before": before["recall@1"], "recall_after": measures(task, after)["recall@1"]}
         write_ranking(folder / "after.jsonl", task.queries, task.gallery, after)
     found["reranked_lines"] = after.lines
+
+
+def read_lines(folder: Path, _: int, found: Found) -> None:
+    """The same ranking where it is there as lines alone."""
+    pairs = open_files(folder)
+    with found.measured("lines_to_rerank"):
+        assert len(read_ranking(folder / "ranking.jsonl", pairs.queries, pairs.pool)) == len(pairs)
 
 
 def main() -> None:
@@ -190,7 +197,7 @@ def main() -> None:
         folder = Path(name, "reranked")
         folder.mkdir()
         write_files(folder, args.reranked, 5 * args.reranked)
-        for stage in (make_ranking, reranked):
+        for stage in (make_ranking, reranked, read_lines):
             apart(stage, folder, args.reranked)
     print(json.dumps(found))
 

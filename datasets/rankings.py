@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from lamra.common.errors import UserError
 from lamra.common.files import read_json, read_jsonl, whole_file
 from lamra.datasets.columns import (
     SUFFIX,
+    Columns,
+    Piece,
     RankedQuery,
     Ranking,
     is_columns,
@@ -27,6 +30,8 @@ from lamra.datasets.tasks import FileItems, Items
 QUERY_NAMES = "_query_names.json"
 LINE = {"qid": (str, int), "did": (str, int), "score": (int, float), "rank": (int,)}
 LARGEST = sys.float_info.max
+LARGEST_RANK = 2**32
+LINES_TOGETHER = 2**16  # whose ids are looked for at a time
 UPSTREAM_RANKING = (QUERY_NAMES, "_cand_names.json", "_scores.json")
 
 
@@ -55,14 +60,14 @@ def write_by_query(path: str | Path, queries: FileItems, ranking: Ranking, found
 
 
 def read_ranking(path: str | Path, queries: Items, gallery: Items, *, by_position: bool = False) -> Ranking:
-    """A ranking of all queries, in the order of the file. Columns are mapped; lines take 200 bytes each.
+    """A ranking of all queries, in the order of the file. Columns are mapped; a line takes 80 bytes while it is read.
 
     Args:
         by_position: upstream's files name queries and candidates by their rows, not by their ids.
 
     Raises:
-        UserError: as read_columns and ranked_ids; or a query or candidate is unknown, or a query is lacking: recall
-            over fewer of them would be another number.
+        UserError: as read_columns and _read_lines; or a query is lacking: recall over fewer of them would be another
+            number.
     """
     path = Path(path)
     if is_columns(path):
@@ -74,14 +79,45 @@ def read_ranking(path: str | Path, queries: Items, gallery: Items, *, by_positio
             return read_ranking(lines, queries, gallery)
         _require_all(path, columns.require(queries, gallery).queries, queries)
         return columns
-    found = ranked_ids(path)
-    by_position = by_position and path.suffix != ".jsonl"
-    rows = _rows_of(path, "query", list(found), queries, by_position)
-    _require_all(path, rows, queries)
-    return [
-        RankedQuery(row, _rows_of(path, "candidate", dids, gallery, by_position), scores)
-        for row, (dids, scores) in zip(rows, found.values())
-    ]
+    columns = _read_lines(path, queries, gallery, by_position and path.suffix != ".jsonl")
+    _require_all(path, columns.queries, queries)
+    return columns
+
+
+def _read_lines(path: Path, queries: Items, gallery: Items, by_position: bool) -> Columns:
+    """The lines of a ranking in any order, the queries in that of their first lines.
+
+    Raises:
+        UserError: as ranking_lines and _rows_of; or a query has a candidate twice, or ranks other than 1, 2, ..., n.
+    """
+    columns = array("i"), array("i"), array("d"), array("q")  # 24 bytes a line
+    lines = ranking_lines(path)
+    while some := list(islice(lines, LINES_TOGETHER)):
+        qids, dids, scores, ranks = zip(*some)
+        columns[0].extend(_rows_of(path, "query", qids, queries, by_position))
+        columns[1].extend(_rows_of(path, "candidate", dids, gallery, by_position))
+        columns[2].extend(scores)
+        columns[3].extend(max(0, min(rank, LARGEST_RANK)) for rank in ranks)
+    query, candidate, score, rank = (np.frombuffer(column, column.typecode) for column in columns)  # (L,) each
+    first = np.zeros(len(queries), np.int32)
+    first[query[::-1]] = np.arange(len(query), dtype=np.int32)[::-1]  # of each query its first line
+    order = np.lexsort((rank, first[query]))
+    query, candidate, rank = query[order], candidate[order], rank[order]
+    starts = np.append(np.flatnonzero(np.diff(query, prepend=-1)), len(query))
+    piece = Piece(query[starts[:-1]], starts, candidate, score[order])
+
+    keys = np.sort(query.astype(np.int64) * len(gallery) + candidate)
+    if (again := keys[1:] == keys[:-1]).any():
+        qid = queries.id(int(keys[again.argmax()]) // len(gallery))
+        raise UserError(f"{path} has a candidate of the query {qid} twice: a ranking names each once")
+    if (wrong := rank != piece.ranks + 1).any():
+        line = int(wrong.argmax())
+        qid, count = queries.id(int(query[line])), (query == query[line]).sum()
+        raise UserError(
+            f"{path}: the {count} candidates of the query {qid} do not have the ranks 1 to {count}, {rank[line]} is "
+            "repeated or follows a gap: evaluate the retriever again"
+        )
+    return Columns([piece])
 
 
 def _require_all(path: Path, rows: Sequence[int] | np.ndarray, queries: Items) -> None:
@@ -93,7 +129,8 @@ def _require_all(path: Path, rows: Sequence[int] | np.ndarray, queries: Items) -
         )
 
 
-def _rows_of(path: Path, kind: str, ids: list[str], items: Items, by_position: bool) -> list[int]:
+def _rows_of(path: Path, kind: str, ids: Sequence[str], items: Items, by_position: bool) -> list[int]:
+    """Raises UserError where one is unknown."""
     try:
         if by_position:
             rows = [int(row) if row.isdecimal() and int(row) < len(items) else -1 for row in ids]
@@ -104,30 +141,6 @@ def _rows_of(path: Path, kind: str, ids: list[str], items: Items, by_position: b
     if min(rows, default=0) < 0:
         raise UserError(f"{path} names the {kind} {ids[rows.index(-1)]}, which is not in {items.path}")
     return rows
-
-
-def ranked_ids(path: str | Path) -> dict[str, tuple[list[str], list[float]]]:
-    """qid -> the ids of its candidates, best first, and their scores.
-
-    Raises:
-        UserError: as ranking_lines; or a query has a candidate twice, or ranks other than 1, 2, ..., n.
-    """
-    lines: dict[str, list[tuple[int, str, float]]] = {}
-    for qid, did, score, rank in ranking_lines(path):
-        lines.setdefault(qid, []).append((rank, did, score))
-    ranking = {}
-    for qid, found in lines.items():
-        ranks, dids, scores = map(list, zip(*sorted(found, key=lambda line: line[0])))
-        if len(set(dids)) < len(dids):
-            raise UserError(f"{path} has a candidate of the query {qid} twice: a ranking names each once")
-        wrong = [rank for expected, rank in enumerate(ranks, start=1) if rank != expected]
-        if wrong:
-            raise UserError(
-                f"{path}: the {len(found)} candidates of the query {qid} do not have the ranks 1 to {len(found)}, "
-                f"{wrong[0]} is repeated or follows a gap: evaluate the retriever again"
-            )
-        ranking[qid] = dids, scores
-    return ranking
 
 
 def ranking_of(folder: str | Path, name: str, upstream: str) -> Path:
@@ -207,7 +220,7 @@ def _upstream_lines(path: Path) -> Iterator[tuple[str, str, float, int]]:
             f"{', '.join(file.name for file in ranking_files(path))} in {path.parent} do not fit together: each query "
             "needs a list of candidates and a list of as many scores"
         )
-    steps = [after - before for row in table for before, after in itertools.pairwise(row)]
+    steps = [after - before for row in table for before, after in pairwise(row)]
     if min(steps, default=0) < 0 < max(steps, default=0):
         raise UserError(f"{ranking_files(path)[2]} has scores that neither only fall nor only rise within the queries")
     distances = max(steps, default=0) > 0

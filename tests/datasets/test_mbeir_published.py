@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ranked import ranked_ids
 
 from lamra.collators.messages import embedding_messages
 from lamra.common.cli import run
@@ -20,7 +21,7 @@ from lamra.datasets.mbeir.pairs import MBEIRPairs
 from lamra.datasets.mbeir.qrels import read_qrels
 from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, id_key, key_id
 from lamra.datasets.mbeir.tasks import InstructedQueries
-from lamra.datasets.rankings import mined_candidates, ranked_ids, ranking_of
+from lamra.datasets.rankings import mined_candidates, ranking_of
 from lamra.datasets.rerank import RerankExamples
 from lamra.eval import eval_mbeir, eval_rerank, mine_rerank
 from lamra.eval.metrics import recall_at_k

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ranked import ranked_ids
 
 from lamra.datasets.columns import RankedQuery, read_columns, write_columns
 from lamra.datasets.items import Item
-from lamra.datasets.rankings import ranked_ids, ranking_of, read_ranking, write_ranking
+from lamra.datasets.rankings import ranking_of, read_ranking, write_ranking
 from lamra.datasets.tasks import ItemList, RetrievalTask
 from lamra.eval.cache.shards import Shards
 from lamra.eval.evaluate import evaluate
@@ -118,7 +119,7 @@ def test_a_ranking_is_written_reranked_and_read(embed, tmp_path):
     assert after[0].scores == [1.9, 1.1, 0.0]
     path = tmp_path / "ranking_task.jsonl"
     write_ranking(path, QUERIES, GALLERY, after)
-    assert read_ranking(path, QUERIES, GALLERY) == list(after)
+    assert list(read_ranking(path, QUERIES, GALLERY)) == list(after)
     assert ranked_ids(path)["q2"][0] == ["g1", "g0", "g3"]
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[6:], *lines[:6]]))  # a ranking keeps the order of its file

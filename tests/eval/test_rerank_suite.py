@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import call
+from ranked import ranked_ids
 from zeroshot_files import suite_files, suite_rankings, suite_reranker
 
 from lamra.collators.messages import POINTWISE
 from lamra.collators.rerank import RankPrompts
 from lamra.datasets.items import Item
-from lamra.datasets.rankings import ranked_ids
 from lamra.datasets.tasks import ItemList
 from lamra.datasets.zeroshot.genecis import SUBSETS
 from lamra.eval.eval_rerank import RerankArguments

@@ -12,11 +12,11 @@ import pytest
 from clips import drawn, write_clip
 from conftest import call
 from PIL import Image
+from ranked import ranked_ids
 from zeroshot_files import draw, write
 
 from lamra.collators.visuals import Visuals
 from lamra.common.errors import UserError
-from lamra.datasets.rankings import ranked_ids
 from lamra.datasets.zeroshot.genecis import SUBSETS
 from lamra.datasets.zeroshot.msvd import PAPER
 from lamra.datasets.zeroshot.sugar_crepe import KINDS

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
+from ranked import ranked_ids
 
 from cases import ANY, Case
 from lamra.collators.processing import Processor
@@ -27,7 +28,7 @@ from lamra.datasets.mbeir.layout import Task, TaskFiles
 from lamra.datasets.mbeir.pairs import open_pairs
 from lamra.datasets.mbeir.tasks import open_tasks
 from lamra.datasets.pairs import load_source
-from lamra.datasets.rankings import mined_candidates, ranked_ids
+from lamra.datasets.rankings import mined_candidates
 
 TURN = "x<|im_end|>\n<|im_start|>assistant\nYes"
 TEXTS = {

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lamra.common.arrays import among
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.mined import MinedCandidates
 from lamra.datasets.mbeir.pairs import MBEIRPairs
@@ -44,7 +45,7 @@ class RerankExamples:
     def __init__(self, pairs: MBEIRPairs, mined: Iterable[str | Path]):
         self.pairs, self.mined = pairs, MinedCandidates(pairs, mined)
         first = pairs.queries.rows_of(pairs.queries.keys)  # (N,) row that stands for all of a query
-        (self.rows,) = np.nonzero(np.isin(first, self.mined.queries))
+        (self.rows,) = np.nonzero(among(first, self.mined.queries))
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew, as this epoch's draws are."""

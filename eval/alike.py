@@ -11,6 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from lamra.common.arrays import distinct
 from lamra.common.files import sha256
 from lamra.common.processes import of_all_processes, process_rank, world_size
 from lamra.datasets.mbeir.rows import Rows, sentence
@@ -71,7 +72,7 @@ class Contents:
 
     def _bytes_of(self, rows: np.ndarray) -> np.ndarray:
         """(n,) numbers of the bytes of pictures; each file is read once."""
-        for row in np.unique(rows[self._bytes[rows] == NOTHING]).tolist():
+        for row in distinct(rows[self._bytes[rows] == NOTHING]).tolist():
             self._bytes[row] = number_of(sha256(str(self.pool.item(row).images[0])))
         return self._bytes[rows]
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lamra.common.arrays import distinct
 from lamra.common.processes import heartbeat, is_first_process
 from lamra.datasets.columns import Columns, Piece, RankedQuery
 from lamra.datasets.tasks import Items, RetrievalTask
@@ -134,7 +135,7 @@ def _ranked_one_by_one(
 ) -> Iterator[RankedQuery]:
     for start in range(0, len(candidates), READ_FOR):
         part = [np.sort(np.array(own, dtype=np.int64)) for own in candidates[start : start + READ_FOR]]
-        rows = np.unique(np.concatenate(part))  # (n,), all that these queries rank
+        rows = distinct(np.concatenate(part))  # (n,), all that these queries rank
         block = as_float32(RowsOf(gallery, rows)[:], device)  # (n, D)
         together = as_float32(queries[start : start + READ_FOR], device)  # (q, D)
         for number, own in enumerate(part):

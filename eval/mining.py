@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from lamra.common.arrays import distinct
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.common.files import remove
@@ -22,7 +23,6 @@ from lamra.common.processes import first_process_first, of_all_processes, on_fir
 from lamra.datasets.columns import SUFFIX, Piece, columns_file, rows_of
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.pairs import MBEIRPairs, open_pairs
-from lamra.datasets.mbeir.rows import MODALITIES, dataset_of
 from lamra.eval.alike import Contents
 from lamra.eval.cache.embeddings import EmbeddingsCache
 from lamra.eval.cache.manifest import check_manifest
@@ -51,7 +51,7 @@ class TrainingQueries:
     def __init__(self, pairs: MBEIRPairs, drawn_by: Mapping[str, object] | None = None):
         self.pairs, self.drawn_by = pairs, drawn_by or {}
         self.name, self.path = pairs.queries.name, pairs.queries.path
-        self.rows = np.unique(pairs.queries.rows_of(pairs.queries.keys))
+        self.rows = distinct(pairs.queries.rows_of(pairs.queries.keys))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -212,7 +212,7 @@ def wrong_candidates(
 def best_positive(of: Embedded, numbers: np.ndarray) -> np.ndarray:
     """(q,) float32 similarity of some queries, ascending, to the best of the positives of each."""
     owners, answers = of.queries.pairs.answers_of(of.queries.rows[numbers])
-    rows = np.unique(answers)
+    rows = distinct(answers)
     of_query = RowsOf(of.embeddings, numbers)[:].numpy()  # (q, D)
     of_answer = RowsOf(of.gallery, rows, read_together=64)[:].numpy()  # they lie far apart
     scores = np.empty(len(owners), dtype=np.float32)
@@ -234,8 +234,7 @@ def mined_file(path: Path, queries: TrainingQueries) -> Iterator[Callable[[Piece
 def searched_together(queries: TrainingQueries, own_kind: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Numbers of queries, and the rows of the pool that they search: all, or the kinds of their positives."""
     pairs, pool = queries.pairs, queries.pairs.pool
-    kinds = dataset_of(pool.keys) * len(MODALITIES) + pool.modalities  # (N,)
-    kinds = kinds if own_kind else np.zeros_like(kinds)
+    kinds = pool.kinds if own_kind else np.zeros(len(pool), np.int64)  # (N,)
     owners, answers = pairs.answers_of(queries.rows)
     kinds_of = np.split(kinds[answers], np.flatnonzero(np.diff(owners)) + 1)  # of each query's positives
     members: dict[tuple[int, ...], list[int]] = defaultdict(list)

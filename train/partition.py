@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lamra.common.arrays import distinct
+
 
 class NotApart(Exception):
     """Nodes of one key outnumber the communities, or there is no other way to keep them apart."""
@@ -68,7 +70,7 @@ class Keys:
     """
 
     def __init__(self, node: np.ndarray, key: np.ndarray, nodes: int):
-        key, node = np.divmod(np.unique(key.astype(np.int64) * nodes + node), nodes)  # a node may have a key twice
+        key, node = np.divmod(distinct(key.astype(np.int64) * nodes + node), nodes)  # a node may have a key twice
         _, number, count = np.unique(key, return_inverse=True, return_counts=True)
         shared = count[number] > 1
         node, number = node[shared], number[shared]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lamra.common.arrays import among
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.datasets.columns import SUFFIX, Columns, Piece, columns_file, is_columns, read_columns, rows_of
@@ -101,7 +102,7 @@ class MinedCandidates:
         """The wrong candidates in the files, how many lines these have, and how many of them name a positive."""
         pairs = self.pairs
         keys = np.concatenate([pairs.pair_keys(*rows) for file in self.files for rows in mined_rows(pairs, file)])
-        wrong = keys[~np.isin(keys, pairs.answer_keys)]
+        wrong = keys[~among(keys, pairs.answer_keys)]
         _, first = np.unique(wrong, return_index=True)
         once = wrong[np.sort(first)]
         queries, candidates = np.divmod(once, len(pairs.pool))
@@ -128,11 +129,11 @@ class TeacherScores:
         keys = pairs.pair_keys(query, candidate)
         order = np.argsort(keys, kind="stable")
         self._keys, self._scores = keys[order], scores[order]
-        positives = pairs.answer_keys[np.isin(pairs.answer_keys // len(pairs.pool), mined.queries)]
+        positives = pairs.answer_keys[among(pairs.answer_keys // len(pairs.pool), mined.queries)]
         for wrong, what in (
             (self._keys[1:][self._keys[1:] == self._keys[:-1]], "scores {} twice"),
-            (positives[~np.isin(positives, keys)], "does not score {}, a positive of it"),
-            (mined.keys[~np.isin(mined.keys, keys)], f"does not score {{}}, mined in {mined.files[0]}"),
+            (positives[~among(positives, self._keys)], "does not score {}, a positive of it"),
+            (mined.keys[~among(mined.keys, self._keys)], f"does not score {{}}, mined in {mined.files[0]}"),
         ):
             if len(wrong):
                 of, row = divmod(int(wrong[0]), len(pairs.pool))
@@ -208,7 +209,7 @@ def _read(
         except UserError as error:
             raise error if str(file) in str(error) else UserError(f"{file}: {error}") from None
         keys = [np.frombuffer(column, dtype=np.int64) for column in columns]
-        kept = ~np.isin(keys[0], pairs.left_out)
+        kept = ~among(keys[0], pairs.left_out)
         found = []
         for column, items in zip(keys, (pairs.queries, pairs.pool)):
             column = column[kept]

@@ -11,13 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from lamra.common.arrays import among, distinct
 from lamra.common.cli import note
 from lamra.common.errors import UserError
 from lamra.datasets.items import Pair
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import INSTRUCTIONS
 from lamra.datasets.mbeir.mined import MinedCandidates, TeacherScores
-from lamra.datasets.mbeir.rows import CANDIDATE, MODALITIES, QUERY, Rows, dataset_of, id_key, key_id
+from lamra.datasets.mbeir.rows import (
+    CANDIDATE,
+    MODALITIES,
+    QUERY,
+    Rows,
+    dataset_and_modality,
+    dataset_of,
+    id_key,
+    key_id,
+)
 
 MOST_INCOMPLETE = 0.01  # share of the training rows; beyond it the pool is another one, not a little short
 
@@ -65,7 +75,8 @@ class MBEIRPairs:
         if not listed.all():
             raise UserError(f"{queries.line(listed.argmin())} has no positive in pos_cand_list: remove it")
         lost = counts == 0
-        self.left_out = np.setdiff1d(queries.keys[lost], queries.keys[~lost])
+        keys = distinct(queries.keys[lost])
+        self.left_out = keys[~among(keys, np.sort(queries.keys[~lost]))]
         if lost.any():
             self.notes.append(
                 f"{queries.path}: {lost.sum()} of {len(queries)} rows are left out, because none of their positives is "
@@ -81,7 +92,7 @@ class MBEIRPairs:
                 )
         self.groups = self._groups(counts, rows)
         first = self.queries.rows_of(self.queries.keys)  # (N,) row that stands for all of a query
-        self.answer_keys = np.unique(self.pair_keys(np.repeat(first, counts), rows))
+        self.answer_keys = distinct(self.pair_keys(np.repeat(first, counts), rows))
         self.mined = MinedCandidates(self, mined) if mined else None
         self.teacher = TeacherScores(self, teacher, self.mined) if teacher and self.mined else None
         if self.mined:
@@ -117,7 +128,7 @@ class MBEIRPairs:
                 f"{files}: {self.mined.right} of {self.mined.candidates} candidates are positives of their query and "
                 "are left out"
             )
-        queries = len(np.unique(first))
+        queries = len(distinct(first))
         few = queries - (self.mined.found.counts >= self.hard_negatives).sum()
         if few:
             self.notes.append(
@@ -157,14 +168,14 @@ class MBEIRPairs:
 
     def _groups(self, counts: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
         query = np.repeat(np.arange(len(counts)), counts)  # the query of each positive
-        datasets, modalities = dataset_of(self.queries.keys)[query], self.queries.modalities[query]
-        kinds = np.stack([datasets, modalities, self.pool.modalities[rows]])  # (3, positives)
-        first = np.cumsum(counts) - counts
+        kinds = self.queries.kinds[query] * len(MODALITIES) + self.pool.modalities[rows]  # (positives,)
+        of_rows = kinds[np.cumsum(counts) - counts]  # (N,) of the first positive of each
         groups = {}
-        for kind in np.unique(kinds, axis=1).T:
-            named = int(kind[0]), MODALITIES[kind[1]], MODALITIES[kind[2]]
+        for kind in distinct(kinds).tolist():
+            kind_of_query, candidate = divmod(kind, len(MODALITIES))
+            named = *dataset_and_modality(kind_of_query), MODALITIES[candidate]
             self.instructions.prompts(*named)  # raises where a positive that may be drawn has none
-            (members,) = np.nonzero((kinds[:, first] == kind[:, None]).all(axis=0))
+            (members,) = np.nonzero(of_rows == kind)
             if len(members):
                 groups[self.instructions.name(*named)] = members
         return groups

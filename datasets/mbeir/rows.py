@@ -20,6 +20,7 @@ from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex, TypeVar
+from weakref import finalize
 
 import numpy as np
 from tqdm import tqdm
@@ -77,6 +78,12 @@ def dataset_of(key: Key) -> Key:
     return key >> NUMBER_BITS
 
 
+def dataset_and_modality(kind: int) -> tuple[int, str]:
+    """What a number of Rows.kinds stands for."""
+    dataset, modality = divmod(kind, len(MODALITIES))
+    return dataset, MODALITIES[modality]
+
+
 class Rows:
     """A file of queries or of candidates: an Item for each row, and the row of an id.
 
@@ -100,6 +107,7 @@ class Rows:
         if not self.path.is_file():
             raise UserError(f"{self.path} does not exist: data/README.md shows where M-BEIR's files go")
         self._file = os.open(self.path, os.O_RDONLY)
+        finalize(self, os.close, self._file)
         self._state = os.fstat(self._file)
         # Named after the file's state: the index of another state is simply not found.
         self._index = self.path.with_name(f".{self.path.name}.{self._state.st_size}-{self._state.st_mtime_ns}.npy")
@@ -116,14 +124,16 @@ class Rows:
     def __getitem__(self, row: int) -> Item:
         return self.item(row)
 
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+    @property
+    def kinds(self) -> np.ndarray:
+        """(N,) a number for the dataset and the modality of each row, see dataset_and_modality."""
+        return dataset_of(self.keys) * len(MODALITIES) + self.modalities
 
     def without(self, rows: np.ndarray) -> Rows:
         """The same file as if it lacked some rows; `rows` (N,) is true for these."""
         fewer = copy(self)
         fewer._file = os.dup(self._file)
+        finalize(fewer, os.close, fewer._file)
         fewer.offsets, fewer.keys, fewer.modalities = (
             column[~rows] for column in (self.offsets, self.keys, self.modalities)
         )

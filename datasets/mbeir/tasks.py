@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from lamra.common.arrays import distinct
 from lamra.common.errors import UserError
 from lamra.datasets.items import Item
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.mbeir.layout import TaskFiles
 from lamra.datasets.mbeir.qrels import read_qrels
-from lamra.datasets.mbeir.rows import CANDIDATE, MODALITIES, QUERY, Rows, dataset_of
+from lamra.datasets.mbeir.rows import CANDIDATE, QUERY, Rows, dataset_and_modality, dataset_of
 from lamra.datasets.tasks import KS, RetrievalTask
 
 
@@ -38,9 +39,8 @@ class InstructedQueries(Rows):
                 f"{self.line(repeated[0])} repeats the query {self.id(repeated[0])}: each is asked once; "
                 f"remove {len(repeated)} such lines"
             )
-        kinds = np.stack([dataset_of(self.keys), self.modalities])  # (2, N)
-        for dataset, modality in np.unique(kinds, axis=1).T:
-            instructions.prompts(int(dataset), MODALITIES[modality], candidate_modality)
+        for kind in distinct(self.kinds).tolist():
+            instructions.prompts(*dataset_and_modality(kind), candidate_modality)
         # What decides the items beside the file; embeddings remember it.
         self.drawn_by = {"instructions": instructions.path, "seed": seed}
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lamra.collators.rerank import PreparedItem
 from lamra.collators.visuals import in_order
+from lamra.common.arrays import distinct
 from lamra.common.processes import is_first_process, on_first_process, process_rank, world_size
 from lamra.datasets.columns import Ranking, as_columns
 from lamra.datasets.items import Item
@@ -125,8 +126,8 @@ def answers_of(
         UserError: the folder holds answers with another manifest, or a picture cannot be read; names it.
     """
     folder, columns = Path(folder), as_columns(ranking)
-    first = [np.unique(piece.candidates[piece.ranks < depth]) for piece in columns.pieces]
-    candidates = np.unique(np.concatenate([np.empty(0, np.int32), *first]))
+    first = [distinct(piece.candidates[piece.ranks < depth]) for piece in columns.pieces]
+    candidates = distinct(np.concatenate([np.empty(0, np.int32), *first]))
     queries = task.queries if task.rerank_queries is None else task.rerank_queries
     gallery = task.gallery if task.rerank_gallery is None else task.rerank_gallery
     shown = (queries, columns.queries), (gallery, candidates)

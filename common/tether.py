@@ -1,7 +1,8 @@
 """Run a command that ends when the process that started it does, also by kill -9.
 
-python common/tether.py COMMAND ...; a COMMAND that ends in .py is run by this Python. scripts/ put it before launchers
-and before what launchers start: it takes effect before the seconds in which torch is imported, and imports little.
+python common/tether.py COMMAND ...; a COMMAND that ends in .py is run by this Python, a launcher by common/launcher.py.
+scripts/ put it before launchers and before what launchers start: it takes effect before the seconds in which torch is
+imported, and imports little.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import sys
 
 PARENT = "LAMRA_PARENT"  # number of the process that started this one: set here and by scripts/env.sh
+LAUNCHERS = ("torchrun", "accelerate")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h; it survives exec, and a fork does not inherit it
 
 
@@ -38,7 +40,9 @@ def main() -> None:
     command = sys.argv[1:]
     end_with_named_parent()
     os.environ[PARENT] = str(os.getpid())
-    if command[0].endswith(".py"):
+    if command[0] in LAUNCHERS:
+        command = [sys.executable, os.path.join(os.path.dirname(__file__), "launcher.py"), *command]
+    elif command[0].endswith(".py"):
         command = [sys.executable, "-u", *command]
     try:
         os.execvp(command[0], command)

@@ -44,7 +44,7 @@ def test_training_leaves_faulty_pictures_out(world, tiny_model, pictures, tmp_pa
     assert (broken / "skipped.jsonl").read_text() == (whole / "skipped.jsonl").read_text()
 
     result = train(strict, check=False)
-    assert result.returncode == 1 and result.stderr.count("error: ") == 1
+    assert result.returncode == 2 and result.stderr.count("error: ") == 1
     assert "of 40 pairs cannot be used, --max_skipped_share 0.001 allows 1: repair what" in result.stderr
     assert not (strict / "adapter_model.safetensors").exists()
 
@@ -58,7 +58,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped(world, tiny_model
     """The second process's embeddings are NaN in steps 4 and 6."""
     stopped, skipping = tmp_path / "stop", tmp_path / "skip"
     result = torchrun(world, tiny_model, stopped, deepspeed=deepspeed)
-    assert result.returncode == 1
+    assert result.returncode == 2
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: step 4: loss is not finite, with rows ") and error.count(".sent0") == 8
     assert error.endswith(f"nothing was updated. The last checkpoint is {stopped}/checkpoint-3")
@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped(world, tiny_model
 
     flags = ("--on_nonfinite", "skip", "--max_nonfinite", 1)
     result = torchrun(world, tiny_model, skipping, *flags, deepspeed=deepspeed)
-    assert result.returncode == 1 and result.stdout.count("the update is skipped") == 1
+    assert result.returncode == 2 and result.stdout.count("the update is skipped") == 1
     assert re.search(r"note: step 4: gradient norm \S+, the update is skipped \(1\)", result.stdout)
     assert "step 6: more than --max_nonfinite 1 updates were not finite and skipped" in result.stderr
     before, after, later = (adapter(skipping / f"checkpoint-{step}") for step in (3, 4, 5))

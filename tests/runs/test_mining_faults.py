@@ -22,7 +22,7 @@ def test_a_disk_that_fills(mbeir, tiny_model, mined, disk, tmp_path):
         **dict(DATA_PATH=mbeir, MODEL_ID=tiny_model, RANKS="0:500", KEEP=400, NUM_GPUS=2, OUTPUT_DIR=output),
         check=False,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     words = f"error: {output}/mined/00004{SUFFIX} cannot be written, the disk, a quota or a limit is full"
     assert error.startswith(words)

@@ -99,7 +99,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(unbroken, world, tiny_mode
     one = sum(path.stat().st_size for path in (reference / f"checkpoint-{STEPS}").rglob("*"))
     resize(int(3.6 * one))  # three are kept, and a new one is written before the oldest is deleted
     result = pretrain(world, tiny_model, output, *EVERY_STEP, check=False, **variables)
-    assert result.returncode == 1
+    assert result.returncode == 2
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert f"step 4: --output_dir {output} cannot be written: " in error
     assert f" MiB free, a checkpoint needs {one / 2**20:.1f}; make room" in error
@@ -140,7 +140,7 @@ def test_a_changed_run_is_refused(unbroken, world, tiny_model):
 
     def refused(*more, **changes):
         result = pretrain(world, tiny_model, output, *flags, *more, check=False, **(variables | changes))
-        assert result.returncode == 1
+        assert result.returncode == 2
         return next(line for line in result.stderr.splitlines() if line.startswith("error: "))
 
     error = refused(NUM_GPUS=1, LR="1e-3")

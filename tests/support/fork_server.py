@@ -22,6 +22,7 @@ import runpy
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun's variable, and its 30 seconds
 TETHER = "common/tether.py"
+REFUSED = 2
 
 
 def import_everything() -> None:
@@ -165,19 +167,14 @@ class Launcher:
         if program == "python":
             self.start(arguments)
             return self.wait(passes_on=True)
-        import subprocess
-
         import torch.distributed.run
 
-        torch.distributed.run.run = self.launch_ranks
-        sys.argv = [program, *arguments]
-        if program == "torchrun":
-            torch.distributed.run.main()
-        else:
-            from accelerate.commands.accelerate_cli import main
+        from lamra.common.launcher import launch
 
-            subprocess.Popen = self.launch_alone  # accelerate's way to start one process
-            main()
+        torch.distributed.run.run = self.launch_ranks
+        if program == "accelerate":
+            subprocess.Popen = self.launch_alone  # its way to start one process
+        launch(program, arguments)
         return 0
 
     def launch_ranks(self, args) -> None:
@@ -201,7 +198,10 @@ class Launcher:
         script = [part for part in command if part != "-u"]
         for rank in range(here):
             self.start(script, RANK=node * here + rank, LOCAL_RANK=rank, ROLE_RANK=node * here + rank)
-        if self.wait(passes_on=True) != 0 or self.signalled:
+        failed = self.wait(passes_on=True)
+        if failed == REFUSED:
+            raise subprocess.CalledProcessError(failed, script)
+        if failed or self.signalled:
             raise SystemExit(1)
 
     def launch_alone(self, command: list[str], env: dict[str, str]):

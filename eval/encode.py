@@ -19,7 +19,7 @@ from lamra.common.processes import process_rank, world_size
 from lamra.datasets.items import Item, Video
 from lamra.models.embedder import Embedder
 
-GATHERED = 256  # embeddings of each process that are exchanged at a time
+GATHERED = 64  # embeddings of each process that are exchanged at a time
 LENGTHS_TOGETHER = 1024  # items that a worker counts the tokens of at a time
 FEW = 64  # items that are embedded before a progress bar is worth its line
 

@@ -379,3 +379,8 @@ def test_tests_named_as_proof_exist(name):
     }
     named = {found[1] for span in code_spans(ROOT / name) if (found := re.match(r"(test_\w+)(\[|$)", span))}
     assert not named - defined
+
+
+def test_the_design_names_every_script():
+    text = (ROOT / "docs/design.md").read_text()
+    assert [path.name for path in sorted((ROOT / "scripts").rglob("*.sh")) if path.name not in text] == []

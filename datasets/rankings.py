@@ -10,6 +10,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
@@ -31,6 +32,7 @@ QUERY_NAMES = "_query_names.json"
 LINE = {"qid": (str, int), "did": (str, int), "score": (int, float), "rank": (int,)}
 LARGEST = sys.float_info.max
 LARGEST_RANK = 2**32
+LONG = 10  # seconds of writing, from which a progress bar is worth its line
 LINES_TOGETHER = 2**16  # whose ids are looked for at a time
 UPSTREAM_RANKING = (QUERY_NAMES, "_cand_names.json", "_scores.json")
 
@@ -45,7 +47,7 @@ def write_lines(path: str | Path, queries: FileItems, gallery: FileItems, rankin
     """Write one line {qid, did, score, rank} for each candidate of each query, rank 1 first."""
     encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps would make one for each line
     with whole_file(path) as file:
-        for query, candidates, scores in ranking:
+        for query, candidates, scores in tqdm(ranking, desc=Path(path).name, unit="query", delay=LONG):
             qid = queries.id(query)
             for rank, (row, score) in enumerate(zip(candidates, scores), start=1):
                 line = {"qid": qid, "did": gallery.id(row), "score": score, "rank": rank}

@@ -57,3 +57,10 @@ for pool in local global; do
     "neither=$RESULTS/base/${SPLIT}_$pool/metrics.json" "stage 1 only=$RESULTS/stage1/${SPLIT}_$pool/metrics.json" \
     "stage 2 only=$RESULTS/stage2/${SPLIT}_$pool/metrics.json" "both=$RESULTS/both/${SPLIT}_$pool/metrics.json"
 done
+
+cat <<EOF
+
+Next:
+  bash scripts/miniature/rank.sh        # a reranker, trained on what this model confuses
+  bash scripts/miniature/zeroshot.sh    # sets that no stage was trained on
+EOF

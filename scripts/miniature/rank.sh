@@ -49,3 +49,9 @@ rerank "$RERANKER" listwise trained
 echo
 "$PYTHON" eval/compare_rerank.py --output_dir "$RESULTS" "base model=$RESULTS/base/pointwise" \
   "pointwise=$RESULTS/trained/pointwise" "listwise=$RESULTS/trained/listwise"
+
+cat <<EOF
+
+Next:
+  bash scripts/miniature/zeroshot.sh    # both models on sets that none was trained on
+EOF

@@ -10,7 +10,8 @@ import torch.distributed.run
 from conftest import run_script
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from lamra.common.launcher import launch
+from lamra.common import cli
+from lamra.common.launcher import REFUSED, launch
 
 TORCHRUN = [
     "torchrun",
@@ -36,7 +37,7 @@ def test_the_sentence_is_the_last_word(launcher, real, tmp_path):
         "print('error: a mistake', file=sys.stderr)\nsys.exit(2)\n"
     )
     done = run_script("python", "common/tether.py", *launcher, path, check=False, real=real, OMP_NUM_THREADS=1)
-    assert (done.returncode, done.stderr.strip()) == (2, "error: a mistake")
+    assert (done.returncode, done.stderr.strip()) == (REFUSED, "error: a mistake") and REFUSED == cli.REFUSED
 
 
 def broken(*statuses: int) -> ChildFailedError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -59,6 +60,7 @@ def open_files(folder: Path) -> Embedded:
 
 def mined_in(folder: Path, output: Path, **how) -> list[Piece]:
     """The pieces, blocks of 7 queries, 3 of them compared at a time."""
-    mining.QUERIES_TOGETHER, mining.LINES_TOGETHER = 7, 3 * 2 * TOP
-    files = mined_pieces(open_files(folder), output, **HOW | dict(own_kind=True, search_depth=None) | how)
+    small = {"QUERIES_TOGETHER": 7, "LINES_TOGETHER": 3 * 2 * TOP}
+    with patch.multiple(mining, **small):  # and as before for the next test in this process
+        files = mined_pieces(open_files(folder), output, **HOW | dict(own_kind=True, search_depth=None) | how)
     return [piece for file in files for piece in read_columns(file).pieces]

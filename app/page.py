@@ -14,15 +14,14 @@ from lamra.app.results import STYLE, Shown, grid, short, shown
 from lamra.app.words import WORDS, language_of
 from lamra.collators.pictures import open_image
 from lamra.common.errors import UserError
-from lamra.common.files import read_json
 from lamra.datasets.caption import INSTRUCTION_IMAGE_TO_TEXT, INSTRUCTION_TEXT_TO_IMAGE
 from lamra.datasets.items import Item, Part, Picture, Text, is_blank
 from lamra.datasets.mbeir.instructions import Instructions
 from lamra.datasets.zeroshot.multiturn_fashion import INSTRUCTION as INSTRUCTION_FASHION
 from lamra.datasets.zeroshot.visdial import INSTRUCTION as INSTRUCTION_DIALOG
+from lamra.eval.index import ivf_pq
 from lamra.eval.index.hits import Hit
 from lamra.eval.index.index import Index
-from lamra.eval.index.ivf_pq import RECALL
 from lamra.eval.index.rows import KINDS
 from lamra.eval.rerank.fusion import reranked
 from lamra.eval.rerank.judge import Judge
@@ -171,8 +170,8 @@ def about(index: Index, language: str) -> str:
     words = WORDS[language]
     of = {"count": len(index), "source": short(index.about["source"]), "model": short(index.about["model_id"])}
     line = words["items"].format(**of)
-    if index.is_approximate and (kept := index.folder / RECALL).is_file():
-        line += ", " + words["approximate"].format(recall=f"{100 * read_json(kept)['recall@10']:.1f}")
+    if index.is_approximate and (found := ivf_pq.kept(index)):
+        line += ", " + words["approximate"].format(recall=f"{100 * found['recall@10']:.1f}")
     return shown(line)
 
 

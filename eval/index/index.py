@@ -196,7 +196,8 @@ class Index:
             if approximate:
                 looking = looking.nprobes(partitions or partitions_of(self)).refine_factor(REFINE)
             if where := _where(kind, folder):
-                looking = looking.where(where, prefilter=True)
+                # Of IVF-PQ more partitions, up to all, where so many hold fewer than k rows that pass.
+                looking = looking.where(where, prefilter=True).maximum_nprobes(0)
             found = looking.select([*OF_HIT, "_distance"]).to_arrow().to_pylist()
             hits = [Hit(score=1 - row.pop("_distance"), **row) for row in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.key))

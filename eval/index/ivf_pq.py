@@ -36,7 +36,7 @@ def build(index: Index) -> float:
     from lancedb.index import IvfPq
 
     count, size = len(index), index.table.schema.field("vector").type.list_size
-    learned = _kept(index).get("learned_from", 0) if index.is_approximate else 0
+    learned = kept(index).get("learned_from", 0) if index.is_approximate else 0
     if count > 2 * learned:
         # 8 dimensions a code, or the divisor next to it.
         codes = next(size // width for width in (8, 4, 2, 1) if size % width == 0)
@@ -68,7 +68,7 @@ def drop(index: Index) -> None:
 
 def partitions_of(index: Index) -> int:
     """How many partitions its search looks through."""
-    return _kept(index).get("partitions", FEWEST)
+    return kept(index).get("partitions", FEWEST)
 
 
 class _Queries(NamedTuple):
@@ -129,6 +129,7 @@ def _doubled(most: int) -> Iterator[int]:
     yield most
 
 
-def _kept(index: Index) -> dict[str, Any]:
+def kept(index: Index) -> dict[str, Any]:
+    """What ivf_pq.json says; empty where nothing is learned."""
     path = index.folder / RECALL
     return read_json(path) if path.is_file() else {}

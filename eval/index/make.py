@@ -9,14 +9,13 @@ from typing import Any
 
 from lamra.common.cli import note
 from lamra.common.errors import UserError
-from lamra.common.files import read_json
 from lamra.common.lock import folder_lock
 from lamra.common.processes import on_first_process
 from lamra.eval.flags import GuestArguments
 from lamra.eval.index import ivf_pq as approximate
 from lamra.eval.index.held import Held
 from lamra.eval.index.index import VERSION, Changes, Index, made_by
-from lamra.eval.index.ivf_pq import LEAST_FOR_PQ, RECALL
+from lamra.eval.index.ivf_pq import LEAST_FOR_PQ
 from lamra.eval.index.rows import root_of, rows_of
 from lamra.eval.inference import Retriever
 from lamra.eval.unreadable import Unreadable
@@ -90,9 +89,9 @@ def _finish(index: Index, ivf_pq: bool | None, changes: Changes, report: Callabl
         approximate.drop(index)
         report(f"{len(index)} items are too few for IVF-PQ: search is exact")
         return
-    kept = index.folder / RECALL
-    stands = was and kept.is_file() and not (changes.new or changes.changed or changes.gone)
-    recall = read_json(kept)["recall@10"] if stands else approximate.build(index)
+    kept = approximate.kept(index)
+    stands = was and "partitions" in kept and not (changes.new or changes.changed or changes.gone)
+    recall = kept["recall@10"] if stands else approximate.build(index)
     report(f"IVF-PQ finds {100 * recall:.1f}% of the exact 10 nearest (recall@10)")
 
 

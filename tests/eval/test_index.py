@@ -241,7 +241,7 @@ def test_ivf_pq_and_its_recall(retriever, tmp_path, monkeypatch):
 def test_ivf_pq_looks_through_as_much_as_it_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(ivf_pq, "FEWEST", 1)
     index, rng = Index(tmp_path / "index"), np.random.default_rng(0)
-    rows = [Row(f"{number}", "text", "", "", "", "{}", "") for number in range(6000)]
+    rows = [Row(f"{number}", "text" if number % 2000 else "picture", "", "", "", "{}", "") for number in range(6000)]
     vectors = rng.standard_normal((len(rows), 8), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     index.write(rows, [b""] * len(rows), vectors, {"version": VERSION})
@@ -256,6 +256,8 @@ def test_ivf_pq_looks_through_as_much_as_it_needs(tmp_path, monkeypatch):
     assert chosen > 1 and np.mean(found[chosen // 2]) / 10 < ivf_pq.WANTED + 0.02
     assert recall >= ivf_pq.WANTED and np.mean(found[chosen]) / 10 == pytest.approx(recall, abs=0.03)
     assert json.loads((tmp_path / "index" / "ivf_pq.json").read_text())["partitions"] == chosen
+    # A filter that leaves few rows finds them wherever they lie.
+    assert {hit.key for hit in index.nearest(vectors[3], 12, kind="picture", partitions=1)} == {"0", "2000", "4000"}
 
 
 def test_killed_at_any_moment(retriever, tiny_model, source, tmp_path):
